@@ -1,0 +1,1 @@
+"""Typed artifacts and the store that keeps them. Knows neither Prefect nor the science."""

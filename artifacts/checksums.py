@@ -1,0 +1,71 @@
+"""SHA-256 of files, remembered while a file's size, times and inode stay the same.
+
+Checking a store of tens of gigabytes on every run would cost more than the run. A file is read again as soon as
+anything about it has moved; ``Checksums.read`` never trusts the memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import sqlite3
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+__all__ = ["Checksums"]
+
+_TABLE = (
+    "CREATE TABLE IF NOT EXISTS files "
+    "(path TEXT PRIMARY KEY, size INTEGER, mtime INTEGER, ctime INTEGER, inode INTEGER, sha256 TEXT)"
+)
+_RECALL = "SELECT sha256 FROM files WHERE path = ? AND size = ? AND mtime = ? AND ctime = ? AND inode = ?"
+_REMEMBER = "INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?)"
+
+
+class Checksums:
+    """Checksums of files, remembered in one SQLite file.
+
+    Args:
+        database: where to remember; its folder must exist for anything to be remembered.
+    """
+
+    def __init__(self, database: Path) -> None:
+        self.database = database
+
+    @staticmethod
+    def read(path: Path) -> str:
+        """SHA-256 of the file's bytes as they are now."""
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    def sha256(self, path: Path) -> str:
+        """SHA-256 of the file, from memory if the file has not been touched since it was last read."""
+        if found := self._run(_RECALL, [_identity(path)]):
+            return str(found[0][0])
+        checksum = self.read(path)
+        self.remember({path: checksum})
+        return checksum
+
+    def remember(self, checksums: Mapping[Path, str]) -> None:
+        """Note checksums that the caller has just computed from the files' bytes."""
+        self._run(_REMEMBER, [(*_identity(path), checksum) for path, checksum in checksums.items()])
+
+    def _run(self, statement: str, rows: Iterable[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+        """Run ``statement`` once a row. The memory only saves time: where it cannot be used, nothing is found."""
+        if not self.database.parent.is_dir():
+            return []
+        found: list[tuple[Any, ...]] = []
+        try:
+            with contextlib.closing(sqlite3.connect(self.database, timeout=10)) as connection, connection:
+                connection.execute(_TABLE)
+                for row in rows:
+                    found += connection.execute(statement, row).fetchall()
+        except sqlite3.Error:
+            return []
+        return found
+
+
+def _identity(path: Path) -> tuple[str, int, int, int, int]:
+    stat = path.stat()
+    return str(path.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino

@@ -1,0 +1,41 @@
+"""How artifacts hold tensors, tables and small documents. Bytes depend on the content alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+__all__ = ["load_json", "load_table", "load_tensors", "save_json", "save_table", "save_tensors"]
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write a safetensors file. It carries no metadata: with several keys its bytes would differ from run to run."""
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+
+
+def load_tensors(path: Path, device: str = "cpu") -> dict[str, Tensor]:
+    return load_file(path, device=device)
+
+
+def save_table(path: Path, table: pa.Table) -> None:
+    """Write a Parquet file."""
+    pq.write_table(table, path, compression="zstd")
+
+
+def load_table(path: Path) -> pa.Table:
+    return pq.read_table(path)
+
+
+def save_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=1, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def load_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))

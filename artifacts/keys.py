@@ -1,0 +1,99 @@
+"""Keys on disk: one Zarr array of rows a shard.
+
+Raw bytes with a checksum a chunk: keys barely compress, and compressing them costs several times the write. Missing
+chunks must not read as zeros, so the fill value is NaN and empty chunks are written too.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+import zarr
+from zarr.codecs import BytesCodec, Crc32cCodec
+
+from factsmith.artifacts.errors import DamagedArtifactError
+from factsmith.artifacts.store import Artifact
+
+__all__ = ["KeyShardWriter", "chunk_rows", "read_keys"]
+
+_ARRAY = "keys"
+_CHUNK_BYTES = 8 * 2**20
+
+
+def chunk_rows(width: int, dtype: np.dtype) -> int:
+    """Rows of a chunk: about 8 MiB, a power of two."""
+    rows = max(1, _CHUNK_BYTES // (width * dtype.itemsize))
+    return 1 << (rows.bit_length() - 1)
+
+
+class KeyShardWriter:
+    """Writes a shard's rows in order, whole chunks at a time.
+
+    Args:
+        path: folder of the artifact being built.
+        rows: that the shard will have.
+        width: d_k.
+        dtype: float32 or float16.
+    """
+
+    def __init__(self, path: Path, *, rows: int, width: int, dtype: np.dtype) -> None:
+        self.rows = rows
+        self.written = 0
+        self._chunk = chunk_rows(width, dtype)
+        self._pending = np.empty((min(self._chunk, rows), width), dtype)
+        self._filled = 0
+        self._array = zarr.create_array(
+            path / _ARRAY,
+            shape=(rows, width),
+            chunks=(min(self._chunk, rows), width),
+            dtype=dtype,
+            fill_value=float("nan"),
+            serializer=BytesCodec(),
+            compressors=[Crc32cCodec()],
+            config={"write_empty_chunks": True},
+        )
+
+    def append(self, keys: np.ndarray) -> None:
+        """Add ``keys`` (n, d_k) behind the rows so far."""
+        while len(keys):
+            space = len(self._pending) - self._filled
+            if self._filled == 0 and len(keys) >= space:  # a whole chunk needs no copy
+                self._flush(keys[:space])
+            else:
+                taken = keys[:space]
+                self._pending[self._filled : self._filled + len(taken)] = taken
+                self._filled += len(taken)
+                if self._filled == len(self._pending) or self.written + self._filled == self.rows:
+                    self._flush(self._pending[: self._filled])
+                    self._filled = 0
+            keys = keys[space:]
+
+    def _flush(self, keys: np.ndarray) -> None:
+        self._array[self.written : self.written + len(keys)] = keys
+        self.written += len(keys)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None and self.written != self.rows:
+            raise ValueError(f"shard of {self.rows} rows was given {self.written + self._filled}")
+
+
+def read_keys(artifact: Artifact, start: int = 0, stop: int | None = None) -> np.ndarray:
+    """Rows ``start`` to ``stop`` of a shard, in its stored dtype.
+
+    Raises:
+        DamagedArtifactError: a chunk is missing or its checksum is wrong.
+    """
+    try:
+        array = zarr.open_array(artifact.path / _ARRAY, mode="r")
+        rows = np.asarray(array[start:stop])
+    except (ValueError, RuntimeError, OSError) as error:
+        raise DamagedArtifactError(f"{artifact.address} cannot be read.", got=error) from None
+    return rows

@@ -1,0 +1,113 @@
+"""The manifest: what an artifact is, where it comes from, and what its bytes must be."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Mapping
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from factsmith.artifacts.errors import DamagedArtifactError
+from factsmith.artifacts.recipe import canonical_json, digest_of
+
+__all__ = ["MANIFEST_NAME", "FileEntry", "Manifest", "code_versions"]
+
+MANIFEST_NAME = "manifest.json"
+
+
+class FileEntry(BaseModel):
+    """Size and SHA-256 of one file of an artifact."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    bytes: int
+    sha256: str
+
+
+class Manifest(BaseModel):
+    """Written last into an artifact, read before anything else of it is believed.
+
+    Attributes:
+        digest: of the recipe; the artifact's name.
+        series: digest of the series the artifact belongs to.
+        recipe: what it was made from, in full.
+        lineage: addresses of the artifacts that were read to make it.
+        content: one checksum over all files; equal for equal bytes.
+        files: size and checksum of every file, by relative path.
+        summary: what people want to know without opening it (tokens, layers, rank, ...).
+        made: versions, device and settings that do not belong to the recipe but may explain a last bit.
+        created: UTC, ISO 8601.
+        seconds: how long the build took.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: str
+    digest: str
+    series: str
+    recipe: dict[str, Any]
+    lineage: tuple[str, ...]
+    content: str
+    files: dict[str, FileEntry]
+    summary: dict[str, Any]
+    made: dict[str, Any]
+    created: str
+    seconds: float
+
+    @property
+    def bytes(self) -> int:
+        return sum(entry.bytes for entry in self.files.values())
+
+    @property
+    def address(self) -> str:
+        return f"{self.kind}/{self.digest}"
+
+    @staticmethod
+    def content_of(files: Mapping[str, FileEntry]) -> str:
+        return digest_of({path: entry.sha256 for path, entry in files.items()})
+
+    def dump(self) -> bytes:
+        """JSON text that carries its own checksum, so that a changed manifest is noticed too."""
+        content = self.model_dump(mode="json")
+        return json.dumps({**content, "checksum": _checksum(content)}, indent=1, ensure_ascii=False).encode()
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read and check a manifest.
+
+        Raises:
+            DamagedArtifactError: it is missing, is not what was written, or does not fit its own recipe.
+        """
+        try:
+            content = json.loads(path.read_bytes())
+            checksum = content.pop("checksum")
+            manifest = cls.model_validate(content)
+        except FileNotFoundError:
+            raise DamagedArtifactError(f"{path} is missing.") from None
+        except (ValueError, KeyError, AttributeError, TypeError, ValidationError) as error:
+            raise DamagedArtifactError(f"{path} is not a manifest.", got=str(error).splitlines()[0]) from None
+        if checksum != _checksum(content) or manifest.digest != digest_of(manifest.recipe):
+            raise DamagedArtifactError(f"{path} has been changed since it was written.")
+        return manifest
+
+
+def _checksum(content: dict[str, Any]) -> str:
+    return hashlib.sha256(canonical_json(content)).hexdigest()
+
+
+@cache
+def code_versions() -> dict[str, str]:
+    """Versions of what computed an artifact. Recorded, not part of a recipe."""
+    versions = {"python": platform.python_version()}
+    for package in ("factsmith", "torch", "transformers", "numpy", "zarr", "pyarrow"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return versions

@@ -1,0 +1,304 @@
+"""The artifact store: a folder of immutable, checksummed artifacts, each found by its recipe.
+
+An artifact is built in a staging folder and becomes visible by one rename, so a reader never sees half of one. A build
+holds a file lock on its recipe: a second process waits, then finds what the first has built. The kernel drops the lock
+of a killed process, and the next build clears what that one left in staging.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from factsmith.artifacts.checksums import Checksums
+from factsmith.artifacts.errors import DamagedArtifactError, FactsmithError, InputError
+from factsmith.artifacts.manifest import MANIFEST_NAME, FileEntry, Manifest, code_versions
+from factsmith.artifacts.recipe import Recipe, Series
+
+__all__ = ["Artifact", "Draft", "Store"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A published artifact: its folder and its manifest."""
+
+    path: Path
+    manifest: Manifest
+
+    @property
+    def digest(self) -> str:
+        return self.manifest.digest
+
+    @property
+    def address(self) -> str:
+        return self.manifest.address
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """What tells the artifact apart from the others of its series."""
+        return dict(self.manifest.recipe["key"])
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        return self.manifest.summary
+
+
+class Draft:
+    """An artifact being built: write files below ``path``, then leave the ``with``.
+
+    Attributes:
+        path: the staging folder.
+        summary: goes into the manifest.
+        made: device and settings worth recording, outside the recipe.
+        lineage: addresses of the artifacts that were read.
+    """
+
+    def __init__(self, path: Path, recipe: Recipe) -> None:
+        self.path = path
+        self.recipe = recipe
+        self.summary: dict[str, Any] = {}
+        self.made: dict[str, Any] = {}
+        self.lineage: list[str] = []
+
+    def read_from(self, *artifacts: Artifact) -> None:
+        """Record that ``artifacts`` were read to build this one."""
+        self.lineage += [artifact.address for artifact in artifacts]
+
+
+class Store:
+    """Artifacts below ``root``.
+
+    Args:
+        root: the folder; made on the first build.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.expanduser().resolve()
+        self.checksums = Checksums(self.root / "checksums.sqlite")
+
+    def check_writable(self) -> None:
+        """
+        Raises:
+            InputError: nothing can be written below ``root``.
+        """
+        self._writable("staging")
+
+    # ---------------------------------------------------------------- finding
+
+    def find(self, recipe: Recipe) -> Artifact | None:
+        """The artifact of ``recipe`` if it is there and undamaged.
+
+        A damaged one is reported, moved aside and not found, so that the caller builds it again.
+        """
+        path = self._path(recipe)
+        if not path.is_dir():
+            return None
+        try:
+            return self._open(path)
+        except DamagedArtifactError as error:
+            aside = self._set_aside(path)
+            logger.warning("%s\n  remedy: moved to %s; building it again", error, aside)
+            return None
+
+    def members(self, series: Series) -> list[Artifact]:
+        """The undamaged artifacts of ``series``, ordered by digest; damaged ones are set aside as in ``find``."""
+        folder = self._series_path(series.kind, series.digest)
+        if not folder.is_dir():
+            return []
+        found = []
+        for path in sorted(folder.iterdir()):
+            try:
+                found.append(self._open(path))
+            except DamagedArtifactError as error:
+                aside = self._set_aside(path)
+                logger.warning("%s\n  remedy: moved to %s; building it again", error, aside)
+        return found
+
+    def all_paths(self) -> list[Path]:
+        """The folders of all artifacts, damaged ones included, by kind, series and digest."""
+        return sorted(path for path in self.root.glob("artifacts/*/*/*") if path.is_dir())
+
+    def resolve(self, address: str) -> list[Path]:
+        """Folders of the artifacts that an address names: ``kind/digest`` or a digest, abbreviated or whole.
+
+        The digest of a series names all its artifacts.
+
+        Raises:
+            InputError: nothing, or more than one thing, goes by that name.
+        """
+        kind, _, digest = address.rpartition("/")
+        by_name: dict[str, list[Path]] = {}
+        for path in self.all_paths():
+            if kind in ("", path.parent.parent.name):
+                for name in (path.name, path.parent.name):
+                    if name.startswith(digest):
+                        by_name.setdefault(name, []).append(path)
+        if len(by_name) == 1:
+            return by_name.popitem()[1]
+        raise InputError(
+            f"{len(by_name) or 'No'} artifacts or series go by {address!r}.",
+            got=", ".join(sorted(by_name)) or None,
+            expected="a digest as `factsmith store ls` shows it, or enough of its first letters",
+        )
+
+    # --------------------------------------------------------------- building
+
+    @contextlib.contextmanager
+    def lock(self, digest: str) -> Iterator[None]:
+        """Hold the lock that goes with ``digest``, waiting for whoever holds it."""
+        path = self._writable("locks") / digest
+        with path.open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                logger.info("waiting for another process that is building %s", digest)
+                fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    @contextlib.contextmanager
+    def draft(self, recipe: Recipe) -> Iterator[Draft]:
+        """Build the artifact of ``recipe``; hold ``lock`` around it. Published when the ``with`` ends well.
+
+        If it does not, the staging folder is removed and nothing is visible.
+        """
+        staging = self._writable("staging")
+        for stale in staging.glob(f"{recipe.digest}-*"):
+            shutil.rmtree(stale, ignore_errors=True)
+        path = staging / f"{recipe.digest}-{uuid.uuid4().hex[:8]}"
+        path.mkdir()
+        draft = Draft(path, recipe)
+        started = time.perf_counter()
+        try:
+            yield draft
+            self._publish(draft, time.perf_counter() - started)
+        finally:
+            shutil.rmtree(path, ignore_errors=True)
+
+    def get_or_build(self, recipe: Recipe, build: Callable[[Draft], None]) -> tuple[Artifact, bool]:
+        """The artifact of ``recipe``, and whether it had to be built."""
+        if found := self.find(recipe):
+            return found, False
+        with self.lock(recipe.digest):
+            if found := self.find(recipe):
+                return found, False
+            with self.draft(recipe) as draft:
+                build(draft)
+        return self.get(recipe), True
+
+    def get(self, recipe: Recipe) -> Artifact:
+        """The artifact of ``recipe``, which must be there."""
+        found = self.find(recipe)
+        if found is None:
+            raise FactsmithError(f"{recipe.address} was built but cannot be read back from {self.root}.")
+        return found
+
+    # -------------------------------------------------------------- verifying
+
+    def verify(self, path: Path) -> list[str]:
+        """Read every byte of the artifact at ``path``; what is wrong with it, one line a file."""
+        try:
+            manifest = Manifest.load(path / MANIFEST_NAME)
+        except DamagedArtifactError as error:
+            return [error.what]
+        return list(_damage(path, manifest, Checksums.read))
+
+    def _open(self, path: Path) -> Artifact:
+        manifest = Manifest.load(path / MANIFEST_NAME)
+        for problem in _damage(path, manifest, self.checksums.sha256):
+            raise DamagedArtifactError(f"{manifest.address} is damaged: {problem}.")
+        return Artifact(path, manifest)
+
+    # ---------------------------------------------------------------- helpers
+
+    def _series_path(self, kind: str, series: str) -> Path:
+        return self.root / "artifacts" / kind / series
+
+    def _path(self, recipe: Recipe) -> Path:
+        return self._series_path(recipe.series.kind, recipe.series.digest) / recipe.digest
+
+    def _writable(self, name: str) -> Path:
+        folder = self.root / name
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise unwritable(self.root, error) from None
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise unwritable(self.root, "permission denied")
+        return folder
+
+    def _set_aside(self, path: Path) -> Path:
+        aside = self._writable("damaged") / f"{path.name}-{uuid.uuid4().hex[:8]}"
+        path.rename(aside)
+        return aside
+
+    def _publish(self, draft: Draft, seconds: float) -> None:
+        paths = sorted(path for path in draft.path.rglob("*") if path.is_file())
+        files = {
+            path.relative_to(draft.path).as_posix(): FileEntry(bytes=path.stat().st_size, sha256=Checksums.read(path))
+            for path in paths
+        }
+        series = draft.recipe.series
+        manifest = Manifest(
+            kind=series.kind,
+            digest=draft.recipe.digest,
+            series=series.digest,
+            recipe=draft.recipe.content,
+            lineage=tuple(sorted(set(draft.lineage))),
+            content=Manifest.content_of(files),
+            files=files,
+            summary=draft.summary,
+            made={**code_versions(), **draft.made},
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            seconds=round(seconds, 3),
+        )
+        (draft.path / MANIFEST_NAME).write_bytes(manifest.dump())
+        _sync([*paths, draft.path / MANIFEST_NAME])
+        final = self._path(draft.recipe)
+        final.parent.mkdir(parents=True, exist_ok=True)
+        draft.path.rename(final)
+        _sync([final.parent])
+        self.checksums.remember({final / name: entry.sha256 for name, entry in files.items()})
+
+
+def unwritable(root: Path, reason: object) -> InputError:
+    """The store's folder cannot be written."""
+    return InputError(
+        f"The store {root} cannot be written.",
+        got=reason,
+        remedy="set FACTSMITH_HOME to a folder you may write to",
+    )
+
+
+def _damage(path: Path, manifest: Manifest, checksum: Callable[[Path], str]) -> Iterator[str]:
+    """What differs between the files below ``path`` and ``manifest``, one line each."""
+    for name, entry in manifest.files.items():
+        file = path / name
+        if not file.is_file():
+            yield f"{file} is missing"
+        elif (size := file.stat().st_size) != entry.bytes:
+            yield f"{file} has {size} bytes, not {entry.bytes}"
+        elif checksum(file) != entry.sha256:
+            yield f"{file} has other bytes than were written"
+
+
+def _sync(paths: Iterable[Path]) -> None:
+    """Have the disk hold ``paths`` and the folders that name them."""
+    paths = list(paths)
+    for path in [*paths, *{path.parent for path in paths if path.is_file()}]:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
