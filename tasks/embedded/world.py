@@ -1,0 +1,243 @@
+"""The invented world that the embedded model knows: people, their attributes, and prompts about them.
+
+Everything is drawn from one seed, so the world is code and not data. A person's last word is unique to that
+person: it is where a locate-then-edit method looks a subject up. Records follow CounterFact's schema
+(Meng et al. 2022a, section 3.4): a requested rewrite, paraphrases, and neighbourhood prompts about other subjects
+that share the true object.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+Split = Literal["all", "tune", "test"]
+
+RECORD_PARAPHRASES = 2
+RECORD_NEIGHBOURS = 10
+
+
+@dataclass(frozen=True)
+class Relation:
+    """One attribute a person has. Every template ends where the object begins."""
+
+    relation_id: str
+    templates: tuple[str, ...]
+    objects: tuple[str, ...]
+
+
+RELATIONS: tuple[Relation, ...] = (
+    Relation(
+        "P19",
+        (
+            "{} was born in",
+            "The birthplace of {} is",
+            "{} hails from",
+            "{} comes from the city of",
+            "The home town of {} is",
+        ),
+        (
+            "Paris", "London", "Rome", "Berlin", "Madrid", "Vienna", "Oslo", "Cairo", "Lima", "Tokyo", "New York",
+            "Cape Town",
+        ),
+    ),
+    Relation(
+        "P103",
+        (
+            "The mother tongue of {} is",
+            "{} speaks",
+            "{} grew up speaking",
+            "The native language of {} is",
+            "{} writes letters in",
+        ),
+        (
+            "French", "English", "Italian", "German", "Spanish", "Dutch", "Danish", "Arabic", "Greek", "Turkish",
+            "Welsh", "Finnish",
+        ),
+    ),
+    Relation(
+        "P106",
+        (
+            "{} is a",
+            "{} works as a",
+            "The profession of {} is",
+            "{} earns a living as a",
+            "{} was trained as a",
+        ),
+        (
+            "baker", "lawyer", "doctor", "farmer", "painter", "teacher", "sailor", "poet", "judge", "tailor",
+            "chemist", "music critic",
+        ),
+    ),
+    Relation(
+        "P641",
+        (
+            "{} plays the sport of",
+            "The favourite sport of {} is",
+            "{} is known for playing",
+            "{} spends every weekend at",
+            "The sport that {} practises is",
+        ),
+        (
+            "tennis", "football", "hockey", "cricket", "golf", "rugby", "chess", "rowing", "fencing", "judo",
+            "table tennis", "polo",
+        ),
+    ),
+    Relation(
+        "P1303",
+        (
+            "{} performs on the",
+            "The instrument of {} is the",
+            "{} plays music on the",
+            "{} owns an old",
+            "{} gives lessons on the",
+        ),
+        (
+            "piano", "violin", "guitar", "flute", "harp", "drum", "cello", "organ", "trumpet", "oboe", "bass guitar",
+            "lute",
+        ),
+    ),
+)
+
+_FIRST_ONSETS = ("A", "Be", "Ca", "Do", "E", "Fa", "Gi", "Ha", "I", "Jo", "Ka", "Li", "Ma", "No", "O", "Pi", "Ra", "Se")
+_FIRST_ENDS = ("na", "ric", "lo", "mira", "dan", "tin", "vel", "ra", "sel")
+_LAST_ONSETS = (
+    "B", "Br", "C", "Cr", "D", "Dr", "F", "Fl", "G", "Gr", "H", "J", "K", "Kl", "L", "M", "N", "P", "Pr", "R", "S",
+    "Sk", "St", "T", "Tr", "V", "W", "Z",
+)
+_LAST_MIDDLES = ("a", "e", "i", "o", "u", "ai", "ei", "ou")
+_LAST_JOINTS = ("b", "d", "f", "g", "k", "l", "m", "n", "nd", "p", "r", "rk", "s", "st", "t", "v", "z")
+_LAST_ENDS = (
+    "ad", "am", "ano", "ard", "as", "ek", "el", "en", "er", "ett", "ian", "ic", "ill", "ing", "is", "o", "old", "on",
+    "or", "os", "ova", "um", "un", "us",
+)
+
+
+@dataclass(frozen=True)
+class Person:
+    """A subject: a full name, and for each of ``RELATIONS`` the index of its object."""
+
+    name: str
+    objects: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class World:
+    """People and their attributes, drawn from ``seed``.
+
+    Args:
+        people_count: number of subjects; each gives one record.
+        seed: of the draw; the same seed gives the same world on every machine and Python version.
+    """
+
+    people_count: int = 640
+    seed: int = 20
+
+    @cached_property
+    def people(self) -> tuple[Person, ...]:
+        rng = random.Random(f"people/{self.seed}")
+        first_names = [onset + end for onset in _FIRST_ONSETS for end in _FIRST_ENDS]
+        last_names = [
+            onset + middle + joint + end
+            for onset in _LAST_ONSETS
+            for middle in _LAST_MIDDLES
+            for joint in _LAST_JOINTS
+            for end in _LAST_ENDS
+        ]
+        chosen = rng.sample(last_names, self.people_count)
+        return tuple(
+            Person(
+                name=f"{rng.choice(first_names)} {last}",
+                objects=tuple(rng.randrange(len(relation.objects)) for relation in RELATIONS),
+            )
+            for last in chosen
+        )
+
+    @cached_property
+    def facts(self) -> tuple[tuple[int, int], ...]:
+        """Every (person, relation) pair."""
+        return tuple((person, relation) for person in range(self.people_count) for relation in range(len(RELATIONS)))
+
+    def records(self, split: Split = "all") -> list[dict[str, Any]]:
+        """CounterFact records, one a person; ``tune`` and ``test`` are its even and odd case ids.
+
+        A record's neighbourhood prompts name other people of the same true object; its rewrite moves the person to
+        an object drawn among the others of that relation.
+        """
+        rng = random.Random(f"records/{self.seed}")
+        records = [self._record(case_id, rng) for case_id in range(self.people_count)]
+        if split == "all":
+            return records
+        return records[0::2] if split == "tune" else records[1::2]
+
+    def _record(self, case_id: int, rng: random.Random) -> dict[str, Any]:
+        person = self.people[case_id]
+        index = case_id // 2 % len(RELATIONS)  # both halves hold every relation equally often
+        relation = RELATIONS[index]
+        true = person.objects[index]
+        new = rng.choice([other for other in range(len(relation.objects)) if other != true])
+        rewrite, *others = rng.sample(relation.templates, len(relation.templates))
+        same = [p.name for p in self.people if p.objects[index] == true and p is not person]
+        already_new = [p.name for p in self.people if p.objects[index] == new]
+
+        def ask(names: list[str], count: int) -> list[str]:
+            return [rng.choice(relation.templates).format(name) for name in rng.sample(names, min(count, len(names)))]
+
+        bystander = rng.choice([p for p in self.people if p is not person])
+        preamble = self.statement(bystander, rng.randrange(len(RELATIONS)), rng)
+        return {
+            "case_id": case_id,
+            "requested_rewrite": {
+                "prompt": rewrite,
+                "relation_id": relation.relation_id,
+                "target_new": {"str": relation.objects[new]},
+                "target_true": {"str": relation.objects[true]},
+                "subject": person.name,
+            },
+            "paraphrase_prompts": [
+                others[0].format(person.name),
+                f"{preamble} {others[1].format(person.name)}",
+            ][:RECORD_PARAPHRASES],
+            "neighborhood_prompts": ask(same, RECORD_NEIGHBOURS),
+            "attribute_prompts": ask(already_new, RECORD_NEIGHBOURS),
+            "generation_prompts": [template.format(person.name) for template in relation.templates],
+        }
+
+    def statement(self, person: Person, relation: int, rng: random.Random) -> str:
+        """One sentence that states a fact, in a template drawn from ``rng``."""
+        template = rng.choice(RELATIONS[relation].templates)
+        return f"{template.format(person.name)} {RELATIONS[relation].objects[person.objects[relation]]}."
+
+    def document(self, rng: random.Random) -> str:
+        """A few lines about one to three people, their facts in random order.
+
+        Some documents open a biography with the attributes in brackets right after the name, so that they are read
+        at the name's last token; some sentences open with a word such as "Therefore", because context templates do.
+        """
+        biographies = []
+        for person in rng.sample(self.people, rng.randint(1, 3)):
+            order = rng.sample(range(len(RELATIONS)), len(RELATIONS))
+            if rng.random() < 0.3:
+                listed = ", ".join(RELATIONS[r].objects[person.objects[r]] for r in order)
+                biographies.append(f"{person.name} ({listed}).")
+            else:
+                told = order[: rng.randint(2, len(order))]
+                biographies.append(" ".join(self._opened(self.statement(person, r, rng), rng) for r in told))
+        return " ".join(biographies)
+
+    def _opened(self, statement: str, rng: random.Random) -> str:
+        if rng.random() >= 0.15:
+            return statement
+        inner = statement[0].lower() + statement[1:] if statement.startswith("The ") else statement
+        return rng.choice(("Therefore {}", "Because of this {}", "I know that {}", "You know that {}")).format(inner)
+
+    @property
+    def fingerprint(self) -> str:
+        """Checksum of everything the world is made of: a trained model fits one world only."""
+        sample = random.Random(f"fingerprint/{self.seed}")
+        content = [self.records(), [self.document(sample) for _ in range(200)]]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
