@@ -1,0 +1,186 @@
+"""Corpus text from a file of one's own: JSON lines, plain text or Parquet."""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from factsmith.artifacts.errors import InputError, closest
+
+__all__ = ["LocalCorpus", "open_local"]
+
+
+def open_local(path: Path, *, field: str, seed: int, checksum: Callable[[Path], str]) -> LocalCorpus:
+    """The corpus in ``path``, read as its suffix says.
+
+    Args:
+        path: ``.jsonl`` (one object a line), ``.txt`` (documents apart by blank lines) or ``.parquet``.
+        field: of the object or the column that holds the text; unused for ``.txt``.
+        seed: of the documents' order.
+        checksum: gives the SHA-256 of a file.
+
+    Raises:
+        InputError: no such file, or a suffix that is not known.
+    """
+    if path.suffix not in _READERS:
+        raise InputError(
+            f"The corpus {path} cannot be read.",
+            got=f"suffix {path.suffix!r}",
+            expected=f"one of {', '.join(sorted(_READERS))}",
+        )
+    if not path.is_file():
+        raise InputError(f"The corpus {path} does not exist.", remedy="set corpus.path to a file")
+    return _READERS[path.suffix](path, field, seed, checksum)
+
+
+class LocalCorpus(ABC):
+    """Documents of one file, in the order of a seeded permutation."""
+
+    def __init__(self, path: Path, field: str, seed: int, checksum: Callable[[Path], str]) -> None:
+        self.path = path
+        self.field = field
+        self.seed = seed
+        self.checksum = checksum
+
+    def recipe(self) -> dict[str, Any]:
+        return {
+            "source": "local",
+            "format": self.path.suffix[1:],
+            "sha256": self.checksum(self.path),
+            "field": self.field,
+            "seed": self.seed,
+        }
+
+    def document(self, place: int) -> tuple[int, str] | None:
+        if place >= len(self._order):
+            return None
+        index = int(self._order[place])
+        return index, self.text(index)
+
+    @cached_property
+    def _order(self) -> np.ndarray:
+        return torch.randperm(self.count, generator=torch.Generator().manual_seed(self.seed)).numpy()
+
+    @property
+    @abstractmethod
+    def count(self) -> int:
+        """Number of documents."""
+
+    @abstractmethod
+    def text(self, index: int) -> str:
+        """Text of the document at ``index`` of the file."""
+
+
+class _Lines(LocalCorpus):
+    """Documents found by where they begin in the file, so that only those asked for are read."""
+
+    def _begins(self, line: bytes, after_blank: bool) -> bool:
+        raise NotImplementedError
+
+    @cached_property
+    def _spans(self) -> np.ndarray:
+        """(documents, 2): first byte and end of each."""
+        starts, ends, position, after_blank = [], [], 0, True
+        with self.path.open("rb") as file:
+            for line in file:
+                blank = not line.strip()
+                if not blank and self._begins(line, after_blank):
+                    starts.append(position)
+                    ends.append(position)
+                position += len(line)
+                if not blank:
+                    ends[-1] = position
+                after_blank = blank
+        return np.array([starts, ends], dtype=np.int64).T
+
+    @property
+    def count(self) -> int:
+        return len(self._spans)
+
+    def _bytes(self, index: int) -> bytes:
+        start, end = self._spans[index]
+        with self.path.open("rb") as file:
+            file.seek(start)
+            return file.read(end - start)
+
+    def _decode(self, index: int) -> str:
+        try:
+            return self._bytes(index).decode()
+        except UnicodeDecodeError as error:
+            raise InputError(f"Document {index} of {self.path} is not UTF-8.", got=str(error)) from None
+
+
+class JsonLinesCorpus(_Lines):
+    """One JSON object a line."""
+
+    def _begins(self, line: bytes, after_blank: bool) -> bool:
+        return True
+
+    def text(self, index: int) -> str:
+        try:
+            record = json.loads(self._decode(index))
+        except ValueError as error:
+            raise InputError(f"Line {index} of {self.path} (counted from 0) is not JSON.", got=str(error)) from None
+        if not isinstance(record, dict) or not isinstance(record.get(self.field), str):
+            known = [name for name, value in record.items() if isinstance(value, str)] if isinstance(record, dict) else []
+            raise InputError(
+                f"Line {index} of {self.path} (counted from 0) has no text in field {self.field!r}.",
+                got=f"text in {', '.join(known)}" if known else type(record).__name__,
+                remedy="set corpus.field" + (f": {closest(self.field, known)}" if known else ""),
+            )
+        return str(record[self.field])
+
+
+class TextCorpus(_Lines):
+    """Plain text; a blank line ends a document."""
+
+    def _begins(self, line: bytes, after_blank: bool) -> bool:
+        return after_blank
+
+    def text(self, index: int) -> str:
+        return self._decode(index)
+
+
+class ParquetCorpus(LocalCorpus):
+    """One document a row."""
+
+    @cached_property
+    def _column(self) -> pa.ChunkedArray:
+        try:
+            schema = pq.read_schema(self.path)
+        except (pa.ArrowException, OSError) as error:
+            raise InputError(f"The corpus {self.path} is not Parquet.", got=str(error)) from None
+        texts = [field.name for field in schema if pa.types.is_string(field.type) or pa.types.is_large_string(field.type)]
+        if self.field not in texts:
+            raise InputError(
+                f"The corpus {self.path} has no text in column {self.field!r}.",
+                got=f"text in {', '.join(texts) or 'no column'}",
+                remedy=f"set corpus.field: {closest(self.field, texts)}" if texts else None,
+            )
+        return pq.read_table(self.path, columns=[self.field]).column(0)
+
+    @property
+    def count(self) -> int:
+        return len(self._column)
+
+    def text(self, index: int) -> str:
+        text = self._column[index].as_py()
+        if text is None:
+            raise InputError(f"Row {index} of {self.path} has no text in column {self.field!r}.")
+        return str(text)
+
+
+_READERS: dict[str, type[LocalCorpus]] = {
+    ".jsonl": JsonLinesCorpus,
+    ".txt": TextCorpus,
+    ".parquet": ParquetCorpus,
+}

@@ -1,0 +1,54 @@
+"""Context templates: a prompt is edited as it stands and behind a few sentences of the model's own.
+
+Meng et al. 2022a (section 3.1) average keys and values over prompts with random prefixes. The public code leaves the
+prefixes unseeded, so that no two of its runs agree; here they are drawn from a seed and kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from factsmith.tasks.models.batching import pad
+from factsmith.tasks.models.decoder import Decoder
+from factsmith.tasks.models.text import PLACEHOLDER
+
+__all__ = ["CLEAN", "LENGTH", "STARTS", "TOP_K", "sample_contexts"]
+
+CLEAN = PLACEHOLDER
+"""The template without a prefix, always the first."""
+
+STARTS = ("The", "Therefore", "Because", "I", "You")
+LENGTH = 10
+TOP_K = 5
+
+
+@torch.inference_mode()
+def sample_contexts(
+    decoder: Decoder, *, seed: int, starts: Sequence[str] = STARTS, length: int = LENGTH, top_k: int = TOP_K
+) -> tuple[str, ...]:
+    """The clean template, and one prefixed template for each of ``starts``.
+
+    Args:
+        decoder: the unedited model.
+        seed: of the sampling.
+        length: tokens of a prefix at most, start and special tokens included.
+        top_k: each next token is drawn among this many likeliest ones.
+
+    Returns:
+        Templates with one ``{}`` for the prompt: ``"{}"``, ``"The ... . {}"``, ...
+    """
+    generator = torch.Generator().manual_seed(seed)
+    templates: list[str] = [CLEAN]
+    for start in starts:
+        tokens = list(decoder.tokenizer(start)["input_ids"])
+        while len(tokens) < length:
+            hidden = decoder.run(decoder.embed(pad([tokens], decoder.device)), 0, decoder.block_count)
+            scores, candidates = decoder.logits(hidden[0, -1]).cpu().topk(top_k)
+            # The draw is made on the CPU so that every device draws the same.
+            drawn = torch.multinomial(scores.softmax(-1), 1, generator=generator)
+            tokens.append(int(candidates[drawn]))
+        prefix = decoder.tokenizer.decode(tokens, skip_special_tokens=True)
+        templates.append(prefix.replace("{", " ").replace("}", " ") + f". {PLACEHOLDER}")
+    return tuple(templates)

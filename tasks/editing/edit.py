@@ -1,0 +1,83 @@
+"""Turn value vectors into weight changes, and weight changes into an edited model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Literal
+
+from torch import Tensor
+
+from factsmith.tasks.editing.request import EditRequest
+from factsmith.tasks.editing.sweep import FactSweep
+from factsmith.tasks.models.decoder import Decoder
+from factsmith.tasks.numerics.delta import LowRankDelta
+from factsmith.tasks.numerics.solve import solve_edit
+from factsmith.tasks.preservation.operator import PreservationOperator
+
+__all__ = ["Spread", "applied", "compute_edit", "merge"]
+
+Spread = Literal["even", "square_root"]
+"""How the residual is divided over the layers still to be written: by their number (MEMIT) or its square root."""
+
+
+def compute_edit(
+    decoder: Decoder,
+    requests: Sequence[EditRequest],
+    values: Tensor,
+    contexts: Sequence[str],
+    layers: Sequence[int],
+    preservation: Callable[[int], PreservationOperator],
+    *,
+    slack: float,
+    spread: Spread = "even",
+    most_tokens: int,
+) -> dict[int, LowRankDelta]:
+    """Changes of the weights of ``layers`` that write ``requests`` together.
+
+    Layers ascending, each with the weights written so far [Meng et al. 2022b, algorithm 1]. At layer l the residual
+    is (value - present output of the last layer) / (layers still to write, this one included).
+
+    Args:
+        decoder: the model; its weights are those before the edit again when this returns.
+        requests: B facts.
+        values: (B, d_model) wanted outputs of the last of ``layers`` at the lookup tokens.
+        contexts: templates, the clean one first.
+        layers: edited layers.
+        preservation: the operator of a layer.
+        slack: gamma of ``solve_edit``.
+        spread: what the residual is divided by.
+        most_tokens: positions in one forward pass, at most.
+
+    Returns:
+        For each layer a change of rank at most B, float64.
+    """
+    layers = sorted(layers)
+    sweep = FactSweep(decoder, requests, contexts, most_tokens=most_tokens)
+    deltas: dict[int, LowRankDelta] = {}
+    with ExitStack() as written:
+        for index, layer in enumerate(layers):
+            remaining = len(layers) - index
+            residuals = values.double().T - sweep.outputs(layer, layers[-1])
+            residuals /= remaining if spread == "even" else remaining**0.5
+            deltas[layer] = solve_edit(sweep.keys(layer), residuals, preservation(layer), slack=slack)
+            written.enter_context(applied(decoder, {layer: deltas[layer]}))
+    return deltas
+
+
+def merge(decoder: Decoder, deltas: Mapping[int, LowRankDelta]) -> None:
+    """Write ``deltas`` into the model for good."""
+    for layer, delta in deltas.items():
+        decoder.weight(layer).copy_(delta.added_to(decoder.weight(layer)))
+
+
+@contextmanager
+def applied(decoder: Decoder, deltas: Mapping[int, LowRankDelta]) -> Iterator[None]:
+    """The model with ``deltas`` written into it; its exact former weights again afterwards."""
+    originals = {layer: decoder.weight(layer).clone() for layer in deltas}
+    try:
+        merge(decoder, deltas)
+        yield
+    finally:
+        for layer, original in originals.items():
+            decoder.weight(layer).copy_(original)

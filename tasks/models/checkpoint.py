@@ -1,0 +1,194 @@
+"""Checkpoints on disk: what they are, what they hold, and how a model is loaded from one."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerFast
+
+from factsmith.artifacts.errors import InputError
+from factsmith.tasks.models.decoder import Decoder
+from factsmith.tasks.models.layout import Layout, layout_for
+
+__all__ = ["Checkpoint", "open_checkpoint"]
+
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A folder with a Hugging Face checkpoint of a family that can be edited.
+
+    Attributes:
+        path: the folder.
+        config: of the model.
+        layout: of its family.
+    """
+
+    path: Path
+    config: PretrainedConfig
+    layout: Layout
+
+    @property
+    def block_count(self) -> int:
+        return self.layout.block_count(self.config)
+
+    @property
+    def key_width(self) -> int:
+        return self.layout.key_width(self.config)
+
+    @property
+    def context_length(self) -> int:
+        return self.layout.context_length(self.config)
+
+    @cached_property
+    def weight_files(self) -> list[Path]:
+        """The safetensors files that hold the weights.
+
+        Raises:
+            InputError: there are none.
+        """
+        index = self.path / "model.safetensors.index.json"
+        if index.is_file():
+            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        else:
+            names = ["model.safetensors"]
+        files = [self.path / name for name in names]
+        for file in files:
+            if not file.is_file():
+                raise InputError(
+                    f"The model {self.path} has no weights that can be read.",
+                    expected=f"{file.name}",
+                    remedy="save it with save_pretrained; pickled weights (.bin, .pt) are never loaded",
+                )
+        return files
+
+    @cached_property
+    def tokenizer_files(self) -> list[Path]:
+        return [self.path / name for name in _TOKENIZER_FILES if (self.path / name).is_file()]
+
+    def check_weights(self) -> int:
+        """Look at every weight; the number of parameters.
+
+        Raises:
+            InputError: a weight is NaN or infinite, or a file is not safetensors; says where.
+        """
+        count = 0
+        for name, tensor in self._tensors():
+            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+                raise InputError(
+                    f"The model {self.path} holds NaN or infinity.",
+                    got=f"in tensor {name!r}",
+                    remedy="get the checkpoint again; weights must be finite",
+                )
+            count += tensor.numel()
+        return count
+
+    def _tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        for file in self.weight_files:
+            try:
+                with safe_open(file, framework="pt") as tensors:
+                    for name in tensors.keys():  # noqa: SIM118 - not a dict
+                        yield name, tensors.get_tensor(name)
+            except SafetensorError as error:
+                raise InputError(f"{file} is not a whole safetensors file.", got=error) from None
+
+    def load_tokenizer(self) -> PreTrainedTokenizerFast:
+        """The checkpoint's tokenizer.
+
+        Raises:
+            InputError: there is none, or none that tells where in the text a token stands.
+        """
+        with _quiet():
+            try:
+                tokenizer = AutoTokenizer.from_pretrained(self.path, local_files_only=True, trust_remote_code=False)
+            except (OSError, ValueError, KeyError) as error:
+                raise InputError(
+                    f"The model {self.path} has no tokenizer that can be read.", got=str(error).splitlines()[0]
+                ) from None
+        if not tokenizer.is_fast:
+            raise InputError(f"The tokenizer of {self.path} gives no offsets.", expected="a fast tokenizer")
+        tokenizer.padding_side = "right"
+        return tokenizer
+
+    def load(self, tokenizer: PreTrainedTokenizerFast, *, dtype: str, device: str) -> Decoder:
+        """The model in memory, weights in ``dtype`` on ``device``."""
+        with _quiet():
+            try:
+                model = AutoModelForCausalLM.from_pretrained(
+                    self.path,
+                    config=self.config,
+                    dtype=getattr(torch, dtype),
+                    attn_implementation="sdpa",
+                    local_files_only=True,
+                    use_safetensors=True,
+                    trust_remote_code=False,
+                )
+            except (OSError, ValueError, RuntimeError) as error:
+                raise InputError(
+                    f"The model {self.path} cannot be loaded.", got=str(error).splitlines()[0]
+                ) from None
+        return Decoder(model.to(device), tokenizer, self.layout)
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """The checkpoint in folder ``path``; reads its config only.
+
+    Raises:
+        InputError: no such folder, no config in it, or a family that no layout knows.
+    """
+    if not path.is_dir():
+        raise InputError(f"The model {path} does not exist.", expected="a folder with a Hugging Face checkpoint")
+    if not (path / "config.json").is_file():
+        raise InputError(
+            f"The model {path} has no config.json.",
+            got=f"files {', '.join(sorted(file.name for file in path.iterdir())[:8]) or 'none'}",
+            expected="a folder that save_pretrained wrote",
+        )
+    with _quiet():
+        try:
+            model_type = json.loads((path / "config.json").read_text()).get("model_type")
+            config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+        except (OSError, ValueError, KeyError, AttributeError) as error:
+            if isinstance(error, ValueError) and "does not recognize this architecture" in str(error):
+                config = PretrainedConfig()
+                config.model_type = str(model_type)
+            else:
+                raise InputError(
+                    f"The config of model {path} cannot be read.", got=str(error).splitlines()[0]
+                ) from None
+    return Checkpoint(path, config, layout_for(config, str(path)))
+
+
+class _quiet:  # noqa: N801 - reads as a word
+    """No progress bars or advice from transformers while a checkpoint is read."""
+
+    def __enter__(self) -> None:
+        from transformers.utils import logging as transformers_logging
+
+        self._bar = transformers_logging.is_progress_bar_enabled()
+        self._level = transformers_logging.get_verbosity()
+        transformers_logging.disable_progress_bar()
+        transformers_logging.set_verbosity(logging.ERROR)
+
+    def __exit__(self, *_: object) -> None:
+        from transformers.utils import logging as transformers_logging
+
+        transformers_logging.set_verbosity(self._level)
+        if self._bar:
+            transformers_logging.enable_progress_bar()

@@ -1,0 +1,127 @@
+"""A language model as the science sees it: blocks that can be run one by one, tapped, and edited."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers.cache_utils import Cache
+
+from factsmith.tasks.models.layout import Layout, canonical_weight
+
+__all__ = ["Decoder", "StopForward"]
+
+
+class StopForward(Exception):  # noqa: N818 - it ends a pass, it is not an error
+    """Raised by a tap when nothing above it is wanted."""
+
+
+class Decoder:
+    """A causal language model with its tokenizer and its family's layout.
+
+    Tensors of tokens and positions are (n, length), int64, on ``device``; hidden states are (n, length, d_model) in
+    the model's dtype. Layers count from 0. The weights never take a gradient.
+    """
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, layout: Layout) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.layout = layout
+        self.blocks = layout.blocks(model)
+        self.key_width = layout.key_width(model.config)
+        self.context_length = layout.context_length(model.config)
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.get_input_embeddings().weight.device
+
+    @property
+    def block_count(self) -> int:
+        return len(self.blocks)
+
+    @property
+    def width(self) -> int:
+        """d_model."""
+        return int(self.model.get_input_embeddings().weight.shape[1])
+
+    @property
+    def vocabulary_size(self) -> int:
+        return int(self.model.get_input_embeddings().weight.shape[0])
+
+    def projection(self, layer: int) -> nn.Module:
+        """The module whose weight is edited at ``layer``."""
+        return self.layout.projection(self.blocks[layer])
+
+    def weight(self, layer: int) -> Tensor:
+        """The edited weight of ``layer``, (d_out, d_in): a view of the parameter."""
+        return canonical_weight(self.projection(layer))
+
+    # ------------------------------------------------------------------ running
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Hidden states before block 0 of right-padded ``tokens`` (n, length)."""
+        return self.layout.embed(self.model, tokens, self._positions(tokens.shape[1]))
+
+    def run(
+        self,
+        hidden: Tensor,
+        start: int,
+        stop: int,
+        *,
+        positions: Tensor | None = None,
+        mask: Tensor | None = None,
+        cache: Cache | None = None,
+    ) -> Tensor:
+        """Hidden states after blocks ``start`` to ``stop - 1``.
+
+        Args:
+            hidden: (n, length, d_model), the input of block ``start``.
+            positions: (n, length) or (1, length); 0, 1, ... if not given.
+            mask: (n, 1, length, keys), true where a query may look; plain causal attention if not given. Right
+                padding needs none: no real position looks at what is behind it.
+            cache: what earlier positions left behind, per block.
+        """
+        if start >= stop:
+            return hidden
+        if positions is None:
+            positions = self._positions(hidden.shape[1])
+        shared = self.layout.shared(self.model, hidden, positions)
+        for block in self.blocks[start:stop]:
+            hidden = self.layout.run_block(block, hidden, mask, cache, shared)
+        return hidden
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Scores (..., vocabulary) of the next token, in float32, from the last block's output (..., d_model)."""
+        scores = self.model.get_output_embeddings()(self.layout.final_norm(self.model)(hidden))
+        return scores.float()
+
+    @contextmanager
+    def tapped(self, layers: Sequence[int], sink: Callable[[int, Tensor], None], *, stop: bool) -> Iterator[None]:
+        """While open, hand the keys of ``layers`` to ``sink(layer, (n, length, d_k))`` as a pass reaches them.
+
+        With ``stop``, the pass ends at the projection of the last of ``layers``: what follows is never computed.
+        """
+        last = max(layers)
+
+        def hook(layer: int) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+            def take(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+                sink(layer, inputs[0])
+                if stop and layer == last:
+                    raise StopForward
+
+            return take
+
+        handles = [self.projection(layer).register_forward_pre_hook(hook(layer)) for layer in layers]
+        try:
+            yield
+        except StopForward:
+            pass
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _positions(self, length: int) -> Tensor:
+        return torch.arange(length, device=self.device)[None]

@@ -1,0 +1,1 @@
+"""One file for each architecture family that can be edited."""

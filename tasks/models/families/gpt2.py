@@ -1,0 +1,49 @@
+"""GPT-2: learned positions, pre-norm blocks, ``Conv1D`` projections stored (d_in, d_out)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.cache_utils import Cache
+
+from factsmith.artifacts.errors import InputError
+from factsmith.tasks.models.layout import Layout
+
+
+class GPT2Layout(Layout):
+    model_type = "gpt2"
+
+    def block_count(self, config: PretrainedConfig) -> int:
+        return int(config.n_layer)
+
+    def key_width(self, config: PretrainedConfig) -> int:
+        return int(config.n_inner or 4 * config.n_embd)
+
+    def context_length(self, config: PretrainedConfig) -> int:
+        return int(config.n_positions)
+
+    def check(self, config: PretrainedConfig) -> None:
+        if config.add_cross_attention:
+            raise InputError("A GPT-2 with cross-attention cannot be edited: it is not a decoder alone.")
+
+    def blocks(self, model: PreTrainedModel) -> nn.ModuleList:
+        return model.transformer.h
+
+    def projection(self, block: nn.Module) -> nn.Module:
+        return block.mlp.c_proj
+
+    def final_norm(self, model: PreTrainedModel) -> nn.Module:
+        return model.transformer.ln_f
+
+    def embed(self, model: PreTrainedModel, tokens: Tensor, positions: Tensor) -> Tensor:
+        return model.transformer.drop(model.transformer.wte(tokens) + model.transformer.wpe(positions))
+
+    def run_block(
+        self, block: nn.Module, hidden: Tensor, mask: Tensor | None, cache: Cache | None, shared: dict[str, Any]
+    ) -> Tensor:
+        return block(hidden, past_key_values=cache, attention_mask=mask)
+
+
+LAYOUT = GPT2Layout()

@@ -1,0 +1,123 @@
+"""What one architecture family must say of itself before its models can be edited.
+
+A layout knows where a block, its projection and its norm live, and how to run blocks one by one; everything else in
+Factsmith works through it. One file a family in ``families/``; a model whose family is not there is refused.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from abc import ABC, abstractmethod
+from functools import cache
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.cache_utils import Cache
+from transformers.pytorch_utils import Conv1D
+
+from factsmith.artifacts.errors import InputError
+
+__all__ = ["Layout", "canonical_weight", "layout_for"]
+
+
+class Layout(ABC):
+    """The anatomy of one ``model_type``."""
+
+    model_type: ClassVar[str]
+
+    # ------------------------------------------------ from the config alone
+
+    @abstractmethod
+    def block_count(self, config: PretrainedConfig) -> int:
+        """Number of decoder blocks."""
+
+    @abstractmethod
+    def key_width(self, config: PretrainedConfig) -> int:
+        """d_k: width of the input of a block's MLP output projection."""
+
+    @abstractmethod
+    def context_length(self, config: PretrainedConfig) -> int:
+        """Most tokens the model takes."""
+
+    def check(self, config: PretrainedConfig) -> None:
+        """Refuse a variant of the family that this layout would get wrong.
+
+        Raises:
+            InputError: says which setting of the config.
+        """
+
+    # ------------------------------------------------------------- the parts
+
+    @abstractmethod
+    def blocks(self, model: PreTrainedModel) -> nn.ModuleList:
+        """The decoder blocks, in order."""
+
+    @abstractmethod
+    def projection(self, block: nn.Module) -> nn.Module:
+        """The MLP output projection of a block: its input is the key, its weight is what gets edited."""
+
+    @abstractmethod
+    def final_norm(self, model: PreTrainedModel) -> nn.Module:
+        """The norm between the last block and the output embedding."""
+
+    # ----------------------------------------------------------- running them
+
+    @abstractmethod
+    def embed(self, model: PreTrainedModel, tokens: Tensor, positions: Tensor) -> Tensor:
+        """Hidden states (n, length, d_model) before the first block, of ``tokens`` and ``positions`` (n, length)."""
+
+    def shared(self, model: PreTrainedModel, hidden: Tensor, positions: Tensor) -> dict[str, Any]:
+        """What every block takes besides hidden states, computed once a pass (rotary angles, say)."""
+        return {}
+
+    @abstractmethod
+    def run_block(
+        self, block: nn.Module, hidden: Tensor, mask: Tensor | None, cache: Cache | None, shared: dict[str, Any]
+    ) -> Tensor:
+        """Hidden states after ``block``.
+
+        ``mask`` is (n, 1, queries, keys), true where a query may look, or ``None`` for plain causal attention.
+        """
+
+
+def canonical_weight(projection: nn.Module) -> Tensor:
+    """The projection's weight as (d_out, d_in), a view that shares memory with the parameter.
+
+    GPT-2's ``Conv1D`` stores (d_in, d_out); the type decides, since a square weight's shape could not.
+    """
+    if isinstance(projection, Conv1D):
+        return projection.weight.T
+    if isinstance(projection, nn.Linear):
+        return projection.weight
+    raise TypeError(f"{type(projection).__name__} is neither Linear nor Conv1D: its layout must not name it.")
+
+
+@cache
+def _families() -> dict[str, Layout]:
+    from factsmith.tasks.models import families
+
+    layouts: dict[str, Layout] = {}
+    for module in pkgutil.iter_modules(families.__path__):
+        layout = importlib.import_module(f"{families.__name__}.{module.name}").LAYOUT
+        layouts[layout.model_type] = layout
+    return layouts
+
+
+def layout_for(config: PretrainedConfig, where: str) -> Layout:
+    """The layout of the config's ``model_type``.
+
+    Raises:
+        InputError: no file knows the family, or the family's file refuses this variant of it.
+    """
+    layout = _families().get(config.model_type)
+    if layout is None:
+        raise InputError(
+            f"Models of type {config.model_type!r} cannot be edited yet ({where}).",
+            expected=f"one of {', '.join(sorted(_families()))}",
+            remedy=f"add tasks/models/families/{config.model_type}.py with the family's layout",
+        )
+    layout.check(config)
+    return layout

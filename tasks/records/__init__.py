@@ -1,0 +1,1 @@
+"""Records of datasets: reading them, naming their faults, settling their contradictions."""

@@ -1,0 +1,48 @@
+"""Two records that ask for different objects at one subject and prompt."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+
+from factsmith.artifacts.errors import InputError
+from factsmith.tasks.records.record import Record
+
+__all__ = ["keep_first", "refuse_conflicts"]
+
+logger = logging.getLogger(__name__)
+
+
+def refuse_conflicts(records: Iterable[Record], path: Path) -> list[Record]:
+    """The records, a repeated fact once.
+
+    Raises:
+        InputError: two records contradict each other; names both.
+    """
+    kept: dict[tuple[str, str], Record] = {}
+    for record in records:
+        first = kept.setdefault(_key(record), record)
+        if first.request.target_new != record.request.target_new:
+            raise InputError(
+                f"Records {first.place} and {record.place} of {path} (counted from 0) contradict each other.",
+                got=f"{first.request.prompt!r}: {first.request.target_new!r} and {record.request.target_new!r}",
+                expected="one target for one subject and prompt",
+                remedy="keep the one that is true",
+            )
+    return list(kept.values())
+
+
+def keep_first(records: Iterable[Record]) -> list[Record]:
+    """The records without those that contradict or repeat an earlier one; says how many were dropped."""
+    records = list(records)
+    kept: dict[tuple[str, str], Record] = {}
+    for record in records:
+        kept.setdefault(_key(record), record)
+    if dropped := len(records) - len(kept):
+        logger.warning("%d of %d records ask for another target at a prompt already seen: dropped", dropped, len(records))
+    return list(kept.values())
+
+
+def _key(record: Record) -> tuple[str, str]:
+    return record.request.subject, record.request.prompt

@@ -1,0 +1,77 @@
+"""Which records are written, and which of them together."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from factsmith.artifacts.errors import InputError, closest
+from factsmith.tasks.records.reading import read_json
+from factsmith.tasks.records.record import Record
+from factsmith.tasks.settings import DatasetSettings
+
+__all__ = ["load_suite", "select_batches"]
+
+
+def load_suite(settings: DatasetSettings) -> list[Record]:
+    """All records of the dataset, by the module of its suite.
+
+    Raises:
+        InputError: the suite is not known, or what it reads is faulty.
+    """
+    from factsmith.tasks import suites
+
+    known = {module.name for module in pkgutil.iter_modules(suites.__path__)}
+    if settings.suite not in known:
+        raise InputError(f"There is no suite {settings.suite!r}.", remedy=closest(settings.suite, known))
+    records: list[Record] = importlib.import_module(f"{suites.__name__}.{settings.suite}").load(settings)
+    return records
+
+
+def select_batches(settings: DatasetSettings, batch_size: int | Literal["all"]) -> list[list[Record]]:
+    """The records of each batch: chosen by case, shuffled by seed, cut to the limit.
+
+    Raises:
+        InputError: a case that is not there, or fewer records than the batches need.
+    """
+    records = load_suite(settings)
+    if settings.cases is not None:
+        records = _with_cases(records, settings)
+    if settings.seed is not None:
+        order = torch.randperm(len(records), generator=torch.Generator().manual_seed(settings.seed)).tolist()
+        records = [records[place] for place in order]
+    records = records[: settings.limit]
+    size = len(records) if batch_size == "all" else batch_size
+    batches = [records[first : first + size] for first in range(0, len(records), size)]
+    if settings.batches is None:
+        return batches
+    needed = size * settings.batches
+    if len(records) < needed:
+        raise InputError(
+            f"dataset={settings.name} has {len(records)} records for {settings.batches} batches of {size}.",
+            expected=f"{needed} records",
+            remedy="lower method.batch_size or dataset.batches, or raise dataset.limit",
+        )
+    return batches[: settings.batches]
+
+
+def _with_cases(records: list[Record], settings: DatasetSettings) -> list[Record]:
+    cases = settings.cases
+    where = "dataset.cases"
+    if isinstance(cases, Path):
+        where = str(cases)
+        cases = read_json(cases.expanduser())
+    if not isinstance(cases, list) or not all(type(case) is int for case in cases):
+        raise InputError(f"{where} is not a JSON list of case ids.", expected="[1, 11, 14, ...]")
+    by_case = {record.request.case_id: record for record in records}
+    missing = [case for case in cases if case not in by_case]
+    if missing:
+        raise InputError(
+            f"{where} asks for cases that dataset={settings.name} does not have.",
+            got=f"{len(missing)} of {len(cases)} missing, {', '.join(map(str, missing[:5]))} among them",
+        )
+    return [by_case[case] for case in dict.fromkeys(cases)]

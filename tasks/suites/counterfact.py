@@ -1,0 +1,48 @@
+"""CounterFact (Meng et al. 2022a, section 3.4): counterfactual objects, paraphrases, neighbours that must not move."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from factsmith.tasks.editing.request import EditRequest
+from factsmith.tasks.records.conflicts import keep_first
+from factsmith.tasks.records.reading import RawRecord, read_records
+from factsmith.tasks.records.record import Record
+from factsmith.tasks.settings import DatasetSettings
+
+__all__ = ["load", "parse"]
+
+
+def load(settings: DatasetSettings) -> list[Record]:
+    """Records of a CounterFact file (a JSON list, or JSON lines)."""
+    return keep_first(parse(raw) for raw in read_records(settings.required_path()))
+
+
+def parse(raw: RawRecord) -> Record:
+    """One record of CounterFact's schema.
+
+    Raises:
+        InputError: names the file, the index and the field that is wrong.
+    """
+    case_id = raw.fields.get("case_id", raw.index)
+    if not isinstance(case_id, int):
+        raise raw.error("field 'case_id' is not a whole number", got=repr(case_id))
+    subject = raw.text("requested_rewrite", "subject")
+    request = EditRequest(
+        case_id=case_id,
+        subject=subject,
+        template=raw.template(raw.text("requested_rewrite", "prompt"), subject),
+        target_new=raw.text("requested_rewrite", "target_new", "str"),
+        target_true=raw.text("requested_rewrite", "target_true", "str"),
+    )
+    return scored(raw, request)
+
+
+def scored(raw: RawRecord, request: EditRequest) -> Record:
+    """``request`` with the scoring prompts of ``raw``."""
+    prompts: Mapping[str, tuple[str, ...]] = {
+        "rewrite": (request.prompt,),
+        "paraphrase": raw.texts("paraphrase_prompts"),
+        "neighborhood": raw.texts("neighborhood_prompts"),
+    }
+    return Record(request, prompts, raw.index)
