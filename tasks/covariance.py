@@ -1,0 +1,76 @@
+"""Stage ``covariance``: C0, mean and count of the first rows of each layer's key stream."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from factsmith.artifacts.errors import InputError
+from factsmith.artifacts.formats import save_tensors
+from factsmith.artifacts.recipe import Series
+from factsmith.artifacts.store import Artifact, Draft
+from factsmith.tasks.bench import Bench
+from factsmith.tasks.keys import KeyStream
+from factsmith.tasks.numerics.moments import Moments
+from factsmith.tasks.progress import work
+from factsmith.tasks.stage import Outcome, stage
+
+__all__ = ["TENSORS", "Covariances", "covariance"]
+
+TENSORS = "moments.safetensors"
+"""Holds ``covariance`` (d_k, d_k) and ``mean`` (d_k,), float64."""
+
+_ROWS_AT_ONCE = 1024
+
+
+@dataclass(frozen=True)
+class Covariances:
+    """C0 of each edited layer.
+
+    Attributes:
+        series: of the layers.
+        layers: the artifact of each.
+    """
+
+    series: Series
+    layers: dict[int, Artifact]
+
+
+@stage("covariance")
+def covariance(bench: Bench, stream: KeyStream, count: int) -> Outcome[Covariances]:
+    """Moments of the first ``count`` keys of every edited layer, from the stored values.
+
+    Rows are added up in a fixed grouping, in their order, so that the same keys give the same bytes.
+
+    Raises:
+        InputError: stored keys are not finite.
+    """
+    series = Series("covariance", 1, {"tokens": count}, {"keys": stream.series.digest})
+    found: dict[int, Artifact] = {}
+    any_built = False
+    with work("covariance", count * len(bench.layers)) as advance:
+        for layer in bench.layers:
+
+            def build(draft: Draft, layer: int = layer) -> None:
+                moments = Moments(bench.checkpoint.key_width, bench.device)
+                for shard, rows in stream.rows(layer, count):
+                    draft.read_from(shard)
+                    for first in range(0, len(rows), _ROWS_AT_ONCE):
+                        moments.update(torch.from_numpy(rows[first : first + _ROWS_AT_ONCE]))
+                    advance(len(rows))
+                matrix = moments.covariance
+                if not torch.isfinite(matrix).all():
+                    raise InputError(f"Stored keys of layer {layer} hold NaN or infinity.", got=str(draft.lineage))
+                save_tensors(draft.path / TENSORS, {"covariance": matrix, "mean": moments.mean})
+                draft.summary = {"layer": layer, "tokens": moments.count, "width": len(matrix)}
+                draft.made = bench.made
+
+            found[layer], built = bench.store.get_or_build(series.member(layer=layer), build)
+            any_built |= built
+    return Outcome(
+        Covariances(series, found),
+        series.address,
+        any_built,
+        {"tokens": count, "bytes": sum(artifact.manifest.bytes for artifact in found.values())},
+    )

@@ -1,0 +1,42 @@
+"""Hand over an edited model as a Hugging Face checkpoint."""
+
+from __future__ import annotations
+
+import shutil
+import uuid
+from pathlib import Path
+
+from factsmith.artifacts.formats import load_json, save_json
+from factsmith.artifacts.store import Artifact
+from factsmith.tasks.bench import Bench
+from factsmith.tasks.edit import read_deltas
+from factsmith.tasks.editing.edit import applied
+from factsmith.tasks.stage import Outcome, stage
+
+__all__ = ["export"]
+
+
+@stage("export")
+def export(bench: Bench, edit: Artifact, out: Path) -> Outcome[Path]:
+    """Write the model with ``edit`` in it to ``out``; seen there only when it is whole.
+
+    ``factsmith.json`` beside the weights says which edit it is and which facts it holds.
+    """
+    out = out.absolute()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    staging = out.with_name(f".{out.name}-{uuid.uuid4().hex[:8]}")
+    try:
+        with applied(bench.decoder, read_deltas(edit)):
+            bench.decoder.model.save_pretrained(staging)
+        bench.decoder.tokenizer.save_pretrained(staging)
+        save_json(
+            staging / "factsmith.json",
+            {"edit": edit.address, "facts": load_json(edit.path / "requests.json")},
+        )
+        if out.exists():
+            out.rmdir()
+        staging.rename(out)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    size = sum(file.stat().st_size for file in out.iterdir())
+    return Outcome(out, edit.address, True, {"bytes": size}, {"out": str(out)})

@@ -1,0 +1,67 @@
+"""Stage ``model``: the checkpoint, looked at once, and the names by which later stages know it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from factsmith.artifacts.formats import save_json
+from factsmith.artifacts.recipe import Series, digest_of
+from factsmith.artifacts.store import Draft
+from factsmith.tasks.bench import Bench
+from factsmith.tasks.stage import Outcome, stage
+
+__all__ = ["ModelName", "model"]
+
+
+@dataclass(frozen=True)
+class ModelName:
+    """What decides the numbers a model gives.
+
+    Attributes:
+        weights: digest of the checkpoint's config and weight files.
+        tokenizer: digest of the tokenizer's files.
+        dtype: the weights are run in.
+    """
+
+    weights: str
+    tokenizer: str
+    dtype: str
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """For the recipes of whatever a forward pass makes."""
+        return {"dtype": self.dtype, "attention": "sdpa"}
+
+    @property
+    def inputs(self) -> dict[str, str]:
+        return {"model": self.weights, "tokenizer": self.tokenizer}
+
+
+@stage("model")
+def model(bench: Bench) -> Outcome[ModelName]:
+    """Fingerprint the checkpoint and see that every weight is a number.
+
+    Raises:
+        InputError: NaN or infinity in a weight; names the tensor.
+    """
+    checkpoint = bench.checkpoint
+    checksum = bench.store.checksums.sha256
+    files = [checkpoint.path / "config.json", *checkpoint.weight_files]
+    series = Series("model", 1, {"files": {file.name: checksum(file) for file in files}})
+    recipe = series.member()
+
+    def build(draft: Draft) -> None:
+        draft.summary = {
+            "architecture": checkpoint.config.model_type,
+            "parameters": checkpoint.check_weights(),
+            "blocks": checkpoint.block_count,
+            "key_width": checkpoint.key_width,
+            "bytes": sum(file.stat().st_size for file in checkpoint.weight_files),
+        }
+        save_json(draft.path / "model.json", draft.summary)
+
+    artifact, built = bench.store.get_or_build(recipe, build)
+    tokenizer = digest_of({file.name: checksum(file) for file in checkpoint.tokenizer_files})
+    name = ModelName(artifact.digest, tokenizer, bench.settings.model.dtype)
+    return Outcome(name, artifact.address, built, {"parameters": artifact.summary["parameters"]})

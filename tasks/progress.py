@@ -1,0 +1,54 @@
+"""How long work tells that it goes on: bars on a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+__all__ = ["work"]
+
+logger = logging.getLogger(__name__)
+
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+@contextmanager
+def work(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """While open, show how much of ``total`` is done; the function it gives takes how much more is."""
+    show = _bar if sys.stderr.isatty() else _lines
+    with show(what, total) as advance:
+        yield advance
+
+
+@contextmanager
+def _bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    columns = (
+        TextColumn("{task.description:<12}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        bar = progress.add_task(what, total=total)
+        yield lambda done: progress.advance(bar, done)
+
+
+@contextmanager
+def _lines(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    done, spoken = 0, time.monotonic()
+
+    def advance(more: int) -> None:
+        nonlocal done, spoken
+        done += more
+        if time.monotonic() - spoken > _SECONDS_BETWEEN_LINES:
+            spoken = time.monotonic()
+            logger.info("%s: %s of %s", what, f"{done:,}", f"{total:,}")
+
+    yield advance

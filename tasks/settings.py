@@ -1,0 +1,119 @@
+"""Every setting there is, with its meaning. Frozen; unknown keys are refused.
+
+A *recipe* setting changes what is computed and is hashed into artifact names. A *runtime* setting changes how (device,
+memory, batch of a forward pass) and is only recorded.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from factsmith.artifacts.errors import InputError
+from factsmith.tasks.editing.edit import Spread
+from factsmith.tasks.editing.values import ValueSettings
+from factsmith.tasks.embedded.world import Split
+
+__all__ = [
+    "CorpusSettings",
+    "DatasetSettings",
+    "MethodSettings",
+    "ModelSettings",
+    "RuntimeSettings",
+    "Settings",
+    "TrackingSettings",
+]
+
+EMBEDDED = "embedded"
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", coerce_numbers_to_str=True)
+
+
+class ModelSettings(_Frozen):
+    """The model to edit."""
+
+    name: str = Field(description="of the choice, for tables")
+    path: str = Field(description="folder of a Hugging Face checkpoint, or 'embedded'")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="of the weights while running")
+
+
+class CorpusSettings(_Frozen):
+    """The text whose keys an edit must preserve."""
+
+    name: str = Field(description="of the choice, for tables")
+    source: Literal["embedded", "local"]
+    path: Path | None = Field(None, description="of the file (local): .jsonl, .txt or .parquet")
+    field: str = Field("text", description="of a record that holds the text (.jsonl, .parquet)")
+    seed: int = Field(0, ge=0, description="of the documents' order")
+    block_length: int = Field(128, ge=2, description="tokens of a block; blocks never cross a document")
+    blocks_per_document: int | None = Field(None, ge=1, description="blocks a document gives at most; null for all")
+    dynamic_multiplier: float = Field(10, gt=0, description="d_m: tokens of the corpus, in multiples of d_k")
+    tokens: int | None = Field(None, ge=1, description="tokens of the corpus, instead of dynamic_multiplier")
+    key_dtype: Literal["float32", "float16"] = Field("float32", description="of the stored keys")
+
+
+class MethodSettings(_Frozen):
+    """How facts are written: the parts of the one equation, and their constants."""
+
+    name: str = Field(description="of the choice, for tables")
+    layers: Annotated[list[int], Field(min_length=1)] = Field(description="edited layers, counted from 0")
+    preservation: Literal["full"] = Field("full", description="operator that holds what must stay")
+    preservation_weight: float = Field(gt=0, description="lambda, the weight of C0")
+    ridge: float | Literal["auto"] = Field(
+        0.0, description="added to the diagonal of lambda C0; 'auto' for 1e-6 of its mean"
+    )
+    slack: float = Field(ge=0, description="gamma: 0 forces the new facts, 1 is least squares")
+    slack_of_one: float | None = Field(None, ge=0, description="gamma when one fact is written alone; null for slack")
+    spread: Spread = Field("even", description="how a residual is divided over the layers")
+    batch_size: int | Literal["all"] = Field(16, description="facts written together")
+    contexts: Path | None = Field(None, description="JSON list of context templates; null to sample them")
+    context_seed: int = Field(0, ge=0, description="of the sampled context templates")
+    value: ValueSettings = Field(default_factory=ValueSettings)
+
+
+class DatasetSettings(_Frozen):
+    """The facts to write, and what scores them."""
+
+    name: str = Field(description="of the choice, for tables")
+    suite: str = Field(description="how records are read: counterfact, embedded, facts")
+    path: Path | None = Field(None, description="of the file")
+    split: Split = Field("all", description="of the embedded world: the half that settings were tuned on, or the other")
+    cases: Path | list[int] | None = Field(None, description="case ids to take, or a JSON file that lists them")
+    limit: int | None = Field(None, ge=1, description="records to take at most")
+    seed: int | None = Field(0, ge=0, description="of the records' order; null for that of the file")
+    batches: int | None = Field(1, ge=1, description="batches written independently; null for all records")
+
+    def required_path(self) -> Path:
+        if self.path is None:
+            raise InputError(f"dataset={self.name} needs a file.", remedy="set dataset.path=FILE")
+        return self.path
+
+
+class RuntimeSettings(_Frozen):
+    """How things are computed. Nothing here changes what is computed, but for the last bits of a float."""
+
+    device: str = Field("auto", description="cpu, cuda, cuda:1, ...; auto takes a GPU where there is one")
+    threads: int | None = Field(None, ge=1, description="of the CPU; null leaves it to torch")
+    tokens_per_pass: int = Field(8192, ge=1, description="positions in one forward pass at most")
+    memory_mb: int = Field(2048, ge=1, description="for the activations of one batch of value vectors")
+
+
+class TrackingSettings(_Frozen):
+    """Where runs are logged."""
+
+    experiment: str = Field("factsmith", description="of MLflow")
+
+
+class Settings(_Frozen):
+    """One run, resolved."""
+
+    model: ModelSettings
+    corpus: CorpusSettings
+    method: MethodSettings
+    dataset: DatasetSettings
+    runtime: RuntimeSettings = Field(default_factory=RuntimeSettings)
+    tracking: TrackingSettings = Field(default_factory=TrackingSettings)

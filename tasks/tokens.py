@@ -1,0 +1,135 @@
+"""Stage ``tokens``: the corpus as exact blocks of tokens, a series of shards that only ever grows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from factsmith.artifacts.errors import InputError
+from factsmith.artifacts.formats import load_table, save_table
+from factsmith.artifacts.recipe import Series
+from factsmith.artifacts.store import Artifact, Draft
+from factsmith.tasks.bench import Bench
+from factsmith.tasks.corpora.blocks import document_blocks
+from factsmith.tasks.model import ModelName
+from factsmith.tasks.progress import work
+from factsmith.tasks.stage import Outcome, stage
+
+__all__ = ["SHARD_TOKENS", "TokenStream", "tokens"]
+
+SHARD_TOKENS = 2**16
+"""A shard is closed at the end of the document that brings it to this many tokens."""
+
+SCHEMA = pa.schema(
+    [
+        ("document", pa.int64()),
+        ("offset", pa.int32()),
+        ("start", pa.int64()),
+        ("tokens", pa.list_(pa.int32())),
+    ]
+)
+"""One row a block: its document's index in the source, where in the document its own tokens begin, and the position
+of its first token in the stream."""
+
+
+@dataclass(frozen=True)
+class TokenStream:
+    """Positions of the corpus in their order, as far as they have been tokenized.
+
+    Attributes:
+        series: of the shards.
+        shards: in order.
+    """
+
+    series: Series
+    shards: Sequence[Artifact]
+
+    @property
+    def count(self) -> int:
+        """Positions tokenized so far."""
+        return int(self.shards[-1].summary["stop"])
+
+    def blocks(self, shard: Artifact) -> list[list[int]]:
+        """Tokens of every block of a shard."""
+        blocks: list[list[int]] = load_table(shard.path / "blocks.parquet")["tokens"].to_pylist()
+        return blocks
+
+
+@stage("tokens")
+def tokens(bench: Bench, model: ModelName, wanted: int, useful: int) -> Outcome[TokenStream]:
+    """Tokenize until there are ``useful`` positions or the corpus ends.
+
+    Args:
+        bench: of the run.
+        model: whose tokenizer.
+        wanted: positions that the run cannot do without.
+        useful: positions that it would use.
+
+    Raises:
+        InputError: the corpus ends before ``wanted``; says how many tokens it has.
+    """
+    settings = bench.settings.corpus
+    series = Series(
+        "tokens",
+        1,
+        {
+            "corpus": bench.corpus.recipe(),
+            "block_length": settings.block_length,
+            "blocks_per_document": settings.blocks_per_document,
+            "shard_tokens": SHARD_TOKENS,
+        },
+        {"tokenizer": model.tokenizer},
+    )
+    shards: list[Artifact] = []
+    any_built = False
+    with work("tokens", useful) as advance:
+        while not shards or (shards[-1].summary["stop"] < useful and not shards[-1].summary["last"]):
+            before = shards[-1].summary if shards else {"stop": 0, "next_place": 0}
+
+            def build(draft: Draft, before: dict[str, int] = before) -> None:
+                _build_shard(bench, draft, first=before["next_place"], start=before["stop"], wanted=wanted)
+
+            shard, built = bench.store.get_or_build(series.member(shard=len(shards)), build)
+            shards.append(shard)
+            any_built |= built
+            advance(shard.summary["stop"] - before["stop"])
+    stream = TokenStream(series, shards)
+    if stream.count < wanted:
+        raise _too_small(bench, stream.count, wanted)
+    metrics = {"tokens": stream.count, "bytes": sum(shard.manifest.bytes for shard in shards)}
+    return Outcome(stream, series.address, any_built, metrics)
+
+
+def _build_shard(bench: Bench, draft: Draft, *, first: int, start: int, wanted: int) -> None:
+    settings = bench.settings.corpus
+    blocks = document_blocks(
+        bench.corpus,
+        bench.tokenizer,
+        first=first,
+        length=settings.block_length,
+        per_document=settings.blocks_per_document,
+    )
+    rows = []
+    position, place, last = start, first, True
+    for block in blocks:
+        if block.place != place and position - start >= SHARD_TOKENS:
+            last = False
+            break
+        rows.append({"document": block.document, "offset": block.offset, "start": position, "tokens": block.tokens})
+        position += len(block.tokens)
+        place = block.place
+    if last and position < wanted:
+        raise _too_small(bench, position, wanted)
+    draft.summary = {"start": start, "stop": position, "blocks": len(rows), "next_place": place + 1, "last": last}
+    save_table(draft.path / "blocks.parquet", pa.Table.from_pylist(rows, schema=SCHEMA))
+
+
+def _too_small(bench: Bench, count: int, wanted: int) -> InputError:
+    return InputError(
+        f"The corpus {bench.settings.corpus.path or bench.settings.corpus.name} is too small.",
+        got=f"{count:,} tokens",
+        expected=f"{wanted:,} tokens",
+        remedy=f"lower corpus.dynamic_multiplier below {count / bench.checkpoint.key_width:.3g}, or add text",
+    )

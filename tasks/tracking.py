@@ -1,0 +1,116 @@
+"""Runs in MLflow: one parent a run, one child a stage.
+
+Run ids are passed to every call. MLflow's notion of an active run is thread-local, and a stray one would swallow
+whatever came next.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param, RunTag
+
+__all__ = ["Tracker", "flatten", "tracking_uri"]
+
+
+def tracking_uri(home: Path) -> str:
+    """``MLFLOW_TRACKING_URI``, or a SQLite file below ``home``."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home / 'mlflow.db'}"
+
+
+def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested settings as MLflow parameters: ``method.value.steps`` -> ``"25"``."""
+    flat: dict[str, str] = {}
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = "null" if value is None else str(value)
+    return flat
+
+
+class Tracker:
+    """One run of the pipeline.
+
+    Args:
+        home: below which runs are kept by default.
+        experiment: of MLflow.
+        name: of the run.
+        settings: resolved.
+    """
+
+    def __init__(self, home: Path, *, experiment: str, name: str, settings: Mapping[str, Any]) -> None:
+        uri = tracking_uri(home)
+        self.client = MlflowClient(tracking_uri=uri)
+        found = self.client.get_experiment_by_name(experiment)
+        if found is None:
+            # A server decides for itself where artifacts go; an embedded database must be told.
+            place = (home / "mlruns" / experiment).as_uri() if uri.startswith("sqlite:") else None
+            self.experiment = self.client.create_experiment(experiment, artifact_location=place)
+        else:
+            self.experiment = found.experiment_id
+        self.run_id = self._start(name, {})
+        self._log(self.run_id, params=flatten(settings))
+        self.client.log_dict(self.run_id, dict(settings), "config.json")
+
+    def stage(
+        self, name: str, *, started: float, metrics: Mapping[str, float], tags: Mapping[str, str], failed: bool
+    ) -> None:
+        """Log a stage that has ended as a child run; ``started`` is seconds since the epoch."""
+        run_id = self._start(name, {"mlflow.parentRunId": self.run_id}, started)
+        self._log(run_id, metrics=metrics, tags={**tags, "stage": name})
+        self.client.set_terminated(run_id, status="FAILED" if failed else "FINISHED")
+
+    def metrics(self, metrics: Mapping[str, float | None]) -> None:
+        """Log numbers of the whole run; those that are not known are left out."""
+        self._log(self.run_id, metrics={name: value for name, value in metrics.items() if value is not None})
+
+    def tags(self, tags: Mapping[str, str]) -> None:
+        self._log(self.run_id, tags=tags)
+
+    def file(self, path: Path, folder: str | None = None) -> None:
+        self.client.log_artifact(self.run_id, str(path), folder)
+
+    def figure(self, figure: Any, name: str) -> None:
+        self.client.log_figure(self.run_id, figure, name)
+
+    def end(self, *, failed: bool) -> None:
+        self.client.set_terminated(self.run_id, status="FAILED" if failed else "FINISHED")
+
+    def _start(self, name: str, tags: Mapping[str, str], started: float | None = None) -> str:
+        run = self.client.create_run(
+            self.experiment,
+            start_time=round((started or time.time()) * 1000),
+            run_name=name,
+            tags={**tags, "mlflow.source.name": "factsmith", "mlflow.user": os.environ.get("USER", "factsmith")},
+        )
+        return str(run.info.run_id)
+
+    def _log(
+        self,
+        run_id: str,
+        *,
+        metrics: Mapping[str, float] | None = None,
+        params: Mapping[str, str] | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> None:
+        now = round(time.time() * 1000)
+        self.client.log_batch(
+            run_id,
+            metrics=[Metric(_name(name), float(value), now, 0) for name, value in (metrics or {}).items()],
+            params=[Param(name, value[:6000]) for name, value in (params or {}).items()],
+            tags=[RunTag(name, value[:5000]) for name, value in (tags or {}).items()],
+        )
+
+
+def _name(metric: str) -> str:
+    """MLflow takes no ``*`` in a metric's name."""
+    return metric.replace("*", "_star")
+
+
