@@ -1,0 +1,1 @@
+"""What a person runs or schedules: the flows, the command line, and how settings are put together."""

@@ -1,0 +1,41 @@
+"""Flow ``edit``: write facts, and if wanted hand over the edited model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from prefect import flow
+
+from factsmith.artifacts.store import Artifact
+from factsmith.flows.precompute import Prepared, prepare
+from factsmith.flows.report import Report
+from factsmith.tasks.bench import Bench, open_bench
+from factsmith.tasks.contexts import contexts
+from factsmith.tasks.edit import edit as edit_stage
+from factsmith.tasks.export import export
+from factsmith.tasks.settings import Settings
+from factsmith.tasks.values import values
+
+__all__ = ["edit", "write"]
+
+
+def write(bench: Bench, prepared: Prepared) -> list[Artifact]:
+    """contexts -> values -> edit."""
+    templates = contexts(bench, prepared.model)
+    vectors = values(bench, prepared.model, templates)
+    return edit_stage(bench, prepared.model, templates, vectors, prepared.factors)
+
+
+@flow(name="edit")
+def edit(settings: Settings, out: Path | None = None) -> Report:
+    """Write facts into a model.
+
+    Args:
+        settings: the run, resolved.
+        out: folder to write the edited model to, as a Hugging Face checkpoint.
+    """
+    with open_bench(settings, "edit", out=out) as bench:
+        edits = write(bench, prepare(bench))
+        if out is not None:
+            export(bench, edits[0], out)
+        return Report.of(bench)

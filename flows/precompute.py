@@ -1,0 +1,48 @@
+"""Flow ``precompute``: everything an edit needs that does not depend on the facts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from prefect import flow
+
+from factsmith.flows.report import Report
+from factsmith.tasks.bench import Bench, open_bench
+from factsmith.tasks.covariance import covariance
+from factsmith.tasks.factor import Factors, factor
+from factsmith.tasks.keys import corpus_tokens, keys, shard_rows
+from factsmith.tasks.model import ModelName, model
+from factsmith.tasks.settings import Settings
+from factsmith.tasks.tokens import tokens
+
+__all__ = ["Prepared", "precompute", "prepare"]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What ``prepare`` leaves to the edit."""
+
+    model: ModelName
+    factors: Factors
+
+
+def prepare(bench: Bench) -> Prepared:
+    """model -> tokens -> keys -> covariance -> factor."""
+    name = model(bench)
+    wanted = corpus_tokens(bench)
+    rows = shard_rows(bench.checkpoint.key_width)
+    stream = tokens(bench, name, wanted, -(-wanted // rows) * rows)  # whole shards of keys
+    collected = keys(bench, name, stream, wanted)
+    return Prepared(name, factor(bench, covariance(bench, collected, wanted)))
+
+
+@flow(name="precompute")
+def precompute(settings: Settings) -> Report:
+    """Get a model ready to be edited.
+
+    Args:
+        settings: the run, resolved.
+    """
+    with open_bench(settings, "precompute", dataset=False) as bench:
+        prepare(bench)
+        return Report.of(bench)

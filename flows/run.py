@@ -1,0 +1,37 @@
+"""Flow ``run``: precompute, edit, evaluate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from prefect import flow
+
+from factsmith.flows.edit import write
+from factsmith.flows.evaluate import score
+from factsmith.flows.precompute import prepare
+from factsmith.flows.report import Report
+from factsmith.tasks.bench import open_bench
+from factsmith.tasks.settings import Settings
+
+__all__ = ["run"]
+
+T = TypeVar("T")
+
+
+@flow(name="run")
+def run(settings: Settings) -> Report:
+    """Get a model ready, write facts into it, and score it before and after.
+
+    Args:
+        settings: the run, resolved.
+    """
+    with open_bench(settings, "run") as bench:
+        prepared = _subflow("precompute", lambda: prepare(bench))
+        edits = _subflow("edit", lambda: write(bench, prepared))
+        return Report.of(bench, _subflow("evaluate", lambda: score(bench, prepared, edits)))
+
+
+def _subflow(name: str, body: Callable[[], T]) -> T:
+    """Run ``body`` as a subflow. It takes no parameters: Prefect would try to serialise the bench and its model."""
+    return flow(body, name=name)()

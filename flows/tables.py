@@ -1,0 +1,96 @@
+"""Tables for the terminal."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+from rich.console import Group
+from rich.table import Table
+
+from factsmith.artifacts.manifest import Manifest
+from factsmith.flows.configuration import GROUPS, choices, describe_settings
+from factsmith.flows.report import Report
+from factsmith.tasks.settings import Settings
+
+__all__ = ["choices_table", "scores_table", "settings_table", "stages_table", "store_table"]
+
+
+def scores_table(report: Report, settings: Settings) -> Table:
+    """Metrics before and after, in percent."""
+    names = [name for name in next(iter(report.metrics.values()))]
+    method, model = settings.method.name, settings.model.name
+    table = Table(title=f"{method} on {model}: scores in percent", title_justify="left")
+    table.add_column("")
+    for name in names:
+        table.add_column(name, justify="right")
+    for phase, metrics in report.metrics.items():
+        table.add_row(phase, *("-" if metrics[name] is None else f"{metrics[name]:.1f}" for name in names))
+    return table
+
+
+def stages_table(report: Report) -> Table:
+    """What each stage took, and whether it was there already."""
+    table = Table(title="stages", title_justify="left")
+    table.add_column("stage")
+    table.add_column("state")
+    table.add_column("seconds", justify="right")
+    table.add_column("artifact")
+    for stage in report.stages:
+        kind, _, digest = stage.artifact.partition("/")
+        colour = "green" if stage.state == "cached" else "yellow"
+        table.add_row(stage.name, f"[{colour}]{stage.state}", f"{stage.seconds:.2f}", f"{kind}/{digest[:12]}")
+    table.add_section()
+    cached = sum(stage.state == "cached" for stage in report.stages)
+    seconds = sum(stage.seconds for stage in report.stages)
+    table.add_row(f"{len(report.stages)} stages", f"{cached} cached", f"{seconds:.2f}", "")
+    return table
+
+
+def store_table(manifests: Sequence[Manifest]) -> Table:
+    """One row an artifact."""
+    table = Table(title_justify="left")
+    for name in ("kind", "artifact", "series", "key", "created"):
+        table.add_column(name, overflow="fold")
+    table.add_column("bytes", justify="right")
+    for manifest in manifests:
+        key = ", ".join(
+            f"{name} {len(value) if isinstance(value, list) else value}"
+            for name, value in manifest.recipe["key"].items()
+        )
+        table.add_row(
+            manifest.kind, manifest.digest[:12], manifest.series[:12], key, manifest.created[:19], f"{manifest.bytes:,}"
+        )
+    table.add_section()
+    table.add_row(f"{len(manifests)} artifacts", "", "", "", "", f"{sum(one.bytes for one in manifests):,}")
+    return table
+
+
+def choices_table() -> Table:
+    """The choices of every group."""
+    table = Table(title="choices", title_justify="left")
+    table.add_column("word", no_wrap=True)
+    table.add_column("what it is")
+    for group in GROUPS:
+        for name, description in choices(group).items():
+            table.add_row(f"{group}={name}", description)
+        table.add_section()
+    return table
+
+
+def settings_table(settings: Settings) -> Group:
+    """Every setting, resolved."""
+    values = _flat(settings.model_dump(mode="json"))
+    by_group: dict[str, Table] = defaultdict(lambda: Table(show_header=False, title_justify="left"))
+    for key, meaning in describe_settings():
+        group = key.partition(".")[0]
+        by_group[group].title = group
+        by_group[group].add_row(key, str(values[key]), meaning)
+    return Group(*by_group.values())
+
+
+def _flat(content: dict[str, object], prefix: str = "") -> dict[str, object]:
+    flat: dict[str, object] = {}
+    for name, value in content.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat
