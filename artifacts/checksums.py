@@ -58,6 +58,7 @@ class Checksums:
         found: list[tuple[Any, ...]] = []
         try:
             with contextlib.closing(sqlite3.connect(self.database, timeout=10)) as connection, connection:
+                connection.execute("PRAGMA synchronous = OFF")  # what a power cut takes is read again
                 connection.execute(_TABLE)
                 for row in rows:
                     found += connection.execute(statement, row).fetchall()

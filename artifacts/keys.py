@@ -7,8 +7,6 @@ chunks must not read as zeros, so the fill value is NaN and empty chunks are wri
 from __future__ import annotations
 
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 import zarr
@@ -51,6 +49,7 @@ class KeyShardWriter:
             chunks=(min(self._chunk, rows), width),
             dtype=dtype,
             fill_value=float("nan"),
+            chunk_key_encoding={"name": "v2", "separator": "."},  # every chunk in one folder
             serializer=BytesCodec(),
             compressors=[Crc32cCodec()],
             config={"write_empty_chunks": True},
@@ -75,13 +74,12 @@ class KeyShardWriter:
         self._array[self.written : self.written + len(keys)] = keys
         self.written += len(keys)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if kind is None and self.written != self.rows:
+    def check_complete(self) -> None:
+        """
+        Raises:
+            ValueError: fewer or more rows were written than the shard was made for.
+        """
+        if self.written != self.rows:
             raise ValueError(f"shard of {self.rows} rows was given {self.written + self._filled}")
 
 

@@ -61,7 +61,8 @@ class Manifest(BaseModel):
     seconds: float
 
     @property
-    def bytes(self) -> int:
+    def size(self) -> int:
+        """Bytes of all files."""
         return sum(entry.bytes for entry in self.files.values())
 
     @property

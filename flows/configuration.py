@@ -67,12 +67,10 @@ def compose(words: Sequence[str] = ()) -> Settings:
     editing = model.pop("editing", {})
     by_method = model.pop("methods", {})
     parts = {group: _load_choice(group, names[group]) for group in GROUPS if group != "model"}
-    parts["method"] = OmegaConf.merge(
-        parts["method"], editing, by_method.get(str(parts["method"].get("name")), {})
-    )
+    parts["method"] = _merge(parts["method"], editing, by_method.get(str(parts["method"].get("name")), {}))
     try:
         given = OmegaConf.from_dotlist([f"{name}={value}" for name, value in values.items()])
-        composed = OmegaConf.merge(OmegaConf.create({"model": model, **parts}), given)
+        composed = _merge(OmegaConf.create({"model": model, **parts}), given)
         _check_missing(composed)
         content = OmegaConf.to_container(composed, resolve=True)
     except (OmegaConfBaseException, YAMLError, ValueError, TypeError) as error:
@@ -102,6 +100,12 @@ def _check_key(name: str) -> None:
             if namesakes
             else closest(name, siblings or {*known, *GROUPS}, cutoff=0.8 if siblings else 0.5),
         )
+
+
+def _merge(*configs: DictConfig) -> DictConfig:
+    merged = OmegaConf.merge(*configs)
+    assert isinstance(merged, DictConfig)
+    return merged
 
 
 def _load_choice(group: str, name: str) -> DictConfig:

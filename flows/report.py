@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from factsmith.tasks.bench import Bench, StageReport
 from factsmith.tasks.evaluation import Scores
@@ -26,6 +26,7 @@ class Report(BaseModel):
     mlflow_run_id: str
     stages: list[StageReport]
     metrics: dict[str, dict[str, float | None]]
+    facts: int = Field(0, exclude=True, description="that were scored")
 
     @classmethod
     def of(cls, bench: Bench, scores: Scores | None = None) -> Report:
@@ -36,4 +37,5 @@ class Report(BaseModel):
             mlflow_run_id=bench.tracker.run_id,
             stages=bench.reports,
             metrics={"before": scores.before, "after": scores.after} if scores else {},
+            facts=scores.artifact.summary["records"] if scores else 0,
         )

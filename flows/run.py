@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
-from prefect import flow
+from prefect import Flow, flow
 
 from factsmith.flows.edit import write
 from factsmith.flows.evaluate import score
@@ -34,4 +34,5 @@ def run(settings: Settings) -> Report:
 
 def _subflow(name: str, body: Callable[[], T]) -> T:
     """Run ``body`` as a subflow. It takes no parameters: Prefect would try to serialise the bench and its model."""
-    return flow(body, name=name)()
+    result: T = Flow(body, name=name)()
+    return result

@@ -16,16 +16,33 @@ from factsmith.tasks.settings import Settings
 __all__ = ["choices_table", "scores_table", "settings_table", "stages_table", "store_table"]
 
 
+_MEANINGS = {
+    "ES": "efficacy: the new object beats the true one",
+    "PS": "paraphrase: so it does in other words",
+    "NS": "neighbourhood: other subjects keep theirs",
+    "S": "score: harmonic mean of the three",
+    "EM": "by how much, rewrite prompts",
+    "PM": "by how much, paraphrases",
+    "NM": "by how much, neighbours",
+    "Eff*": "the new object is the model's first choice",
+    "Gen*": "so it is in other words",
+    "Spe*": "neighbours: the true object is",
+}
+
+
 def scores_table(report: Report, settings: Settings) -> Table:
     """Metrics before and after, in percent."""
-    names = [name for name in next(iter(report.metrics.values()))]
-    method, model = settings.method.name, settings.model.name
-    table = Table(title=f"{method} on {model}: scores in percent", title_justify="left")
+    table = Table(title=f"{settings.method.name} on {settings.model.name}: {report.facts} facts, scores in percent", title_justify="left")
     table.add_column("")
-    for name in names:
-        table.add_column(name, justify="right")
-    for phase, metrics in report.metrics.items():
-        table.add_row(phase, *("-" if metrics[name] is None else f"{metrics[name]:.1f}" for name in names))
+    for phase in report.metrics:
+        table.add_column(phase, justify="right")
+    table.add_column("what it tells")
+    for name in next(iter(report.metrics.values())):
+        values = [metrics[name] for metrics in report.metrics.values()]
+        cells = ["-" if value is None else f"{value:.1f}" for value in values]
+        table.add_row(name, *cells, _MEANINGS[name], style="bold" if name == "S" else "")
+        if name == "S":
+            table.add_section()
     return table
 
 
@@ -59,10 +76,10 @@ def store_table(manifests: Sequence[Manifest]) -> Table:
             for name, value in manifest.recipe["key"].items()
         )
         table.add_row(
-            manifest.kind, manifest.digest[:12], manifest.series[:12], key, manifest.created[:19], f"{manifest.bytes:,}"
+            manifest.kind, manifest.digest[:12], manifest.series[:12], key, manifest.created[:19], f"{manifest.size:,}"
         )
     table.add_section()
-    table.add_row(f"{len(manifests)} artifacts", "", "", "", "", f"{sum(one.bytes for one in manifests):,}")
+    table.add_row(f"{len(manifests)} artifacts", "", "", "", "", f"{sum(one.size for one in manifests):,}")
     return table
 
 

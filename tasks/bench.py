@@ -32,6 +32,7 @@ from factsmith.tasks.tracking import Tracker
 
 __all__ = ["Bench", "StageReport", "open_bench"]
 
+
 @dataclass(frozen=True)
 class StageReport:
     """What became of one stage.
@@ -208,9 +209,7 @@ class Bench:
 
 
 @contextmanager
-def open_bench(
-    settings: Settings, flow: str, *, dataset: bool = True, out: Path | None = None
-) -> Iterator[Bench]:
+def open_bench(settings: Settings, flow: str, *, dataset: bool = True, out: Path | None = None) -> Iterator[Bench]:
     """A bench whose input has been looked at and whose run is being logged.
 
     Args:

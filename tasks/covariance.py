@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from factsmith.artifacts.errors import InputError
@@ -60,7 +61,7 @@ def covariance(bench: Bench, stream: KeyStream, count: int) -> Outcome[Covarianc
                         moments.update(torch.from_numpy(rows[first : first + _ROWS_AT_ONCE]))
                     advance(len(rows))
                 matrix = moments.covariance
-                if not torch.isfinite(matrix).all():
+                if not np.isfinite(matrix.numpy()).all():
                     raise InputError(f"Stored keys of layer {layer} hold NaN or infinity.", got=str(draft.lineage))
                 save_tensors(draft.path / TENSORS, {"covariance": matrix, "mean": moments.mean})
                 draft.summary = {"layer": layer, "tokens": moments.count, "width": len(matrix)}
@@ -72,5 +73,5 @@ def covariance(bench: Bench, stream: KeyStream, count: int) -> Outcome[Covarianc
         Covariances(series, found),
         series.address,
         any_built,
-        {"tokens": count, "bytes": sum(artifact.manifest.bytes for artifact in found.values())},
+        {"tokens": count, "bytes": sum(artifact.manifest.size for artifact in found.values())},
     )

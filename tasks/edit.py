@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cache
 
 from factsmith.artifacts.errors import InputError
@@ -16,8 +15,8 @@ from factsmith.tasks.factor import Factors
 from factsmith.tasks.model import ModelName
 from factsmith.tasks.numerics.delta import LowRankDelta
 from factsmith.tasks.numerics.solve import CollidingKeysError
-from factsmith.tasks.records.record import Record
 from factsmith.tasks.progress import work
+from factsmith.tasks.records.record import Record
 from factsmith.tasks.stage import Outcome, stage
 from factsmith.tasks.values import Values
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from factsmith.artifacts.formats import load_table, save_json, save_table
-from factsmith.artifacts.recipe import Series, digest_of
+from factsmith.artifacts.recipe import Series
 from factsmith.artifacts.rows import RowSeries
 from factsmith.artifacts.store import Artifact, Draft
 from factsmith.tasks.bench import Bench
@@ -18,8 +18,8 @@ from factsmith.tasks.edit import read_deltas
 from factsmith.tasks.editing.edit import applied
 from factsmith.tasks.metrics import counterfact
 from factsmith.tasks.model import ModelName
-from factsmith.tasks.records.record import Record
 from factsmith.tasks.progress import work
+from factsmith.tasks.records.record import Record
 from factsmith.tasks.stage import Outcome, stage
 
 __all__ = ["Scores", "evaluation"]
@@ -56,8 +56,7 @@ def evaluation(bench: Bench, model: ModelName, edits: Sequence[Artifact]) -> Out
     with work("evaluation", 4 * prompts) as advance:
         phases = [_score(bench, model, None, everything, advance)]
         phases += [
-            _score(bench, model, artifact, batch, advance)
-            for artifact, batch in zip(edits, bench.batches, strict=True)
+            _score(bench, model, artifact, batch, advance) for artifact, batch in zip(edits, bench.batches, strict=True)
         ]
     series = Series(
         "evaluation",
@@ -117,7 +116,7 @@ class _Phase:
 
 
 def _score(
-    bench: Bench, model: ModelName, edit: Artifact | None, records: Sequence[Record], advance
+    bench: Bench, model: ModelName, edit: Artifact | None, records: Sequence[Record], advance: Callable[[int], None]
 ) -> _Phase:
     series = Series(
         "scores",

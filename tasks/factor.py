@@ -82,7 +82,7 @@ def factor(bench: Bench, covariances: Covariances) -> Outcome[Factors]:
         series.address,
         any_built,
         {
-            "bytes": sum(artifact.manifest.bytes for artifact in found.values()),
+            "bytes": sum(artifact.manifest.size for artifact in found.values()),
             **{f"ridge/layer_{layer}": artifact.summary["ridge"] for layer, artifact in found.items()},
         },
     )
@@ -107,5 +107,3 @@ def _factorise(bench: Bench, draft: Draft, layer: int, source: Artifact) -> None
         ) from None
     save_tensors(draft.path / TENSORS, {"cholesky": operator.factor})
     draft.summary = {"layer": layer, "width": len(operator.factor), "ridge": ridge}
-
-

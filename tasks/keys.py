@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -13,8 +13,8 @@ from torch import Tensor
 
 from factsmith.artifacts.errors import InputError
 from factsmith.artifacts.keys import KeyShardWriter, read_keys
-from factsmith.artifacts.recipe import Series
-from factsmith.artifacts.store import Artifact, Draft
+from factsmith.artifacts.recipe import Recipe, Series
+from factsmith.artifacts.store import Artifact
 from factsmith.tasks.bench import Bench
 from factsmith.tasks.model import ModelName
 from factsmith.tasks.models.key_stream import NonFiniteKeysError, block_keys
@@ -22,9 +22,15 @@ from factsmith.tasks.progress import work
 from factsmith.tasks.stage import Outcome, stage
 from factsmith.tasks.tokens import TokenStream
 
-__all__ = ["KeyStream", "keys", "shard_rows"]
+__all__ = ["KeyStream", "corpus_tokens", "keys", "shard_rows"]
 
 _SHARD_ROWS = 4096
+
+
+def corpus_tokens(bench: Bench) -> int:
+    """Tokens that C0 is the mean of."""
+    settings = bench.settings.corpus
+    return settings.tokens or math.ceil(settings.dynamic_multiplier * bench.checkpoint.key_width)
 
 
 def shard_rows(key_width: int) -> int:
@@ -70,42 +76,71 @@ def keys(bench: Bench, model: ModelName, stream: TokenStream, wanted: int) -> Ou
     series = Series(
         "keys",
         1,
-        {"key_dtype": bench.settings.corpus.key_dtype, "width": width, **model.parameters},
+        {"key_dtype": bench.settings.corpus.key_dtype, **model.parameters},
         {**model.inputs, "tokens": stream.series.digest},
     )
     rows = shard_rows(width)
-    ranges = [(start, min(start + rows, stream.count)) for start in range(0, wanted, rows)]
-    found: dict[int, list[Artifact]] = {layer: [] for layer in bench.layers}
-    built_rows = 0
-    collector = _Collector(bench, stream)
-    with work("keys", ranges[-1][1]) as advance:
-        for start, stop in ranges:
-            recipes = {layer: series.member(layer=layer, start=start, stop=stop) for layer in bench.layers}
-            shards = {layer: bench.store.find(recipe) for layer, recipe in recipes.items()}
-            if not all(shards.values()):
-                with bench.store.lock(series.digest):
-                    missing = {layer: r for layer, r in recipes.items() if bench.store.find(r) is None}
-                    if missing:
-                        with ExitStack() as drafts:
-                            opened = {layer: drafts.enter_context(bench.store.draft(r)) for layer, r in missing.items()}
-                            collector.write(opened, start, stop)
-                            built_rows += stop - start
-                shards = {layer: bench.store.get(recipe) for layer, recipe in recipes.items()}
-            for layer, shard in shards.items():
-                assert shard is not None
-                found[layer].append(shard)
-            advance(stop - start)
-    size = sum(shard.manifest.bytes for shards in found.values() for shard in shards)
+    spans = [(start, min(start + rows, stream.count)) for start in range(0, wanted, rows)]
+    total = spans[-1][1]
+    with work("keys", total) as advance:
+        missing = [span for span in spans if _absent(bench, series, span)]
+        built = sum(stop - start for start, stop in missing)
+        advance(total - built)
+        if missing:
+            with bench.store.lock(series.digest):
+                _collect(bench, stream, series, missing, advance)
+    shards = {layer: [bench.store.get(_recipe(series, layer, span)) for span in spans] for layer in bench.layers}
+    size = sum(shard.manifest.size for of_layer in shards.values() for shard in of_layer)
     return Outcome(
-        KeyStream(series, found),
+        KeyStream(series, shards),
         series.address,
-        built_rows > 0,
-        {"tokens": ranges[-1][1], "tokens_built": built_rows, "bytes": size},
-        {"shards": str(sum(map(len, found.values())))},
+        built > 0,
+        {"tokens": total, "tokens_built": built, "bytes": size},
     )
 
 
-class _Collector:
+def _recipe(series: Series, layer: int, span: tuple[int, int]) -> Recipe:
+    return series.member(layer=layer, start=span[0], stop=span[1])
+
+
+def _absent(bench: Bench, series: Series, span: tuple[int, int]) -> dict[int, Recipe]:
+    """Recipes of the layers that have no shard of these rows."""
+    recipes = {layer: _recipe(series, layer, span) for layer in bench.layers}
+    return {layer: recipe for layer, recipe in recipes.items() if bench.store.find(recipe) is None}
+
+
+def _collect(
+    bench: Bench,
+    stream: TokenStream,
+    series: Series,
+    spans: Sequence[tuple[int, int]],
+    advance: Callable[[int], None],
+) -> None:
+    """Build the shards of ``spans``, one after the other, for every layer that lacks one."""
+    reader = _Reader(bench, stream)
+    dtype = np.dtype(bench.settings.corpus.key_dtype)
+    width = bench.checkpoint.key_width
+    for span in spans:
+        rows = span[1] - span[0]
+        absent = _absent(bench, series, span)  # another process may have built some meanwhile
+        with ExitStack() as drafts:
+            writers: dict[int, KeyShardWriter] = {}
+            for layer, recipe in absent.items():
+                draft = drafts.enter_context(bench.store.draft(recipe))
+                draft.summary = {"layer": layer, "rows": rows, "width": width}
+                draft.made = bench.made
+                draft.read_from(*reader.sources(span))
+                writers[layer] = KeyShardWriter(draft.path, rows=rows, width=width, dtype=dtype)
+            if writers:
+                for unit in reader.rows(span, sorted(writers)):
+                    for layer, writer in writers.items():
+                        writer.append(_stored(unit[layer], dtype, layer))
+                for writer in writers.values():
+                    writer.check_complete()
+        advance(rows)
+
+
+class _Reader:
     """Runs the corpus through the model, unit by unit.
 
     A unit is a fixed run of blocks, whichever rows are asked for. So a row is computed in the same passes, to the
@@ -113,61 +148,47 @@ class _Collector:
     """
 
     def __init__(self, bench: Bench, stream: TokenStream) -> None:
-        self.bench = bench
-        self.stream = stream
+        self._bench = bench
+        self._stream = stream
         self._last: tuple[tuple[int, int], dict[int, Tensor]] | None = None
 
-    def write(self, drafts: dict[int, Draft], start: int, stop: int) -> None:
-        """Fill the drafts of some layers with rows ``start`` to ``stop``."""
-        dtype = np.dtype(self.bench.settings.corpus.key_dtype)
-        width = self.bench.checkpoint.key_width
-        with ExitStack() as open_writers:
-            writers = {
-                layer: open_writers.enter_context(
-                    KeyShardWriter(draft.path, rows=stop - start, width=width, dtype=dtype)
-                )
-                for layer, draft in drafts.items()
-            }
-            for first, unit in self._units(start, stop, sorted(drafts)):
-                for layer, writer in writers.items():
-                    rows = unit[layer]
-                    writer.append(_stored(rows[max(0, start - first) : stop - first], dtype, layer))
-        for layer, draft in drafts.items():
-            draft.summary = {"layer": layer, "rows": stop - start, "width": width, "start": start}
-            draft.made = self.bench.made
-            draft.read_from(*self._shards(start, stop))
-
-    def _shards(self, start: int, stop: int) -> list[Artifact]:
+    def sources(self, span: tuple[int, int]) -> list[Artifact]:
+        """The token shards that hold these rows."""
+        start, stop = span
         return [
-            shard for shard in self.stream.shards if shard.summary["start"] < stop and shard.summary["stop"] > start
+            shard for shard in self._stream.shards if shard.summary["start"] < stop and shard.summary["stop"] > start
         ]
 
-    def _units(self, start: int, stop: int, layers: Sequence[int]) -> Iterator[tuple[int, dict[int, Tensor]]]:
-        """Position of its first row and keys, for every unit that overlaps ``start`` to ``stop``."""
-        most_tokens = self.bench.settings.runtime.tokens_per_pass
-        size = max(1, most_tokens // self.bench.settings.corpus.block_length)
-        for shard in self._shards(start, stop):
-            blocks = self.stream.blocks(shard)
-            position = shard.summary["start"]
-            for number, first in enumerate(range(0, len(blocks), size)):
-                unit = blocks[first : first + size]
-                end = position + sum(map(len, unit))
-                if position < stop and end > start:
-                    name = (shard.summary["start"], number)
-                    # A unit that straddles two shards is still here from the first of them.
-                    if self._last is None or self._last[0] != name or not set(layers) <= set(self._last[1]):
-                        self._last = name, self._compute(unit, layers, most_tokens)
-                    yield position, self._last[1]
-                position = end
+    def rows(self, span: tuple[int, int], layers: Sequence[int]) -> Iterator[dict[int, Tensor]]:
+        """Keys of the rows of ``span`` at ``layers``, in order, a unit at a time."""
+        start, stop = span
+        most_tokens = self._bench.settings.runtime.tokens_per_pass
+        blocks_each = max(1, most_tokens // self._bench.settings.corpus.block_length)
+        for shard in self.sources(span):
+            blocks = self._stream.blocks(shard)
+            first = shard.summary["start"]
+            for number in range(0, len(blocks), blocks_each):
+                unit = blocks[number : number + blocks_each]
+                last = first + sum(map(len, unit))
+                if first < stop and last > start:
+                    found = self._unit((shard.summary["start"], number), unit, layers, most_tokens)
+                    yield {layer: found[layer][max(0, start - first) : stop - first] for layer in layers}
+                first = last
 
-    def _compute(self, unit: list[list[int]], layers: Sequence[int], most_tokens: int) -> dict[int, Tensor]:
-        try:
-            return block_keys(self.bench.decoder, unit, layers, most_tokens=most_tokens)
-        except NonFiniteKeysError as error:
-            raise InputError(
-                f"Layer {error.layer} of {self.bench.settings.model.name} gives keys that are NaN or infinite.",
-                remedy="run the model in a wider dtype (model.dtype=float32)",
-            ) from None
+    def _unit(
+        self, name: tuple[int, int], unit: list[list[int]], layers: Sequence[int], most_tokens: int
+    ) -> dict[int, Tensor]:
+        # A unit that straddles two shards is still here from the first of them.
+        if self._last is None or self._last[0] != name or not set(layers) <= set(self._last[1]):
+            try:
+                found = block_keys(self._bench.decoder, unit, layers, most_tokens=most_tokens)
+            except NonFiniteKeysError as error:
+                raise InputError(
+                    f"Layer {error.layer} of {self._bench.settings.model.name} gives keys that are NaN or infinite.",
+                    remedy="run the model in a wider dtype (model.dtype=float32)",
+                ) from None
+            self._last = name, found
+        return self._last[1]
 
 
 def _stored(rows: Tensor, dtype: np.dtype, layer: int) -> np.ndarray:
@@ -176,7 +197,7 @@ def _stored(rows: Tensor, dtype: np.dtype, layer: int) -> np.ndarray:
     Raises:
         InputError: float16 cannot hold one of them.
     """
-    array = rows.to(torch.float32).numpy()
+    array: np.ndarray = rows.to(torch.float32).numpy()
     if dtype == np.float32:
         return array
     largest = float(np.abs(array).max(initial=0))
@@ -188,9 +209,3 @@ def _stored(rows: Tensor, dtype: np.dtype, layer: int) -> np.ndarray:
             remedy="set corpus.key_dtype=float32",
         )
     return array.astype(dtype)
-
-
-def corpus_tokens(bench: Bench) -> int:
-    """Tokens that C0 is the mean of."""
-    settings = bench.settings.corpus
-    return settings.tokens or math.ceil(settings.dynamic_multiplier * bench.checkpoint.key_width)

@@ -6,11 +6,12 @@ import functools
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Concatenate, Generic, ParamSpec, TypeVar
+from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
-from prefect.states import Completed, State
+from prefect.client.schemas.objects import State
+from prefect.states import Completed
 
 from factsmith.tasks.bench import Bench, StageReport
 
@@ -49,7 +50,7 @@ def stage(name: str) -> Callable[[Callable[Concatenate[Bench, P], Outcome[T]]], 
     def decorate(function: Callable[Concatenate[Bench, P], Outcome[T]]) -> Callable[Concatenate[Bench, P], T]:
         @task(name=name, persist_result=False, cache_policy=NO_CACHE)
         @functools.wraps(function)
-        def run(bench: Bench, *args: P.args, **kwargs: P.kwargs) -> State[T]:
+        def run(bench: Bench, /, *args: P.args, **kwargs: P.kwargs) -> State[T]:
             began, started = time.time(), time.perf_counter()
             try:
                 outcome = function(bench, *args, **kwargs)
@@ -69,13 +70,12 @@ def stage(name: str) -> Callable[[Callable[Concatenate[Bench, P], Outcome[T]]], 
             name_of_state = "Completed" if outcome.built else "Cached"
             return Completed(name=name_of_state, message=outcome.artifact, data=outcome.value)
 
-        @functools.wraps(function)
-        def call(bench: Bench, *args: P.args, **kwargs: P.kwargs) -> T:
-            state: State[T] = run(bench, *args, **kwargs, return_state=True)
-            return state.result()
+        def call(bench: Bench, /, *args: P.args, **kwargs: P.kwargs) -> T:
+            state: Any = run(bench, *args, **kwargs, return_state=True)
+            value: T = state.result()
+            return value
 
+        functools.update_wrapper(call, function)
         return call
 
     return decorate
-
-

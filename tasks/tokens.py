@@ -98,7 +98,7 @@ def tokens(bench: Bench, model: ModelName, wanted: int, useful: int) -> Outcome[
     stream = TokenStream(series, shards)
     if stream.count < wanted:
         raise _too_small(bench, stream.count, wanted)
-    metrics = {"tokens": stream.count, "bytes": sum(shard.manifest.bytes for shard in shards)}
+    metrics = {"tokens": stream.count, "bytes": sum(shard.manifest.size for shard in shards)}
     return Outcome(stream, series.address, any_built, metrics)
 
 

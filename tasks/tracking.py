@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 
@@ -112,5 +111,3 @@ class Tracker:
 def _name(metric: str) -> str:
     """MLflow takes no ``*`` in a metric's name."""
     return metric.replace("*", "_star")
-
-

@@ -99,7 +99,7 @@ def values(bench: Bench, model: ModelName, contexts: Contexts) -> Outcome[Values
                     "steps": vector.steps,
                     "loss": vector.loss,
                     "nll": vector.nll,
-                    "kl": vector.kl,
+                    "divergence": vector.divergence,
                     "change": float((vector.value - vector.start).norm() / vector.start.norm()),
                 }
                 for fact, vector in zip(facts, vectors, strict=True)
@@ -109,6 +109,4 @@ def values(bench: Bench, model: ModelName, contexts: Contexts) -> Outcome[Values
             draft.made = bench.made
 
         rows, built = RowSeries(bench.store, series).get_or_build(list(requests), build, at_once=_FACTS_AT_ONCE)
-    return Outcome(
-        Values(series, rows), series.address, built > 0, {"facts": len(requests), "facts_built": built}
-    )
+    return Outcome(Values(series, rows), series.address, built > 0, {"facts": len(requests), "facts_built": built})

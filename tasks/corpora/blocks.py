@@ -62,7 +62,7 @@ def document_blocks(
     own = length - len(opening)
     place = first
     while True:
-        batch = []
+        batch: list[tuple[int, str]] = []
         while len(batch) < documents_at_once and (found := source.document(place + len(batch))) is not None:
             batch.append(found)
         if not batch:

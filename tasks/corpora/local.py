@@ -131,7 +131,9 @@ class JsonLinesCorpus(_Lines):
         except ValueError as error:
             raise InputError(f"Line {index} of {self.path} (counted from 0) is not JSON.", got=str(error)) from None
         if not isinstance(record, dict) or not isinstance(record.get(self.field), str):
-            known = [name for name, value in record.items() if isinstance(value, str)] if isinstance(record, dict) else []
+            known = (
+                [name for name, value in record.items() if isinstance(value, str)] if isinstance(record, dict) else []
+            )
             raise InputError(
                 f"Line {index} of {self.path} (counted from 0) has no text in field {self.field!r}.",
                 got=f"text in {', '.join(known)}" if known else type(record).__name__,
@@ -159,7 +161,9 @@ class ParquetCorpus(LocalCorpus):
             schema = pq.read_schema(self.path)
         except (pa.ArrowException, OSError) as error:
             raise InputError(f"The corpus {self.path} is not Parquet.", got=str(error)) from None
-        texts = [field.name for field in schema if pa.types.is_string(field.type) or pa.types.is_large_string(field.type)]
+        texts = [
+            field.name for field in schema if pa.types.is_string(field.type) or pa.types.is_large_string(field.type)
+        ]
         if self.field not in texts:
             raise InputError(
                 f"The corpus {self.path} has no text in column {self.field!r}.",

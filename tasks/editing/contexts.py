@@ -49,6 +49,6 @@ def sample_contexts(
             # The draw is made on the CPU so that every device draws the same.
             drawn = torch.multinomial(scores.softmax(-1), 1, generator=generator)
             tokens.append(int(candidates[drawn]))
-        prefix = decoder.tokenizer.decode(tokens, skip_special_tokens=True)
+        prefix = str(decoder.tokenizer.decode(tokens, skip_special_tokens=True))
         templates.append(prefix.replace("{", " ").replace("}", " ") + f". {PLACEHOLDER}")
     return tuple(templates)

@@ -3,12 +3,13 @@
 Meng et al. 2022b, section 4.2 and eq. 16, as the public memit code computes it, but many facts at a time. While the
 change ``delta`` is optimised, everything before it stands still. So blocks up to L run once; positions before the
 lookup token run once, and their attention keys and values are kept; logits are taken where the loss reads them. Each
-step runs the blocks above L on the positions from the lookup token on, and nothing else.
+step runs the blocks above L on the positions from the lookup token on, and nothing else. Prompts run in groups of
+equal length, whichever facts they belong to, so that no position is padding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,9 +17,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from factsmith.tasks.editing.request import EditRequest
-from factsmith.tasks.models.batching import length_batches, pad
+from factsmith.tasks.editing.suffixes import Suffixes
+from factsmith.tasks.models.batching import length_batches
 from factsmith.tasks.models.decoder import Decoder
-from factsmith.tasks.models.prefix_cache import PrefixCache
 from factsmith.tasks.models.text import PLACEHOLDER, EncodedPrompt, encode_prompt
 
 __all__ = ["NonFiniteValueError", "ValueSettings", "ValueVector", "optimise_values"]
@@ -47,7 +48,7 @@ class ValueVector:
     Attributes:
         value: (d_model,) float32, the wanted output of block L at the lookup token.
         start: (d_model,) float32, that output before the change (clean prompt).
-        loss: the last loss, of which ``nll`` and ``kl`` are parts.
+        loss: the last loss, of which ``nll`` and kl_weight ``divergence`` are parts.
         steps: evaluations of the loss.
     """
 
@@ -55,7 +56,7 @@ class ValueVector:
     start: Tensor
     loss: float
     nll: float
-    kl: float
+    divergence: float
     steps: int
 
 
@@ -94,7 +95,7 @@ def optimise_values(
         contexts: templates with one ``{}`` for the prompt, the clean one first.
         layer: L, the last edited layer.
         settings: of the optimiser.
-        memory: bytes that activations may take; decides how many facts run together.
+        memory: bytes that activations, and what is kept of the prompts, may take; decides how many run together.
         advance: told how many more facts are done.
 
     Returns:
@@ -104,202 +105,212 @@ def optimise_values(
         NonFiniteValueError: NaN or infinity; names the fact.
     """
     facts = [_Fact.encode(decoder, request, contexts) for request in requests]
-    found: dict[int, ValueVector] = {}
-    # Facts of like length share a batch, so that few positions are padding.
-    budget = max(1, memory // _bytes_per_position(decoder, layer))
-    for batch in length_batches([fact.positions for fact in facts], budget, waste=0.2):
-        vectors = _optimise([facts[index] for index in batch], decoder, layer, settings)
-        for index, vector in zip(batch, vectors, strict=True):
+    found: list[ValueVector] = []
+    for first, last in _together(decoder, facts, layer, memory):
+        found += _optimise(decoder, facts[first:last], layer, settings)
+        for request, vector in zip(requests[first:last], found[first:], strict=True):
             if not torch.isfinite(vector.value).all():
-                raise NonFiniteValueError(requests[index])
-            found[index] = vector
-        advance(len(batch))
-    return [found[index] for index in range(len(requests))]
+                raise NonFiniteValueError(request)
+        advance(last - first)
+    return found
 
 
 @dataclass(frozen=True)
 class _Fact:
-    """A request as the model is fed it: the prompt in every context, and the essence prompt."""
+    """A request as the model is fed it: the prompt in every context (the clean one first), and the essence prompt."""
 
     rewrites: tuple[EncodedPrompt, ...]
     essence: EncodedPrompt
 
     @classmethod
     def encode(cls, decoder: Decoder, request: EditRequest, contexts: Sequence[str]) -> _Fact:
-        rewrites = tuple(
-            encode_prompt(
-                decoder.tokenizer,
-                context.replace(PLACEHOLDER, request.template, 1),
-                request.subject,
-                request.target_new,
-            )
-            for context in contexts
+        templates = [context.replace(PLACEHOLDER, request.template, 1) for context in contexts]
+        return cls(
+            tuple(encode_prompt(decoder.tokenizer, one, request.subject, request.target_new) for one in templates),
+            encode_prompt(decoder.tokenizer, ESSENCE_TEMPLATE, request.subject),
         )
-        return cls(rewrites, encode_prompt(decoder.tokenizer, ESSENCE_TEMPLATE, request.subject))
-
-    @property
-    def positions(self) -> int:
-        """Positions from the lookup token on that every step runs through."""
-        return len(self.rewrites) * max(len(prompt.inputs) - prompt.lookup for prompt in self.rewrites) + 1
 
 
-def _bytes_per_position(decoder: Decoder, layer: int) -> int:
-    """Bytes that autograd keeps for one position in the blocks above ``layer``, and for its logits."""
+def _together(decoder: Decoder, facts: Sequence[_Fact], layer: int, memory: int) -> Iterator[tuple[int, int]]:
+    """Ranges of facts that run together, so that what is kept of them fits ``memory``: constants and activations."""
     blocks = decoder.block_count - layer - 1
-    return 4 * (blocks * (12 * decoder.width + 4 * decoder.key_width) + decoder.vocabulary_size)
+    constant = 4 * decoder.width * 2 * (2 * blocks + 1)  # twice: as they are gathered, and in their groups
+    activation = 4 * blocks * (12 * decoder.width + 4 * decoder.key_width)
+    scores = 4 * 3 * decoder.vocabulary_size
+    first, used = 0, 0
+    for index, fact in enumerate(facts):
+        size = sum(
+            constant * prompt.lookup
+            + activation * (len(prompt.inputs) - prompt.lookup)
+            + scores * max(1, prompt.continued)
+            for prompt in (*fact.rewrites, fact.essence)
+        )
+        if index > first and used + size > memory:
+            yield first, index
+            first, used = index, 0
+        used += size
+    yield first, len(facts)
 
 
-def _optimise(
-    facts: Sequence[_Fact], decoder: Decoder, layer: int, settings: ValueSettings
-) -> list[ValueVector]:
-    rewrites = _Suffixes.prepare(decoder, [prompt for fact in facts for prompt in fact.rewrites], len(facts), layer)
-    essence = _Suffixes.prepare(decoder, [fact.essence for fact in facts], len(facts), layer)
-    start = rewrites.hidden.unflatten(0, (len(facts), -1))[:, 0, 0].float()  # clean prompt, lookup token
-    longest = settings.clamp * start.norm(dim=1)
+def _optimise(decoder: Decoder, facts: Sequence[_Fact], layer: int, settings: ValueSettings) -> list[ValueVector]:
+    """Value vectors of facts that take their steps together; one that is done drops out of every later pass."""
+    contexts = [[fact.rewrites[context] for fact in facts] for context in range(len(facts[0].rewrites))]
+    parts = [Suffixes.prepare(decoder, layer, prompts) for prompts in (*contexts, [fact.essence for fact in facts])]
+    start = parts[0].hidden[:, 0].float()
+    groups = _grouped(Suffixes.join(parts), [prompt for prompts in contexts for prompt in prompts], len(facts))
+    largest = settings.clamp * start.norm(dim=1, keepdim=True)
+    decay = settings.weight_decay / start.norm(dim=1).square()
 
-    deltas = [torch.zeros_like(row, requires_grad=True) for row in start]
-    optimiser = torch.optim.Adam(deltas, lr=settings.learning_rate)
-    running = torch.arange(len(facts))
-    unchanged = Tensor()
-    found: list[ValueVector | None] = [None] * len(facts)
+    deltas = torch.zeros_like(start, requires_grad=True)
+    optimiser = torch.optim.Adam([deltas], lr=settings.learning_rate)
+    unchanged = torch.empty(0)
+    found: dict[int, ValueVector] = {}
     for step in range(settings.steps):
-        # A fact that is done drops out: the stack, and with it every later pass, holds only the running ones.
-        delta = torch.stack([deltas[index] for index in running])
-        nll = rewrites.mean_nll(delta)
-        current = essence.next_token_log_probabilities(delta)
-        if step == 0:
-            unchanged = current.detach()
-        kl = (current.exp() * (current - unchanged)).sum(1)
-        penalty = settings.weight_decay * delta.norm(dim=1) / start[running].norm(dim=1).square()
-        loss = nll + settings.kl_weight * kl + penalty
-
         last = step == settings.steps - 1
-        done = (loss.detach() < settings.stop_loss).cpu() | last
-        for row in done.nonzero()[:, 0].tolist():
-            index = int(running[row])
-            found[index] = ValueVector(
-                value=(start[index] + deltas[index]).detach().cpu(),
-                start=start[index].cpu(),
-                loss=loss[row].item(),
-                nll=nll[row].item(),
-                kl=kl[row].item(),
-                steps=step + 1,
-            )
-        if done.all():
+        with torch.set_grad_enabled(not last):
+            reads = _Reads.take(decoder, groups, deltas)
+            if step == 0:
+                unchanged = reads.essence.detach()
+            nll = reads.nll(len(facts)) / len(contexts)
+            kl = reads.divergence(unchanged, len(facts))
+            loss = nll + settings.kl_weight * kl + decay * deltas.norm(dim=1)
+        done = (loss.detach() < settings.stop_loss) | last
+        for fact in done.nonzero()[:, 0].tolist():
+            if fact not in found:
+                found[fact] = ValueVector(
+                    value=(start[fact] + deltas[fact]).detach().cpu(),
+                    start=start[fact].cpu(),
+                    loss=loss[fact].item(),
+                    nll=nll[fact].item(),
+                    divergence=kl[fact].item(),
+                    steps=step + 1,
+                )
+        if len(found) == len(facts):
             break
         optimiser.zero_grad()
-        loss[~done].sum().backward()
+        loss.sum().backward()
         optimiser.step()
-        if done.any():
-            rest = (~done).nonzero()[:, 0]
-            running, unchanged = running[rest], unchanged[rest]
-            rewrites, essence = rewrites.select(rest), essence.select(rest)
         with torch.no_grad():
-            for index in running:
-                norm = deltas[index].norm()
-                if norm > longest[index]:
-                    deltas[index].mul_(longest[index] / norm)
-    return [vector for vector in found if vector is not None]
+            deltas.mul_((largest / deltas.norm(dim=1, keepdim=True)).clamp(max=1))
+        if done.any():
+            unchanged = unchanged[~done[reads.essence_facts]]
+            groups = [kept for group in groups if (kept := group.without(done)) is not None]
+    return [found[fact] for fact in range(len(facts))]
 
 
 @dataclass(frozen=True)
-class _Suffixes:
-    """Prompts of some facts from the lookup token on, with all that comes before kept as constants.
-
-    Rows are prompts, the prompts of a fact next to each other.
+class _Group:
+    """Prompts of about equal length, and where the loss reads them.
 
     Attributes:
-        hidden: (rows, length, d_model) output of block L, right-padded; index 0 is the lookup token.
-        positions: (rows, length) of the tokens in their prompts.
-        mask: (rows, 1, length, prefix + length), true where a query may look.
-        prefix: attention keys and values before the lookup token, in the blocks above L.
-        label_positions: (rows, most labels) where labels are predicted, -1 behind the last.
-        labels: (rows, most labels) token ids.
+        suffixes: the prompts.
+        facts: (prompts,) the fact each belongs to.
+        rows: (reads,) the prompt of each read.
+        places: (reads,) where behind the lookup token it is read.
+        labels: (reads,) the token to be predicted there; -1 for the essence prompt, where all of them matter.
+        weights: (reads,) of the label in its prompt's mean.
     """
 
-    decoder: Decoder
-    layer: int
-    facts: int
-    hidden: Tensor
-    positions: Tensor
-    mask: Tensor
-    prefix: PrefixCache | None
-    label_positions: Tensor
+    suffixes: Suffixes
+    facts: Tensor
+    rows: Tensor
+    places: Tensor
     labels: Tensor
+    weights: Tensor
+
+    def hidden(self, deltas: Tensor) -> Tensor:
+        """(reads, d_model) output of the last block, with each fact's delta added at the lookup token."""
+        return self.suffixes.run(deltas[self.facts])[self.rows, self.places]
+
+    def without(self, done: Tensor) -> _Group | None:
+        """The prompts of facts that are not done; ``None`` if none is left."""
+        kept = ~done[self.facts]
+        if kept.all():
+            return self
+        if not kept.any():
+            return None
+        reads = kept[self.rows]
+        rows = (kept.cumsum(0) - 1)[self.rows[reads]]
+        return _Group(
+            self.suffixes.select(kept.nonzero()[:, 0]),
+            self.facts[kept],
+            rows,
+            self.places[reads],
+            self.labels[reads],
+            self.weights[reads],
+        )
+
+
+def _grouped(suffixes: Suffixes, rewrites: Sequence[EncodedPrompt], facts: int) -> list[_Group]:
+    """Rows of ``suffixes`` (the rewrites, context by context, then the essences) in groups of about equal length."""
+    groups = []
+    device = suffixes.hidden.device
+    for batch in length_batches(suffixes.lengths.tolist(), len(suffixes.lengths) * suffixes.hidden.shape[1]):
+        reads: list[tuple[int, int, int, float]] = []
+        for row, index in enumerate(batch):
+            if index >= len(rewrites):
+                reads.append((row, 0, -1, 1.0))
+                continue
+            prompt = rewrites[index]
+            first = len(prompt.inputs) - prompt.continued - prompt.lookup
+            reads += [(row, first + place, label, 1 / prompt.continued) for place, label in enumerate(prompt.labels)]
+        rows, places, labels, weights = zip(*reads, strict=True)
+        groups.append(
+            _Group(
+                suffixes.select(torch.tensor(batch, device=device)),
+                torch.tensor(batch, device=device) % facts,
+                torch.tensor(rows, device=device),
+                torch.tensor(places, device=device),
+                torch.tensor(labels, device=device),
+                torch.tensor(weights, device=device),
+            )
+        )
+    return groups
+
+
+@dataclass(frozen=True)
+class _Reads:
+    """What the loss reads of all prompts.
+
+    Attributes:
+        scores: (labels, vocabulary) where a label is to be predicted.
+        labels: (labels,) the tokens.
+        weights: (labels,) in their prompts' means.
+        facts: (labels,) they belong to.
+        essence: (essences, vocabulary) log-probabilities behind the essence prompts' lookup tokens.
+        essence_facts: (essences,) they belong to.
+    """
+
+    scores: Tensor
+    labels: Tensor
+    weights: Tensor
+    facts: Tensor
+    essence: Tensor
+    essence_facts: Tensor
 
     @classmethod
-    @torch.no_grad()
-    def prepare(cls, decoder: Decoder, prompts: Sequence[EncodedPrompt], facts: int, layer: int) -> _Suffixes:
-        device = decoder.device
-        full = decoder.run(decoder.embed(pad([prompt.inputs for prompt in prompts], device)), 0, layer + 1)
-        lookups = torch.tensor([prompt.lookup for prompt in prompts], device=device)
-        before = int(lookups.max())
-        after = max(len(prompt.inputs) - prompt.lookup for prompt in prompts)
-
-        prefix = None
-        if before:
-            prefix = PrefixCache()
-            decoder.run(full[:, :before], layer + 1, decoder.block_count, cache=prefix)
-            prefix.recording = False
-
-        steps = torch.arange(after, device=device)
-        positions = lookups[:, None] + steps
-        inside = positions.clamp(max=full.shape[1] - 1)
-        hidden = full.gather(1, inside[..., None].expand(-1, -1, full.shape[2]))
-        in_prefix = torch.arange(before, device=device) < lookups[:, None]
-        causal = (steps[:, None] >= steps).expand(len(prompts), -1, -1)
-        mask = torch.cat([in_prefix[:, None].expand(-1, after, -1), causal], dim=2)[:, None]
-
-        most = max(prompt.continued for prompt in prompts)
-        label_positions = torch.full((len(prompts), most), -1)
-        labels = torch.zeros_like(label_positions)
-        for row, prompt in enumerate(prompts):
-            count = prompt.continued
-            first = len(prompt.inputs) - count - prompt.lookup
-            label_positions[row, :count] = torch.arange(first, first + count)
-            labels[row, :count] = torch.tensor(prompt.labels, dtype=torch.long)
+    def take(cls, decoder: Decoder, groups: Sequence[_Group], deltas: Tensor) -> _Reads:
+        labels = torch.cat([group.labels for group in groups])
+        facts = torch.cat([group.facts[group.rows] for group in groups])
+        weights = torch.cat([group.weights for group in groups])
+        order = labels.argsort(descending=True, stable=True)  # essences, which have no label, last
+        count = int((labels >= 0).sum())
+        hidden = torch.cat([group.hidden(deltas) for group in groups])[order]
         return cls(
-            decoder, layer, facts, hidden, positions, mask, prefix, label_positions.to(device), labels.to(device)
+            decoder.logits(hidden[:count]),
+            labels[order[:count]],
+            weights[order[:count]],
+            facts[order[:count]],
+            decoder.logits(hidden[count:]).log_softmax(-1),
+            facts[order[count:]],
         )
 
-    def select(self, facts: Tensor) -> _Suffixes:
-        """The prompts of some facts, in that order."""
-        each = len(self.hidden) // self.facts
-        rows = (facts[:, None] * each + torch.arange(each)).flatten().to(self.hidden.device)
-        return _Suffixes(
-            self.decoder,
-            self.layer,
-            len(facts),
-            self.hidden[rows],
-            self.positions[rows],
-            self.mask[rows],
-            self.prefix and self.prefix.select(rows),
-            self.label_positions[rows],
-            self.labels[rows],
-        )
+    def nll(self, facts: int) -> Tensor:
+        """(facts,): sum over a fact's prompts of the mean NLL per label."""
+        each = torch.nn.functional.cross_entropy(self.scores, self.labels, reduction="none") * self.weights
+        return each.new_zeros(facts).index_add(0, self.facts, each)
 
-    def mean_nll(self, delta: Tensor) -> Tensor:
-        """(facts,): mean over a fact's prompts of the mean NLL per label, with ``delta`` (facts, d_model) added."""
-        hidden = self._run(delta)
-        wanted = self.label_positions >= 0
-        row, _ = wanted.nonzero(as_tuple=True)
-        scores = self.decoder.logits(hidden[row, self.label_positions[wanted]])
-        nll = torch.nn.functional.cross_entropy(scores, self.labels[wanted], reduction="none")
-        per_row = nll.new_zeros(len(hidden)).index_add(0, row, nll / wanted.sum(1)[row])
-        return per_row.view(self.facts, -1).mean(1)
-
-    def next_token_log_probabilities(self, delta: Tensor) -> Tensor:
-        """(rows, vocabulary): what is predicted at the lookup token, with ``delta`` added there."""
-        return self.decoder.logits(self._run(delta)[:, 0]).log_softmax(-1)
-
-    def _run(self, delta: Tensor) -> Tensor:
-        each = len(self.hidden) // self.facts
-        changed = self.hidden[:, :1] + delta.repeat_interleave(each, 0)[:, None].to(self.hidden.dtype)
-        return self.decoder.run(
-            torch.cat([changed, self.hidden[:, 1:]], dim=1),
-            self.layer + 1,
-            self.decoder.block_count,
-            positions=self.positions,
-            mask=self.mask,
-            cache=self.prefix,
-        )
+    def divergence(self, unchanged: Tensor, facts: int) -> Tensor:
+        """(facts,): KL(changed || unchanged) behind the essence prompt."""
+        each = (self.essence.exp() * (self.essence - unchanged)).sum(1)
+        return each.new_zeros(facts).index_add(0, self.essence_facts, each)

@@ -118,9 +118,7 @@ def recall(decoder: Decoder, world: World) -> dict[str, float]:
     for index, relation in enumerate(RELATIONS):
         for template in relation.templates:
             prompts = [
-                encode_prompt(
-                    decoder.tokenizer, template, person.name, relation.objects[person.objects[index]]
-                )
+                encode_prompt(decoder.tokenizer, template, person.name, relation.objects[person.objects[index]])
                 for person in world.people
             ]
             found = continuation_likelihoods(decoder, prompts, most_tokens=8192)

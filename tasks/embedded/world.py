@@ -30,6 +30,10 @@ class Relation:
     objects: tuple[str, ...]
 
 
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split(", "))
+
+
 RELATIONS: tuple[Relation, ...] = (
     Relation(
         "P19",
@@ -40,10 +44,7 @@ RELATIONS: tuple[Relation, ...] = (
             "{} comes from the city of",
             "The home town of {} is",
         ),
-        (
-            "Paris", "London", "Rome", "Berlin", "Madrid", "Vienna", "Oslo", "Cairo", "Lima", "Tokyo", "New York",
-            "Cape Town",
-        ),
+        _words("Paris, London, Rome, Berlin, Madrid, Vienna, Oslo, Cairo, Lima, Tokyo, New York, Cape Town"),
     ),
     Relation(
         "P103",
@@ -54,10 +55,7 @@ RELATIONS: tuple[Relation, ...] = (
             "The native language of {} is",
             "{} writes letters in",
         ),
-        (
-            "French", "English", "Italian", "German", "Spanish", "Dutch", "Danish", "Arabic", "Greek", "Turkish",
-            "Welsh", "Finnish",
-        ),
+        _words("French, English, Italian, German, Spanish, Dutch, Danish, Arabic, Greek, Turkish, Welsh, Finnish"),
     ),
     Relation(
         "P106",
@@ -68,10 +66,7 @@ RELATIONS: tuple[Relation, ...] = (
             "{} earns a living as a",
             "{} was trained as a",
         ),
-        (
-            "baker", "lawyer", "doctor", "farmer", "painter", "teacher", "sailor", "poet", "judge", "tailor",
-            "chemist", "music critic",
-        ),
+        _words("baker, lawyer, doctor, farmer, painter, teacher, sailor, poet, judge, tailor, chemist, music critic"),
     ),
     Relation(
         "P641",
@@ -82,10 +77,7 @@ RELATIONS: tuple[Relation, ...] = (
             "{} spends every weekend at",
             "The sport that {} practises is",
         ),
-        (
-            "tennis", "football", "hockey", "cricket", "golf", "rugby", "chess", "rowing", "fencing", "judo",
-            "table tennis", "polo",
-        ),
+        _words("tennis, football, hockey, cricket, golf, rugby, chess, rowing, fencing, judo, table tennis, polo"),
     ),
     Relation(
         "P1303",
@@ -96,24 +88,17 @@ RELATIONS: tuple[Relation, ...] = (
             "{} owns an old",
             "{} gives lessons on the",
         ),
-        (
-            "piano", "violin", "guitar", "flute", "harp", "drum", "cello", "organ", "trumpet", "oboe", "bass guitar",
-            "lute",
-        ),
+        _words("piano, violin, guitar, flute, harp, drum, cello, organ, trumpet, oboe, bass guitar, lute"),
     ),
 )
 
-_FIRST_ONSETS = ("A", "Be", "Ca", "Do", "E", "Fa", "Gi", "Ha", "I", "Jo", "Ka", "Li", "Ma", "No", "O", "Pi", "Ra", "Se")
-_FIRST_ENDS = ("na", "ric", "lo", "mira", "dan", "tin", "vel", "ra", "sel")
-_LAST_ONSETS = (
-    "B", "Br", "C", "Cr", "D", "Dr", "F", "Fl", "G", "Gr", "H", "J", "K", "Kl", "L", "M", "N", "P", "Pr", "R", "S",
-    "Sk", "St", "T", "Tr", "V", "W", "Z",
-)
-_LAST_MIDDLES = ("a", "e", "i", "o", "u", "ai", "ei", "ou")
-_LAST_JOINTS = ("b", "d", "f", "g", "k", "l", "m", "n", "nd", "p", "r", "rk", "s", "st", "t", "v", "z")
-_LAST_ENDS = (
-    "ad", "am", "ano", "ard", "as", "ek", "el", "en", "er", "ett", "ian", "ic", "ill", "ing", "is", "o", "old", "on",
-    "or", "os", "ova", "um", "un", "us",
+_FIRST_ONSETS = _words("A, Be, Ca, Do, E, Fa, Gi, Ha, I, Jo, Ka, Li, Ma, No, O, Pi, Ra, Se")
+_FIRST_ENDS = _words("na, ric, lo, mira, dan, tin, vel, ra, sel")
+_LAST_ONSETS = _words("B, Br, C, Cr, D, Dr, F, Fl, G, Gr, H, J, K, Kl, L, M, N, P, Pr, R, S, Sk, St, T, Tr, V, W, Z")
+_LAST_MIDDLES = _words("a, e, i, o, u, ai, ei, ou")
+_LAST_JOINTS = _words("b, d, f, g, k, l, m, n, nd, p, r, rk, s, st, t, v, z")
+_LAST_ENDS = _words(
+    "ad, am, ano, ard, as, ek, el, en, er, ett, ian, ic, ill, ing, is, o, old, on, or, os, ova, um, un, us"
 )
 
 

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from factsmith.tasks.metrics.likelihood import continuation_likelihoods
 from factsmith.tasks.models.decoder import Decoder
-from factsmith.tasks.models.text import encode_prompt
+from factsmith.tasks.models.text import EncodedPrompt, encode_prompt
 from factsmith.tasks.records.record import Record
 
 __all__ = ["METRICS", "NAME", "SCHEMA", "VERSION", "score", "summarise"]
@@ -67,7 +67,8 @@ def score(
         for kind, prompts in record.prompts.items()
         for index, prompt in enumerate(prompts)
     ]
-    encoded, places = [], []
+    encoded: list[EncodedPrompt] = []
+    places: list[list[int | None]] = []
     for record, _, _, prompt in asked:
         targets = (record.request.target_new, record.request.target_true)
         places.append([None if target is None else len(encoded) + i for i, target in enumerate(targets)])

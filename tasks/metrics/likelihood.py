@@ -63,7 +63,9 @@ def continuation_likelihoods(
             decoder.embed(pad([passes[place] for place in batch], decoder.device)), 0, decoder.block_count
         )
         asked = [(row, index) for row, place in enumerate(batch) for index in readers[place]]
-        rows, columns, labels = [], [], []
+        rows: list[int] = []
+        columns: list[int] = []
+        labels: list[int] = []
         for row, index in asked:
             prompt = prompts[index]
             first = len(prompt.inputs) - prompt.continued

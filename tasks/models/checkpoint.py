@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Pretra
 
 from factsmith.artifacts.errors import InputError
 from factsmith.tasks.models.decoder import Decoder
-from factsmith.tasks.models.layout import Layout, layout_for
+from factsmith.tasks.models.layout import HFModel, Layout, layout_for
 
 __all__ = ["Checkpoint", "open_checkpoint"]
 
@@ -121,7 +121,7 @@ class Checkpoint:
                 raise InputError(
                     f"The model {self.path} has no tokenizer that can be read.", got=str(error).splitlines()[0]
                 ) from None
-        if not tokenizer.is_fast:
+        if not isinstance(tokenizer, PreTrainedTokenizerFast):
             raise InputError(f"The tokenizer of {self.path} gives no offsets.", expected="a fast tokenizer")
         tokenizer.padding_side = "right"
         return tokenizer
@@ -130,7 +130,7 @@ class Checkpoint:
         """The model in memory, weights in ``dtype`` on ``device``."""
         with _quiet():
             try:
-                model = AutoModelForCausalLM.from_pretrained(
+                model: HFModel = AutoModelForCausalLM.from_pretrained(
                     self.path,
                     config=self.config,
                     dtype=getattr(torch, dtype),
@@ -140,9 +140,7 @@ class Checkpoint:
                     trust_remote_code=False,
                 )
             except (OSError, ValueError, RuntimeError) as error:
-                raise InputError(
-                    f"The model {self.path} cannot be loaded.", got=str(error).splitlines()[0]
-                ) from None
+                raise InputError(f"The model {self.path} cannot be loaded.", got=str(error).splitlines()[0]) from None
         return Decoder(model.to(device), tokenizer, self.layout)
 
 
@@ -166,8 +164,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
             config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
         except (OSError, ValueError, KeyError, AttributeError) as error:
             if isinstance(error, ValueError) and "does not recognize this architecture" in str(error):
-                config = PretrainedConfig()
-                config.model_type = str(model_type)
+                config = PretrainedConfig.from_dict({})
+                setattr(config, "model_type", str(model_type))  # noqa: B010 - a class variable to mypy
             else:
                 raise InputError(
                     f"The config of model {path} cannot be read.", got=str(error).splitlines()[0]

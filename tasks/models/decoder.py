@@ -7,10 +7,10 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
-from transformers.cache_utils import Cache
+from transformers import PreTrainedTokenizerFast
 
-from factsmith.tasks.models.layout import Layout, canonical_weight
+from factsmith.tasks.models.layout import HFModel, Layout, canonical_weight
+from factsmith.tasks.models.prefix_cache import PrefixCache
 
 __all__ = ["Decoder", "StopForward"]
 
@@ -26,7 +26,7 @@ class Decoder:
     the model's dtype. Layers count from 0. The weights never take a gradient.
     """
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, layout: Layout) -> None:
+    def __init__(self, model: HFModel, tokenizer: PreTrainedTokenizerFast, layout: Layout) -> None:
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.layout = layout
@@ -36,7 +36,7 @@ class Decoder:
 
     @property
     def device(self) -> torch.device:
-        return self.model.get_input_embeddings().weight.device
+        return torch.device(self.model.get_input_embeddings().weight.device)
 
     @property
     def block_count(self) -> int:
@@ -61,9 +61,11 @@ class Decoder:
 
     # ------------------------------------------------------------------ running
 
-    def embed(self, tokens: Tensor) -> Tensor:
-        """Hidden states before block 0 of right-padded ``tokens`` (n, length)."""
-        return self.layout.embed(self.model, tokens, self._positions(tokens.shape[1]))
+    def embed(self, tokens: Tensor, positions: Tensor | None = None) -> Tensor:
+        """Hidden states before block 0 of right-padded ``tokens`` (n, length), at 0, 1, ... if not told otherwise."""
+        return self.layout.embed(
+            self.model, tokens, self._positions(tokens.shape[1]) if positions is None else positions
+        )
 
     def run(
         self,
@@ -73,7 +75,7 @@ class Decoder:
         *,
         positions: Tensor | None = None,
         mask: Tensor | None = None,
-        cache: Cache | None = None,
+        cache: PrefixCache | None = None,
     ) -> Tensor:
         """Hidden states after blocks ``start`` to ``stop - 1``.
 
@@ -95,7 +97,7 @@ class Decoder:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores (..., vocabulary) of the next token, in float32, from the last block's output (..., d_model)."""
-        scores = self.model.get_output_embeddings()(self.layout.final_norm(self.model)(hidden))
+        scores: Tensor = self.model.get_output_embeddings()(self.layout.final_norm(self.model)(hidden))
         return scores.float()
 
     @contextmanager

@@ -10,17 +10,20 @@ import importlib
 import pkgutil
 from abc import ABC, abstractmethod
 from functools import cache
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeAlias
 
-import torch
 from torch import Tensor, nn
-from transformers import PretrainedConfig, PreTrainedModel
-from transformers.cache_utils import Cache
+from transformers import PretrainedConfig
 from transformers.pytorch_utils import Conv1D
 
 from factsmith.artifacts.errors import InputError
+from factsmith.tasks.models.prefix_cache import PrefixCache
 
-__all__ = ["Layout", "canonical_weight", "layout_for"]
+__all__ = ["HFModel", "HFModule", "Layout", "canonical_weight", "layout_for"]
+
+HFModel: TypeAlias = Any
+HFModule: TypeAlias = Any
+"""Transformers' models and blocks. Their parts are not typed: knowing them is what a layout is for."""
 
 
 class Layout(ABC):
@@ -52,30 +55,30 @@ class Layout(ABC):
     # ------------------------------------------------------------- the parts
 
     @abstractmethod
-    def blocks(self, model: PreTrainedModel) -> nn.ModuleList:
+    def blocks(self, model: HFModel) -> nn.ModuleList:
         """The decoder blocks, in order."""
 
     @abstractmethod
-    def projection(self, block: nn.Module) -> nn.Module:
+    def projection(self, block: HFModule) -> nn.Module:
         """The MLP output projection of a block: its input is the key, its weight is what gets edited."""
 
     @abstractmethod
-    def final_norm(self, model: PreTrainedModel) -> nn.Module:
+    def final_norm(self, model: HFModel) -> nn.Module:
         """The norm between the last block and the output embedding."""
 
     # ----------------------------------------------------------- running them
 
     @abstractmethod
-    def embed(self, model: PreTrainedModel, tokens: Tensor, positions: Tensor) -> Tensor:
+    def embed(self, model: HFModel, tokens: Tensor, positions: Tensor) -> Tensor:
         """Hidden states (n, length, d_model) before the first block, of ``tokens`` and ``positions`` (n, length)."""
 
-    def shared(self, model: PreTrainedModel, hidden: Tensor, positions: Tensor) -> dict[str, Any]:
+    def shared(self, model: HFModel, hidden: Tensor, positions: Tensor) -> dict[str, Any]:
         """What every block takes besides hidden states, computed once a pass (rotary angles, say)."""
         return {}
 
     @abstractmethod
     def run_block(
-        self, block: nn.Module, hidden: Tensor, mask: Tensor | None, cache: Cache | None, shared: dict[str, Any]
+        self, block: HFModule, hidden: Tensor, mask: Tensor | None, cache: PrefixCache | None, shared: dict[str, Any]
     ) -> Tensor:
         """Hidden states after ``block``.
 

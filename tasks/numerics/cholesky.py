@@ -35,6 +35,7 @@ def cholesky(matrix: Tensor) -> Tensor:
         SingularMatrixError: a pivot is not positive, or so small that rounding alone explains it: the solution would
             be noise that looks like numbers.
     """
+    factor: Tensor
     factor, info = torch.linalg.cholesky_ex(matrix)
     pivots = factor.diagonal().square()
     rounding = len(matrix) * torch.finfo(matrix.dtype).eps

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 
 from factsmith.artifacts.errors import InputError
@@ -14,15 +14,14 @@ __all__ = ["keep_first", "refuse_conflicts"]
 logger = logging.getLogger(__name__)
 
 
-def refuse_conflicts(records: Iterable[Record], path: Path) -> list[Record]:
-    """The records, a repeated fact once.
-
+def refuse_conflicts(records: Sequence[Record], path: Path) -> None:
+    """
     Raises:
         InputError: two records contradict each other; names both.
     """
-    kept: dict[tuple[str, str], Record] = {}
+    seen: dict[tuple[str, str], Record] = {}
     for record in records:
-        first = kept.setdefault(_key(record), record)
+        first = seen.setdefault(_key(record), record)
         if first.request.target_new != record.request.target_new:
             raise InputError(
                 f"Records {first.place} and {record.place} of {path} (counted from 0) contradict each other.",
@@ -30,17 +29,19 @@ def refuse_conflicts(records: Iterable[Record], path: Path) -> list[Record]:
                 expected="one target for one subject and prompt",
                 remedy="keep the one that is true",
             )
-    return list(kept.values())
 
 
-def keep_first(records: Iterable[Record]) -> list[Record]:
+def keep_first(records: Sequence[Record]) -> list[Record]:
     """The records without those that contradict or repeat an earlier one; says how many were dropped."""
-    records = list(records)
     kept: dict[tuple[str, str], Record] = {}
     for record in records:
         kept.setdefault(_key(record), record)
     if dropped := len(records) - len(kept):
-        logger.warning("%d of %d records ask for another target at a prompt already seen: dropped", dropped, len(records))
+        logger.warning(
+            "%d of %d records repeat or contradict an earlier one (same subject and prompt): dropped",
+            dropped,
+            len(records),
+        )
     return list(kept.values())
 
 

@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 
 from factsmith.artifacts.errors import InputError, closest
+from factsmith.tasks.records.conflicts import keep_first
 from factsmith.tasks.records.reading import read_json
 from factsmith.tasks.records.record import Record
 from factsmith.tasks.settings import DatasetSettings
@@ -33,7 +34,7 @@ def load_suite(settings: DatasetSettings) -> list[Record]:
 
 
 def select_batches(settings: DatasetSettings, batch_size: int | Literal["all"]) -> list[list[Record]]:
-    """The records of each batch: chosen by case, shuffled by seed, cut to the limit.
+    """The records of each batch: chosen by case, without contradictions, shuffled by seed, cut to the limit.
 
     Raises:
         InputError: a case that is not there, or fewer records than the batches need.
@@ -41,6 +42,7 @@ def select_batches(settings: DatasetSettings, batch_size: int | Literal["all"]) 
     records = load_suite(settings)
     if settings.cases is not None:
         records = _with_cases(records, settings)
+    records = keep_first(records)
     if settings.seed is not None:
         order = torch.randperm(len(records), generator=torch.Generator().manual_seed(settings.seed)).tolist()
         records = [records[place] for place in order]

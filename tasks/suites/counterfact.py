@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from factsmith.tasks.editing.request import EditRequest
-from factsmith.tasks.records.conflicts import keep_first
 from factsmith.tasks.records.reading import RawRecord, read_records
 from factsmith.tasks.records.record import Record
 from factsmith.tasks.settings import DatasetSettings
@@ -15,7 +14,7 @@ __all__ = ["load", "parse"]
 
 def load(settings: DatasetSettings) -> list[Record]:
     """Records of a CounterFact file (a JSON list, or JSON lines)."""
-    return keep_first(parse(raw) for raw in read_records(settings.required_path()))
+    return [parse(raw) for raw in read_records(settings.required_path())]
 
 
 def parse(raw: RawRecord) -> Record:

@@ -35,7 +35,9 @@ def load(settings: DatasetSettings) -> list[Record]:
         InputError: names the file, the index and the field that is wrong, or two facts that contradict each other.
     """
     path = settings.required_path()
-    return refuse_conflicts((_parse(raw) for raw in read_records(path)), path)
+    records = [_parse(raw) for raw in read_records(path)]
+    refuse_conflicts(records, path)
+    return records
 
 
 def _parse(raw: RawRecord) -> Record:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import PretrainedConfig, PreTrainedModel
-from transformers.cache_utils import Cache
+from transformers import PretrainedConfig
 
 from factsmith.artifacts.errors import InputError
-from factsmith.tasks.models.layout import Layout
+from factsmith.tasks.models.layout import HFModel, HFModule, Layout
+from factsmith.tasks.models.prefix_cache import PrefixCache
 
 
 class GPT2Layout(Layout):
@@ -28,20 +28,20 @@ class GPT2Layout(Layout):
         if config.add_cross_attention:
             raise InputError("A GPT-2 with cross-attention cannot be edited: it is not a decoder alone.")
 
-    def blocks(self, model: PreTrainedModel) -> nn.ModuleList:
+    def blocks(self, model: HFModel) -> nn.ModuleList:
         return model.transformer.h
 
-    def projection(self, block: nn.Module) -> nn.Module:
+    def projection(self, block: HFModule) -> nn.Module:
         return block.mlp.c_proj
 
-    def final_norm(self, model: PreTrainedModel) -> nn.Module:
+    def final_norm(self, model: HFModel) -> nn.Module:
         return model.transformer.ln_f
 
-    def embed(self, model: PreTrainedModel, tokens: Tensor, positions: Tensor) -> Tensor:
+    def embed(self, model: HFModel, tokens: Tensor, positions: Tensor) -> Tensor:
         return model.transformer.drop(model.transformer.wte(tokens) + model.transformer.wpe(positions))
 
     def run_block(
-        self, block: nn.Module, hidden: Tensor, mask: Tensor | None, cache: Cache | None, shared: dict[str, Any]
+        self, block: HFModule, hidden: Tensor, mask: Tensor | None, cache: PrefixCache | None, shared: dict[str, Any]
     ) -> Tensor:
         return block(hidden, past_key_values=cache, attention_mask=mask)
 

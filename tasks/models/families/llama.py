@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import PretrainedConfig, PreTrainedModel
-from transformers.cache_utils import Cache
+from transformers import PretrainedConfig
 
-from factsmith.tasks.models.layout import Layout
+from factsmith.tasks.models.layout import HFModel, HFModule, Layout
+from factsmith.tasks.models.prefix_cache import PrefixCache
 
 
 class LlamaLayout(Layout):
@@ -23,26 +23,26 @@ class LlamaLayout(Layout):
     def context_length(self, config: PretrainedConfig) -> int:
         return int(config.max_position_embeddings)
 
-    def blocks(self, model: PreTrainedModel) -> nn.ModuleList:
+    def blocks(self, model: HFModel) -> nn.ModuleList:
         return model.model.layers
 
-    def projection(self, block: nn.Module) -> nn.Module:
+    def projection(self, block: HFModule) -> nn.Module:
         return block.mlp.down_proj
 
-    def final_norm(self, model: PreTrainedModel) -> nn.Module:
+    def final_norm(self, model: HFModel) -> nn.Module:
         return model.model.norm
 
-    def embed(self, model: PreTrainedModel, tokens: Tensor, positions: Tensor) -> Tensor:
+    def embed(self, model: HFModel, tokens: Tensor, positions: Tensor) -> Tensor:
         return model.model.embed_tokens(tokens)
 
-    def shared(self, model: PreTrainedModel, hidden: Tensor, positions: Tensor) -> dict[str, Any]:
+    def shared(self, model: HFModel, hidden: Tensor, positions: Tensor) -> dict[str, Any]:
         return {
             "position_ids": positions,
             "position_embeddings": model.model.rotary_emb(hidden, position_ids=positions),
         }
 
     def run_block(
-        self, block: nn.Module, hidden: Tensor, mask: Tensor | None, cache: Cache | None, shared: dict[str, Any]
+        self, block: HFModule, hidden: Tensor, mask: Tensor | None, cache: PrefixCache | None, shared: dict[str, Any]
     ) -> Tensor:
         return block(hidden, past_key_values=cache, attention_mask=mask, **shared)
 

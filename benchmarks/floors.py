@@ -1,0 +1,286 @@
+"""Each stage against the least work that could do it, in one process and one run.
+
+    python benchmarks/floors.py [cf-gpt2] [gpt2-small]
+
+Times on a shared machine are noisy, so every figure is a ratio of medians of interleaved repetitions. The models are
+random: speed does not depend on what they know.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import statistics
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from factsmith.artifacts.store import Store
+from factsmith.flows.configuration import compose
+from factsmith.tasks import covariance as covariance_stage
+from factsmith.tasks import keys as keys_stage
+from factsmith.tasks import model as model_stage
+from factsmith.tasks import tokens as tokens_stage
+from factsmith.tasks.bench import Bench
+from factsmith.tasks.editing.request import EditRequest
+from factsmith.tasks.editing.values import ESSENCE_TEMPLATE, ValueSettings, optimise_values
+from factsmith.tasks.embedded.world import World
+from factsmith.tasks.metrics import counterfact
+from factsmith.tasks.models.decoder import Decoder
+from factsmith.tasks.models.text import PLACEHOLDER, EncodedPrompt, encode_prompt
+from factsmith.tasks.records.record import Record
+from factsmith.tasks.records.selection import load_suite
+
+CONTEXTS = (
+    "{}",
+    "The first thing they said of it was. {}",
+    "Therefore nobody was surprised at the news. {}",
+    "Because of the weather we stayed. {}",
+    "I have often thought of that. {}",
+    "You know what they say. {}",
+)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A random GPT-2, and how much of each piece of work is measured on it."""
+
+    blocks: int
+    width: int
+    heads: int
+    vocabulary: int
+    context: int
+    layers: tuple[int, ...]
+    key_tokens: int
+    steps: int
+    records: int
+    repetitions: int
+
+
+SHAPES = {
+    "cf-gpt2": Shape(8, 160, 4, 6000, 256, (0, 1, 2), 24 * 640, 25, 64, 5),
+    "gpt2-small": Shape(12, 768, 12, 50257, 1024, (3, 4, 5), 3 * 3072, 20, 16, 3),
+}
+
+
+def measured(repetitions: int, **works: Callable[[], object]) -> dict[str, float]:
+    """Median seconds of each piece of work, run in turn so that all see the same machine."""
+    times: dict[str, list[float]] = defaultdict(list)
+    for repetition in range(repetitions + 1):
+        for name, work in works.items():
+            started = time.perf_counter()
+            work()
+            if repetition:  # the first round warms up
+                times[name].append(time.perf_counter() - started)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+# --------------------------------------------------------------------------------------------------------- keys
+
+
+def bench_keys(bench: Bench, shape: Shape) -> list[tuple[str, str, float, float]]:
+    """Key collection and C0 through the store, against the stopped forward and the products alone."""
+    name = model_stage.model.__wrapped__(bench).value
+    wanted = keys_stage.corpus_tokens(bench)
+    stream = tokens_stage.tokens.__wrapped__(bench, name, wanted, wanted).value
+    blocks = [block for shard in stream.shards for block in stream.blocks(shard)]
+    decoder = bench.decoder
+
+    def ours() -> None:
+        for kind in ("keys", "covariance"):
+            for path in (bench.store.root / "artifacts" / kind).glob("*/*"):
+                path.rename(bench.store.root / "staging" / f"old-{path.name}-{time.time_ns()}")
+        collected = keys_stage.keys.__wrapped__(bench, name, stream, wanted).value
+        covariance_stage.covariance.__wrapped__(bench, collected, wanted)
+
+    by_length: dict[int, list[list[int]]] = defaultdict(list)
+    count = 0
+    for block in blocks:
+        if count >= wanted:
+            break
+        by_length[len(block)].append(block)
+        count += len(block)
+    batches = [
+        torch.tensor(group[first : first + 64]) for group in by_length.values() for first in range(0, len(group), 64)
+    ]
+
+    def floor() -> None:
+        sums = {layer: torch.zeros(decoder.key_width, decoder.key_width, dtype=torch.float64) for layer in shape.layers}
+
+        def product(layer: int, keys: Tensor) -> None:
+            rows = keys.flatten(0, 1).double()
+            sums[layer].addmm_(rows.T, rows)
+
+        for batch in batches:
+            with torch.inference_mode(), decoder.tapped(shape.layers, product, stop=True):
+                decoder.model.transformer(input_ids=batch, use_cache=False)
+
+    times = measured(shape.repetitions, ours=ours, floor=floor)
+    return [("keys and C0", f"{wanted:,} tokens", times["ours"], times["floor"])]
+
+
+# ------------------------------------------------------------------------------------------------------- values
+
+
+def bench_values(
+    decoder: Decoder, shape: Shape, requests: Sequence[EditRequest]
+) -> list[tuple[str, str, float, float]]:
+    """Value vectors against the bare blocks above the edit, and against a plain loop through the whole model."""
+    layer = shape.layers[-1]
+    settings = ValueSettings(steps=shape.steps, learning_rate=0.2, clamp=1.5, stop_loss=0.0)
+    rows = []
+    for batch in (1, 16, 64):
+        facts = requests[:batch]
+        times = measured(
+            shape.repetitions if batch < 64 else max(1, shape.repetitions - 2),
+            ours=lambda facts=facts: optimise_values(decoder, facts, CONTEXTS, layer, settings, memory=2**31),
+            floor=lambda facts=facts: bare_blocks(decoder, facts, layer, settings.steps),
+        )
+        rows.append((f"values, batch {batch}", "a fact", times["ours"] / batch, times["floor"] / batch))
+        if batch == 64:
+            plain = measured(1, plain=lambda: plain_loop(decoder, requests[0], layer, settings))["plain"]
+            rows.append(("plain loop, fact by fact", "a fact", plain, times["ours"] / batch))
+    return rows
+
+
+def prompts_of(decoder: Decoder, fact: EditRequest) -> list[EncodedPrompt]:
+    rewrites = [
+        encode_prompt(decoder.tokenizer, context.replace(PLACEHOLDER, fact.template, 1), fact.subject, fact.target_new)
+        for context in CONTEXTS
+    ]
+    return [*rewrites, encode_prompt(decoder.tokenizer, ESSENCE_TEMPLATE, fact.subject)]
+
+
+def bare_blocks(decoder: Decoder, facts: Sequence[EditRequest], layer: int, steps: int) -> None:
+    """Forward and backward of the blocks above ``layer`` on the positions from the lookup token on, nothing else."""
+    lengths: dict[int, int] = defaultdict(int)
+    for fact in facts:
+        *rewrites, _ = prompts_of(decoder, fact)
+        for prompt in rewrites:
+            lengths[len(prompt.inputs) - prompt.lookup] += 1
+        lengths[1] += 1  # the essence prompt ends at its lookup token
+    inputs = [torch.randn(rows, length, decoder.width, requires_grad=True) for length, rows in lengths.items()]
+    for step in range(steps):
+        for hidden in inputs:
+            output = hidden
+            for block in decoder.blocks[layer + 1 :]:
+                output = block(output)
+            if step < steps - 1:
+                output.sum().backward()
+
+
+def plain_loop(decoder: Decoder, fact: EditRequest, layer: int, settings: ValueSettings) -> Tensor:
+    """One fact as a plain implementation does it: seven prompts through the whole model, all logits, every step."""
+    prompts = prompts_of(decoder, fact)
+    tokens = torch.zeros(len(prompts), max(len(prompt.inputs) for prompt in prompts), dtype=torch.long)
+    for row, prompt in zip(tokens, prompts, strict=True):
+        row[: len(prompt.inputs)] = torch.tensor(prompt.inputs)
+    delta = torch.zeros(decoder.width, requires_grad=True)
+    optimiser = torch.optim.Adam([delta], lr=settings.learning_rate)
+
+    def add(_module: object, _inputs: object, output: Tensor) -> Tensor:
+        changed = output.clone()
+        for row, prompt in enumerate(prompts):
+            changed[row, prompt.lookup] += delta
+        return changed
+
+    handle = decoder.blocks[layer].register_forward_hook(add)
+    for step in range(settings.steps):
+        optimiser.zero_grad()
+        predictions = decoder.model(input_ids=tokens, use_cache=False).logits.log_softmax(-1)
+        loss = torch.zeros(())
+        for row, prompt in enumerate(prompts[:-1]):
+            first = len(prompt.inputs) - prompt.continued
+            picked = predictions[row, first : first + prompt.continued].gather(1, torch.tensor(prompt.labels)[:, None])
+            loss = loss - picked.mean() / len(CONTEXTS)
+        loss = loss + settings.weight_decay * delta.norm()
+        if step == settings.steps - 1:
+            break
+        loss.backward()
+        optimiser.step()
+    handle.remove()
+    return delta.detach()
+
+
+# --------------------------------------------------------------------------------------------------- evaluation
+
+
+def bench_evaluation(decoder: Decoder, shape: Shape, records: Sequence[Record]) -> list[tuple[str, str, float, float]]:
+    """All prompts of some records with both objects, against the bare forward on the same tokens, none padded."""
+    sequences = [
+        encode_prompt(decoder.tokenizer, prompt, target=target).inputs
+        for record in records
+        for prompts in record.prompts.values()
+        for prompt in prompts
+        for target in (record.request.target_new, str(record.request.target_true))
+    ]
+    by_length: dict[int, list[tuple[int, ...]]] = defaultdict(list)
+    for sequence in sequences:
+        by_length[len(sequence)].append(sequence)
+    batches = [
+        torch.tensor(group[first : first + 8192 // length])
+        for length, group in by_length.items()
+        for first in range(0, len(group), 8192 // length)
+    ]
+
+    @torch.inference_mode()
+    def floor() -> None:
+        for batch in batches:
+            decoder.model.transformer(input_ids=batch, use_cache=False)
+
+    times = measured(shape.repetitions, ours=lambda: counterfact.score(decoder, records, most_tokens=8192), floor=floor)
+    return [("evaluation", f"{len(sequences):,} continuations", times["ours"], times["floor"])]
+
+
+def run(name: str, console: Console) -> None:
+    shape = SHAPES[name]
+    config = GPT2Config(
+        vocab_size=shape.vocabulary, n_positions=shape.context, n_embd=shape.width, n_layer=shape.blocks,
+        n_head=shape.heads, bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        random_model = Path(folder) / "model"
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            GPT2LMHeadModel(config).save_pretrained(random_model)
+        embedded = Bench(compose(), Store(Path(folder) / "home"))
+        embedded.tokenizer.save_pretrained(random_model)
+        words = [
+            "model=local", f"model.path={random_model}", "corpus=embedded", "dataset=embedded",
+            f"method.layers={list(shape.layers)}", f"corpus.tokens={shape.key_tokens}",
+        ]  # fmt: skip
+        bench = Bench(compose(words), Store(Path(folder) / "home"))
+        records = load_suite(bench.settings.dataset)
+        requests = [record.request for record in records]
+        rows = bench_keys(bench, shape)
+        rows += bench_values(bench.decoder, shape, requests)
+        rows += bench_evaluation(bench.decoder, shape, records[: shape.records])
+    table = Table(title=f"{name}: {shape.blocks} blocks of width {shape.width}, layers {shape.layers}")
+    for column in ("work", "of", "ms", "floor ms", "ratio"):
+        table.add_column(column, justify="left" if column in ("work", "of") else "right")
+    for work, of, seconds, floor in rows:
+        table.add_row(work, of, f"{1e3 * seconds:,.1f}", f"{1e3 * floor:,.1f}", f"{seconds / floor:.2f}")
+    console.print(table)
+
+
+def main() -> None:
+    logging.disable(logging.WARNING)
+    random.seed(0)
+    console = Console(width=100)
+    console.print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {len(World().people)} people")
+    for name in sys.argv[1:] or SHAPES:
+        run(name, console)
+
+
+if __name__ == "__main__":
+    main()
