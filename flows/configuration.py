@@ -93,13 +93,14 @@ def _check_key(name: str) -> None:
     if name not in known:
         parent, _, last = name.rpartition(".")
         namesakes = sorted(key for key in known if key.rpartition(".")[2] == last)
-        siblings = [key for key in known if key.rpartition(".")[0] == parent]
-        raise InputError(
-            f"There is no setting {name!r}.",
-            remedy=f"did you mean {namesakes[0]!r}?"
-            if namesakes
-            else closest(name, siblings or {*known, *GROUPS}, cutoff=0.8 if siblings else 0.5),
-        )
+        siblings = {key.rpartition(".")[2]: key for key in known if key.rpartition(".")[0] == parent}
+        if namesakes:
+            remedy = f"did you mean {namesakes[0]!r}?"
+        elif siblings:
+            remedy = closest(last, siblings)
+        else:
+            remedy = closest(name, {*known, *GROUPS})
+        raise InputError(f"There is no setting {name!r}.", remedy=remedy)
 
 
 def _merge(*configs: DictConfig) -> DictConfig:

@@ -30,7 +30,7 @@ EMBEDDED = "embedded"
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", coerce_numbers_to_str=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", coerce_numbers_to_str=True, allow_inf_nan=False)
 
 
 class ModelSettings(_Frozen):
@@ -63,13 +63,13 @@ class MethodSettings(_Frozen):
     layers: Annotated[list[int], Field(min_length=1)] = Field(description="edited layers, counted from 0")
     preservation: Literal["full"] = Field("full", description="operator that holds what must stay")
     preservation_weight: float = Field(gt=0, description="lambda, the weight of C0")
-    ridge: float | Literal["auto"] = Field(
+    ridge: Annotated[float, Field(ge=0)] | Literal["auto"] = Field(
         0.0, description="added to the diagonal of lambda C0; 'auto' for 1e-6 of its mean"
     )
     slack: float = Field(ge=0, description="gamma: 0 forces the new facts, 1 is least squares")
     slack_of_one: float | None = Field(None, ge=0, description="gamma when one fact is written alone; null for slack")
     spread: Spread = Field("even", description="how a residual is divided over the layers")
-    batch_size: int | Literal["all"] = Field(16, description="facts written together")
+    batch_size: Annotated[int, Field(ge=1)] | Literal["all"] = Field(16, description="facts written together")
     contexts: Path | None = Field(None, description="JSON list of context templates; null to sample them")
     context_seed: int = Field(0, ge=0, description="of the sampled context templates")
     value: ValueSettings = Field(default_factory=ValueSettings)

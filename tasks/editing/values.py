@@ -31,7 +31,7 @@ ESSENCE_TEMPLATE = "{} is a"
 class ValueSettings(BaseModel):
     """How a value vector is optimised. Everything here changes the vectors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     steps: int = Field(25, ge=1, description="evaluations of the loss at most; one update fewer")
     learning_rate: float = Field(0.5, gt=0, description="of Adam")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -32,14 +34,27 @@ def cholesky(matrix: Tensor) -> Tensor:
         (d, d) float64, lower triangular.
 
     Raises:
-        SingularMatrixError: a pivot is not positive, or so small that rounding alone explains it: the solution would
-            be noise that looks like numbers.
+        SingularMatrixError: the matrix is not positive definite, or so nearly singular that its smallest eigenvalue is
+            rounding: LAPACK may then give a factor, and solutions that are noise and look like numbers.
     """
     factor: Tensor
     factor, info = torch.linalg.cholesky_ex(matrix)
-    pivots = factor.diagonal().square()
     rounding = len(matrix) * torch.finfo(matrix.dtype).eps
-    if info.item() == 0 and bool((pivots > rounding * matrix.diagonal().max()).all()):
-        return factor
+    if info.item() == 0:
+        largest = _largest_eigenvalue(lambda vector: matrix @ vector, matrix)
+        smallest = 1 / _largest_eigenvalue(lambda vector: torch.cholesky_solve(vector, factor), matrix)
+        if smallest > rounding * largest:
+            return factor
     eigenvalues = torch.linalg.eigvalsh(matrix)
     raise SingularMatrixError(len(matrix), int((eigenvalues > rounding * eigenvalues.max()).sum()))
+
+
+def _largest_eigenvalue(apply: Callable[[Tensor], Tensor], like: Tensor, iterations: int = 12) -> float:
+    """Of a symmetric positive operator, from below, by power iteration; its order of magnitude is what matters."""
+    generator = torch.Generator().manual_seed(0)
+    vector = torch.randn(len(like), 1, dtype=like.dtype, generator=generator).to(like.device)
+    norm = 0.0
+    for _ in range(iterations):
+        vector = apply(vector / vector.norm())
+        norm = float(vector.norm())
+    return norm

@@ -1,0 +1,145 @@
+"""Small models to test on, a Prefect to run flows in, and a home that is not the user's."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quiet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Nothing of the user's is read or written, telemetry is off, and one thread makes times and bits repeat."""
+    with pytest.MonkeyPatch.context() as patch:
+        base = tmp_path_factory.mktemp("session")
+        patch.setenv("FACTSMITH_HOME", str(base / "home"))
+        patch.setenv("PREFECT_HOME", str(base / "prefect"))
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        from factsmith.tasks.home import quiet_services
+
+        before = dict(os.environ)
+        quiet_services()
+        torch.set_num_threads(1)
+        yield
+        for name in set(os.environ) - set(before):
+            del os.environ[name]
+
+
+@pytest.fixture(scope="session")
+def prefect_server(_quiet: None) -> Iterator[None]:
+    """One Prefect for all tests that run flows."""
+    from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+    from prefect.testing.utilities import prefect_test_harness
+
+    with (
+        prefect_test_harness(server_startup_timeout=180),
+        temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}),
+    ):
+        yield
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A fresh ``FACTSMITH_HOME``."""
+    path = tmp_path / "home"
+    monkeypatch.setenv("FACTSMITH_HOME", str(path))
+    return path
+
+
+@pytest.fixture
+def shared() -> Path:
+    """Real data and a trained model that not every machine has."""
+    if not SHARED.is_dir():
+        pytest.skip("needs the real data that is kept beside the checkout (../shared)")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def gpt2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random GPT-2 whose tokenizer adds no BOS."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(
+        vocab_size=400, n_positions=96, n_embd=24, n_layer=4, n_head=2, n_inner=40,
+        bos_token_id=0, eos_token_id=0, pad_token_id=0, attn_pdrop=0.0, embd_pdrop=0.0, resid_pdrop=0.0,
+        initializer_range=0.2,
+    )  # fmt: skip
+    return _save(GPT2LMHeadModel, config, _tokenizer(bos=False), tmp_path_factory.mktemp("gpt2"))
+
+
+@pytest.fixture(scope="session")
+def llama_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random Llama with grouped attention heads, whose tokenizer adds a BOS."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=400, max_position_embeddings=96, hidden_size=24, num_hidden_layers=4, num_attention_heads=4,
+        num_key_value_heads=2, intermediate_size=40, bos_token_id=1, eos_token_id=2, pad_token_id=0,
+        initializer_range=0.2,
+    )  # fmt: skip
+    return _save(LlamaForCausalLM, config, _tokenizer(bos=True), tmp_path_factory.mktemp("llama"))
+
+
+@pytest.fixture(params=["gpt2", "llama"])
+def model_folder(request: pytest.FixtureRequest) -> Path:
+    """Each of the tiny models in turn."""
+    folder: Path = request.getfixturevalue(f"{request.param}_folder")
+    return folder
+
+
+@pytest.fixture
+def decoder(model_folder: Path):
+    """Each of the tiny models in memory."""
+    return load(model_folder)
+
+
+def load(folder: Path, dtype: str = "float32"):
+    from factsmith.tasks.models.checkpoint import open_checkpoint
+
+    checkpoint = open_checkpoint(folder)
+    return checkpoint.load(checkpoint.load_tokenizer(), dtype=dtype, device="cpu")
+
+
+def _tokenizer(*, bos: bool):
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    from factsmith.tasks.embedded.world import World
+
+    special = ["<pad>", "<s>", "</s>"]
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    texts = [fields["paraphrase_prompts"][1] for fields in World(people_count=60).records()]
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    if bos:
+        tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        model_input_names=["input_ids", "attention_mask"],
+    )
+
+
+def _save(kind, config, tokenizer, folder: Path) -> Path:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(7)
+        model = kind(config)
+        for parameter in model.parameters():  # biases and norms of real models are not what they start with
+            parameter.data.add_(0.02 * torch.randn_like(parameter))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

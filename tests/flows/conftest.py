@@ -1,0 +1,54 @@
+"""A run on a tiny model, small enough to be repeated many times."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from factsmith.artifacts.store import Artifact, Store
+from factsmith.flows.configuration import compose
+from factsmith.flows.report import Report
+from factsmith.flows.run import run
+
+
+def tiny_words(folder: Path, *words: str) -> list[str]:
+    given = [
+        "model=local", f"model.path={folder}", "corpus=embedded", "dataset=embedded", "corpus.block_length=32",
+        "corpus.dynamic_multiplier=20", "method.layers=[0,1]", "method.preservation_weight=1",
+        "method.value.steps=4", "method.value.learning_rate=0.2", "method.batch_size=3", "dataset.batches=2",
+        "runtime.tokens_per_pass=256",
+    ]  # fmt: skip
+    names = {word.partition("=")[0] for word in words}
+    return [*(word for word in given if word.partition("=")[0] not in names), *words]
+
+
+@pytest.fixture
+def words(gpt2_folder: Path) -> Callable[..., list[str]]:
+    return lambda *more: tiny_words(gpt2_folder, *more)
+
+
+@pytest.fixture
+def pipeline(prefect_server: None, home: Path, words: Callable[..., list[str]]) -> Callable[..., Report]:
+    """Run the pipeline on the tiny model, with some more words."""
+    return lambda *more: run(compose(words(*more)))
+
+
+@pytest.fixture
+def store(home: Path) -> Store:
+    return Store(home)
+
+
+def artifacts(store: Store, kind: str) -> list[Artifact]:
+    """The artifacts of a kind."""
+    return [store._open(path) for path in store.all_paths() if path.parent.parent.name == kind]
+
+
+def contents(store: Store) -> dict[str, str]:
+    """Content checksum of every artifact."""
+    return {one.address: one.manifest.content for path in store.all_paths() for one in [store._open(path)]}
+
+
+def states(report: Report) -> dict[str, str]:
+    return {stage.name: stage.state for stage in report.stages}

@@ -1,0 +1,110 @@
+"""From words to settings."""
+
+from __future__ import annotations
+
+import pytest
+from pydantic import ValidationError
+
+from factsmith.artifacts.errors import InputError
+from factsmith.flows.configuration import GROUPS, choices, compose, describe_settings
+
+CF = ["model=cf-gpt2", "model.path=m", "corpus.path=c.jsonl", "dataset.path=d.json"]
+
+
+def test_the_default_is_the_embedded_model():
+    settings = compose()
+    assert [settings.model.name, settings.corpus.name, settings.dataset.name] == ["embedded"] * 3
+    assert settings.method.name == "memit"
+    assert settings.dataset.split == "test"
+
+
+def test_words_win_over_the_method_over_the_model():
+    settings = compose([*CF, "method=emmet", "method.value.steps=7", "method.layers=[1,2]"])
+    assert settings.method.slack == 0.1  # the method's
+    assert settings.method.value.clamp == 1.5  # the model's, for every method
+    assert settings.method.value.steps == 7  # the word's
+    assert settings.method.layers == [1, 2]
+
+
+def test_a_model_may_want_a_method_otherwise(tmp_path):
+    own = tmp_path / "mine.yaml"
+    own.write_text(
+        "name: mine\npath: somewhere\ndefaults: {corpus: embedded, dataset: embedded}\n"
+        "editing: {layers: [3, 4], preservation_weight: 5}\nmethods: {emmet: {layers: [4]}}\n"
+    )
+    assert compose([f"model={own}"]).method.layers == [3, 4]
+    settings = compose([f"model={own}", "method=emmet"])
+    assert settings.method.layers == [4]
+    assert settings.method.preservation_weight == 5
+
+
+def test_the_issue_words():
+    words = ["corpus=local", "dataset=counterfact", "dataset.cases=known.json", "corpus.dynamic_multiplier=10"]
+    settings = compose([*CF, *words, "method.batch_size=64", "dataset.batches=6", "method.ridge=auto"])
+    assert str(settings.dataset.cases) == "known.json"
+    assert settings.method.batch_size == 64
+    assert settings.method.ridge == "auto"
+    assert compose(["dataset.cases=[1,2]"]).dataset.cases == [1, 2]
+    assert compose(["method.ridge=1e-2"]).method.ridge == 0.01
+
+
+def test_settings_are_frozen():
+    with pytest.raises(ValidationError):
+        compose().method.slack = 3
+
+
+@pytest.mark.parametrize(
+    ("words", "message", "remedy"),
+    [
+        (["method=memmit"], "no method 'memmit'", "did you mean 'memit'"),
+        (["model=gpt5"], "no model 'gpt5'", "cf-gpt2"),
+        (["method.batchsize=3"], "no setting 'method.batchsize'", "did you mean 'batch_size'"),
+        (["methd.batch_size=3"], "no setting 'methd.batch_size'", "did you mean 'method.batch_size'"),
+        (["model.layers=[1]"], "no setting 'model.layers'", "did you mean 'method.layers'"),
+        (["method.value.lr=1"], "no setting 'method.value.lr'", "learning_rate"),
+        (["nonsense"], "'nonsense' is not understood", ""),
+        (["=3"], "not understood", ""),
+        (["model=cf-gpt2"], "must be given", "path=..."),
+        (["method.batch_size=many"], "method.batch_size cannot be used", ""),
+        (["method.batch_size=0"], "method.batch_size cannot be used", ""),
+        (["method.layers=[]"], "method.layers cannot be used", ""),
+        (["method.layers=3.5"], "method.layers cannot be used", ""),
+        (["method.slack=-1"], "method.slack cannot be used", ""),
+        (["corpus.dynamic_multiplier=0"], "corpus.dynamic_multiplier cannot be used", ""),
+        (["corpus.dynamic_multiplier=nan"], "corpus.dynamic_multiplier cannot be used", ""),
+        (["method.preservation_weight=inf"], "method.preservation_weight cannot be used", ""),
+        (["method.ridge=much"], "method.ridge cannot be used", ""),
+        (["method.ridge=-1"], "method.ridge cannot be used", ""),
+        (["method.layers=[1"], "cannot be put together", ""),
+        (["model.dtype=int8"], "model.dtype cannot be used", ""),
+        (["model.path=${nowhere}"], "cannot be put together", ""),
+        (["model=/nowhere.yaml"], "no model '/nowhere.yaml'", ""),
+    ],
+)
+def test_what_cannot_be_understood_is_said(words, message, remedy):
+    with pytest.raises(InputError, match=message.replace("[", r"\[")) as caught:
+        compose(words)
+    assert remedy in caught.value.details.get("remedy", "")
+
+
+def test_a_yaml_with_an_unknown_key_is_refused(tmp_path):
+    own = tmp_path / "mine.yaml"
+    own.write_text("name: mine\npath: x\ndefaults: {corpus: embedded, dataset: embedded}\nediting: {layer: [1]}\n")
+    with pytest.raises(InputError):
+        compose([f"model={own}"])
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", "a: [", "", "\x00"])
+def test_a_yaml_that_is_none_is_refused(tmp_path, text):
+    own = tmp_path / "mine.yaml"
+    own.write_text(text)
+    with pytest.raises(InputError):
+        compose([f"model={own}"])
+
+
+def test_every_choice_says_what_it_is_and_every_setting_what_it_means():
+    for group in GROUPS:
+        assert choices(group)
+        assert all(choices(group).values())
+    for key, meaning in describe_settings():
+        assert meaning or key in {"corpus.source", "model.name"}, key

@@ -1,0 +1,53 @@
+"""Context templates."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from factsmith.artifacts.errors import InputError
+from factsmith.tasks.contexts import read_contexts
+from factsmith.tasks.editing.contexts import STARTS, sample_contexts
+
+
+def test_the_same_seed_gives_the_same_templates(decoder):
+    torch.manual_seed(0)
+    first = sample_contexts(decoder, seed=3)
+    torch.manual_seed(1)
+    assert sample_contexts(decoder, seed=3) == first
+    assert sample_contexts(decoder, seed=4) != first
+
+
+def test_templates_start_as_they_should_and_hold_one_prompt(decoder):
+    clean, *prefixed = sample_contexts(decoder, seed=0, length=10)
+    assert clean == "{}"
+    assert len(prefixed) == len(STARTS)
+    for start, template in zip(STARTS, prefixed, strict=True):
+        assert template.startswith(start)
+        assert template.endswith(". {}")
+        assert template.count("{") == template.count("}") == 1
+        assert "<s>" not in template
+
+
+def test_the_global_generator_is_left_alone(decoder):
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    sample_contexts(decoder, seed=0)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_given_templates_are_read_clean_one_first(tmp_path):
+    path = tmp_path / "contexts.json"
+    path.write_text(json.dumps(["Well. {}", "{}"]))
+    assert read_contexts(path) == ("{}", "Well. {}")
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '["no place"]', '["{} and {}"]', "[1]", "not json"])
+def test_unusable_templates_are_refused(tmp_path, content):
+    path = tmp_path / "contexts.json"
+    path.write_text(content)
+    with pytest.raises(InputError):
+        read_contexts(path)

@@ -1,0 +1,129 @@
+"""Running a model block by block gives what plain transformers gives."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, GPT2Config, OPTConfig
+
+from factsmith.artifacts.errors import InputError
+from factsmith.tasks.models.batching import length_batches, pad
+from factsmith.tasks.models.key_stream import NonFiniteKeysError, block_keys
+from factsmith.tasks.models.layout import layout_for
+
+LAYERS = (0, 2)
+
+
+@pytest.fixture
+def plain(model_folder):
+    return AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32).eval()
+
+
+def blocks_of(decoder, count: int = 9) -> list[list[int]]:
+    lengths = [7, 3, 7, 12, 7, 1, 12, 5, 7][:count]
+    generator = torch.Generator().manual_seed(3)
+    return [torch.randint(3, 400, (length,), generator=generator).tolist() for length in lengths]
+
+
+def plain_keys(plain, block: list[int], layer: int) -> torch.Tensor:
+    """Keys by a hook on a whole, unpadded forward pass."""
+    inner = plain.transformer.h if hasattr(plain, "transformer") else plain.model.layers
+    mlp = inner[layer].mlp
+    found = []
+    projection = mlp.c_proj if hasattr(mlp, "c_proj") else mlp.down_proj
+    handle = projection.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0][0].clone()))
+    with torch.no_grad():
+        plain(input_ids=torch.tensor([block]))
+    handle.remove()
+    return found[0]
+
+
+@torch.no_grad()
+def test_logits_are_those_of_transformers(decoder, plain):
+    for block in blocks_of(decoder):
+        tokens = torch.tensor([block])
+        hidden = decoder.run(decoder.embed(tokens), 0, decoder.block_count)
+        assert torch.equal(decoder.logits(hidden), plain(input_ids=tokens).logits)
+
+
+@torch.no_grad()
+def test_right_padding_changes_nothing(decoder):
+    blocks = blocks_of(decoder)
+    together = decoder.run(decoder.embed(pad(blocks)), 0, decoder.block_count)
+    for block, row in zip(blocks, together, strict=True):
+        alone = decoder.run(decoder.embed(torch.tensor([block])), 0, decoder.block_count)
+        assert torch.allclose(row[: len(block)], alone[0], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("most_tokens", [1, 20, 10_000])
+def test_keys_are_those_of_transformers_whatever_the_batch(decoder, plain, most_tokens):
+    blocks = blocks_of(decoder)
+    keys = block_keys(decoder, blocks, LAYERS, most_tokens=most_tokens)
+    assert set(keys) == set(LAYERS)
+    for layer in LAYERS:
+        expected = torch.cat([plain_keys(plain, block, layer) for block in blocks])
+        assert keys[layer].shape == (sum(map(len, blocks)), decoder.key_width)
+        assert torch.allclose(keys[layer], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_layer_gives_the_same_keys_whichever_others_are_asked_for(decoder):
+    blocks = blocks_of(decoder)
+    alone = block_keys(decoder, blocks, [1], most_tokens=64)[1]
+    among = block_keys(decoder, blocks, [0, 1, 3], most_tokens=64)[1]
+    assert torch.equal(alone, among)
+
+
+def test_nothing_above_the_last_edited_projection_runs(decoder):
+    ran = []
+    handles = [block.register_forward_hook(lambda *_, at=at: ran.append(at)) for at, block in enumerate(decoder.blocks)]
+    handles.append(decoder.projection(1).register_forward_hook(lambda *_: ran.append("projection 1")))
+    block_keys(decoder, blocks_of(decoder), [0, 1], most_tokens=64)
+    for handle in handles:
+        handle.remove()
+    assert set(ran) == {0}
+
+
+def test_taps_are_gone_afterwards(decoder):
+    block_keys(decoder, blocks_of(decoder), [0], most_tokens=64)
+    assert not decoder.projection(0)._forward_pre_hooks
+
+
+def test_weights_are_seen_as_output_by_input(decoder, plain):
+    weight = decoder.weight(1)
+    assert weight.shape == (24, 40)
+    block = blocks_of(decoder)[3]
+    key = plain_keys(plain, block, 1)
+    projection = decoder.projection(1)
+    bias = projection.bias if projection.bias is not None else 0.0
+    assert torch.allclose(projection(key), key @ weight.T + bias, atol=1e-5)
+
+
+def test_keys_that_are_not_numbers_are_refused(decoder):
+    with torch.no_grad():
+        decoder.weight(0)[0, 0] = float("nan")
+    with pytest.raises(NonFiniteKeysError) as caught:
+        block_keys(decoder, blocks_of(decoder), [0, 2], most_tokens=64)
+    assert caught.value.layer == 2
+
+
+def test_an_unknown_family_is_refused_with_the_file_to_add():
+    with pytest.raises(InputError, match="opt") as caught:
+        layout_for(OPTConfig(), "somewhere")
+    assert "families/opt.py" in caught.value.details["remedy"]
+    assert "gpt2, llama" in caught.value.details["expected"]
+
+
+def test_a_variant_that_a_layout_would_get_wrong_is_refused():
+    with pytest.raises(InputError, match="cross-attention"):
+        layout_for(GPT2Config(add_cross_attention=True), "somewhere")
+
+
+@pytest.mark.parametrize("most", [1, 10, 33, 1000])
+def test_length_batches_hold_everything_once_and_keep_to_the_limit(most):
+    lengths = [5, 1, 9, 9, 2, 30, 5, 5, 7, 1]
+    batches = list(length_batches(lengths, most))
+    assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
+    for batch in batches:
+        padded = len(batch) * max(lengths[index] for index in batch)
+        assert len(batch) == 1 or padded <= most
+        assert sum(lengths[index] for index in batch) >= 0.9 * padded

@@ -1,0 +1,181 @@
+"""Edits of tiny models, against plain transformers and float64 formulas."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from factsmith.tasks.editing.edit import applied, compute_edit, merge
+from factsmith.tasks.editing.request import EditRequest
+from factsmith.tasks.models.key_stream import block_keys
+from factsmith.tasks.models.text import encode_prompt
+from factsmith.tasks.numerics.moments import Moments
+from factsmith.tasks.preservation.full import FullPreservation
+from tests.conftest import load
+
+CONTEXTS = ("{}", "The judge plays the flute. {}", "Therefore Rome. {}")
+LAYERS = [0, 1, 2]
+
+
+def facts() -> list[EditRequest]:
+    rows = [
+        ("Mara Flousano", "{} speaks", "Danish"),
+        ("Iric Vezer", "The sport that {} practises is", "table tennis"),
+        ("Pisel Skapek", "{}", "Oslo"),
+        ("Kamira Tratum", "The instrument of {} is the", "organ"),
+    ]
+    return [EditRequest(index, *row) for index, row in enumerate(rows)]
+
+
+@pytest.fixture
+def operators(decoder):
+    generator = torch.Generator().manual_seed(0)
+    blocks = [torch.randint(3, 400, (40,), generator=generator).tolist() for _ in range(30)]
+    found = {}
+    for layer, keys in block_keys(decoder, blocks, LAYERS, most_tokens=10_000).items():
+        moments = Moments(decoder.key_width)
+        moments.update(keys)
+        found[layer] = FullPreservation.from_covariance(moments.covariance, weight=2.0)
+    return found
+
+
+@pytest.fixture
+def values(decoder) -> torch.Tensor:
+    return 3 * torch.randn(len(facts()), decoder.width, generator=torch.Generator().manual_seed(1))
+
+
+def edit(decoder, operators, values, requests=None, layers=LAYERS, **settings):
+    return compute_edit(
+        decoder, requests or facts(), values, CONTEXTS, layers, operators.get,
+        **{"slack": 1.0, "most_tokens": 10_000, **settings},
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def plain_states(model, tokenizer, request: EditRequest, layer: int, last: int):
+    """Key of ``layer`` as memit averages it, and the clean prompt's output of block ``last``, by hooks."""
+    inner = model.transformer.h if hasattr(model, "transformer") else model.model.layers
+    mlp = inner[layer].mlp
+    projection = mlp.c_proj if hasattr(mlp, "c_proj") else mlp.down_proj
+    keys, outputs = [], []
+    handles = [
+        projection.register_forward_pre_hook(lambda _, inputs: keys.append(inputs[0][0])),
+        inner[last].register_forward_hook(lambda *args: outputs.append(args[2][0])),
+    ]
+    found = []
+    for context in CONTEXTS:
+        prompt = encode_prompt(tokenizer, context.replace("{}", request.template), request.subject)
+        model(input_ids=torch.tensor([prompt.tokens]))
+        found.append((keys.pop()[prompt.lookup].double(), outputs.pop()[prompt.lookup].double()))
+    for handle in handles:
+        handle.remove()
+    clean, *prefixed = (key for key, _ in found)
+    return (clean + torch.stack(prefixed).mean(0)) / 2, found[0][1]
+
+
+def plain_memit(folder, decoder, operators, values) -> dict[int, torch.Tensor]:
+    """MEMIT over several layers on an untouched transformers model: whole passes, dense float64 algebra."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    deltas = {}
+    for index, layer in enumerate(LAYERS):
+        states = [plain_states(model, decoder.tokenizer, one, layer, LAYERS[-1]) for one in facts()]
+        keys = torch.stack([key for key, _ in states]).T
+        residuals = (values.double() - torch.stack([output for _, output in states])).T / (len(LAYERS) - index)
+        matrix = operators[layer].factor @ operators[layer].factor.T
+        deltas[layer] = residuals @ keys.T @ torch.linalg.inv(matrix + keys @ keys.T)
+        inner = model.transformer.h if hasattr(model, "transformer") else model.model.layers
+        mlp = inner[layer].mlp
+        with torch.no_grad():
+            if hasattr(mlp, "c_proj"):
+                mlp.c_proj.weight += deltas[layer].T.float()
+            else:
+                mlp.down_proj.weight += deltas[layer].float()
+    return deltas
+
+
+def test_agrees_with_plain_memit_over_several_layers(model_folder, decoder, operators, values):
+    found = edit(decoder, operators, values)
+    for layer, expected in plain_memit(model_folder, decoder, operators, values).items():
+        assert (found[layer].dense() - expected).norm() < 1e-5 * expected.norm()
+
+
+def test_the_passes_may_be_batched_at_will(decoder, operators, values):
+    one = edit(decoder, operators, values)
+    other = edit(decoder, operators, values, most_tokens=1)
+    for layer in LAYERS:
+        assert (one[layer].dense() - other[layer].dense()).norm() < 1e-5 * one[layer].dense().norm()
+
+
+def test_the_order_of_facts_does_not_matter(decoder, operators, values):
+    order = [2, 0, 3, 1]
+    one = edit(decoder, operators, values)
+    other = edit(decoder, operators, values[order], [facts()[place] for place in order])
+    for layer in LAYERS:
+        assert (one[layer].dense() - other[layer].dense()).norm() < 1e-5 * one[layer].dense().norm()
+
+
+def test_equality_on_one_layer_reaches_every_value(decoder, operators, values):
+    """With slack 0 on the last edited layer alone, its output at the lookup token is the wanted value."""
+    alone = ("{}",)
+    deltas = compute_edit(
+        decoder, facts(), values, alone, [2], operators.get, slack=0.0, most_tokens=10_000
+    )  # fmt: skip
+    with applied(decoder, deltas), torch.no_grad():
+        for request, value in zip(facts(), values, strict=True):
+            prompt = encode_prompt(decoder.tokenizer, request.template, request.subject)
+            hidden = decoder.run(decoder.embed(torch.tensor([prompt.tokens])), 0, 3)
+            assert torch.allclose(hidden[0, prompt.lookup], value, atol=2e-3)
+
+
+def test_square_root_spreading(decoder, operators, values):
+    """Only the first layer's residual can be compared: later ones see what was written before them."""
+    even = edit(decoder, operators, values)[0].dense()
+    root = edit(decoder, operators, values, spread="square_root")[0].dense()
+    assert torch.allclose(root, even * 3**0.5, rtol=1e-6)
+
+
+def weights(decoder) -> list[torch.Tensor]:
+    return [parameter.clone() for parameter in decoder.model.parameters()]
+
+
+def test_computing_an_edit_leaves_the_model_as_it_was(decoder, operators, values):
+    before = weights(decoder)
+    edit(decoder, operators, values)
+    assert all(torch.equal(one, other) for one, other in zip(before, weights(decoder), strict=True))
+
+
+def test_applying_is_undone_to_the_bit_even_after_an_error(decoder, operators, values):
+    deltas = edit(decoder, operators, values)
+    before = weights(decoder)
+    with pytest.raises(ZeroDivisionError), applied(decoder, deltas):
+        changed = [layer for layer in LAYERS if not torch.equal(decoder.weight(layer), dict(enumerate(before))[0])]
+        assert changed == LAYERS
+        raise ZeroDivisionError
+    assert all(torch.equal(one, other) for one, other in zip(before, weights(decoder), strict=True))
+
+
+def test_only_the_edited_weights_change(decoder, operators, values):
+    before = {name: parameter.clone() for name, parameter in decoder.model.named_parameters()}
+    merge(decoder, edit(decoder, operators, values))
+    changed = {name for name, parameter in decoder.model.named_parameters() if not torch.equal(parameter, before[name])}
+    edited = {
+        name
+        for name, parameter in decoder.model.named_parameters()
+        if any(parameter.data_ptr() == decoder.weight(layer).data_ptr() for layer in LAYERS)
+    }
+    assert changed == edited
+    assert len(changed) == len(LAYERS)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_an_edited_model_saves_and_reloads(model_folder, decoder, operators, values, tmp_path, dtype):
+    deltas = edit(decoder, operators, values)
+    edited = load(model_folder, dtype)
+    merge(edited, deltas)
+    edited.model.save_pretrained(tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=getattr(torch, dtype)).eval()
+    tokens = torch.tensor([[5, 80, 17, 300, 33]])
+    with torch.no_grad():
+        assert torch.equal(again(input_ids=tokens).logits, edited.model(input_ids=tokens).logits)
+        assert not torch.equal(again(input_ids=tokens).logits, load(model_folder, dtype).model(input_ids=tokens).logits)

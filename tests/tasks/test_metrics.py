@@ -1,0 +1,125 @@
+"""CounterFact's metrics against hand-computed values, and likelihoods against plain transformers."""
+
+from __future__ import annotations
+
+import math
+
+import pyarrow as pa
+import pytest
+import torch
+
+from factsmith.tasks.editing.request import EditRequest
+from factsmith.tasks.metrics import counterfact
+from factsmith.tasks.metrics.likelihood import continuation_likelihoods
+from factsmith.tasks.models.text import encode_prompt
+from factsmith.tasks.records.record import Record
+
+PROMPTS = ["Mara Flousano speaks", "The home town of Ilo is", "A", "Mara Flousano speaks", "Pisel was born in"]
+TARGETS = ["Danish", "New York", "music critic", "Greek", "Oslo"]
+
+
+def row(record: str, kind: str, index: int, new: float, true: float | None, correct_new=0, correct_true=0) -> dict:
+    return {
+        "record": record, "case_id": 1, "kind": kind, "index": index, "prompt": "p",
+        "nll_new": new, "tokens_new": 2, "correct_new": correct_new,
+        "nll_true": true, "tokens_true": None if true is None else 2,
+        "correct_true": None if true is None else correct_true,
+    }  # fmt: skip
+
+
+def table(*rows: dict) -> pa.Table:
+    return pa.Table.from_pylist(list(rows), schema=counterfact.SCHEMA)
+
+
+def test_by_hand():
+    rows = table(
+        row("a", "rewrite", 0, 1.0, 2.0, correct_new=2),
+        row("b", "rewrite", 0, 3.0, 2.0, correct_new=1),
+        # record a: one paraphrase of two; b: one of one. The mean is over records, not prompts.
+        row("a", "paraphrase", 0, 1.0, 2.0),
+        row("a", "paraphrase", 1, 2.0, 1.0, correct_new=2),
+        row("b", "paraphrase", 0, 1.0, 3.0),
+        row("a", "neighborhood", 0, 2.0, 1.0, correct_true=2),
+        row("a", "neighborhood", 1, 2.0, 1.0),
+        row("b", "neighborhood", 0, 1.0, 2.0),
+        row("b", "neighborhood", 1, 2.0, 1.0),
+    )
+    found = counterfact.summarise(rows)
+    e = math.exp
+    assert found["ES"] == 50.0
+    assert found["PS"] == pytest.approx(75.0)
+    assert found["NS"] == pytest.approx(75.0)
+    assert found["S"] == pytest.approx(3 / (1 / 50 + 1 / 75 + 1 / 75))
+    assert found["EM"] == pytest.approx(100 * ((e(-1) - e(-2)) + (e(-3) - e(-2))) / 2)
+    assert found["PM"] == pytest.approx(100 * (0.0 + (e(-1) - e(-3))) / 2)
+    assert found["NM"] == pytest.approx(100 * ((e(-1) - e(-2)) + 0.0) / 2)
+    assert (found["Eff*"], found["Gen*"], found["Spe*"]) == (50.0, pytest.approx(25.0), pytest.approx(25.0))
+
+
+def test_a_tie_is_no_success():
+    rows = table(row("a", "rewrite", 0, 1.0, 1.0), row("a", "neighborhood", 0, 1.0, 1.0))
+    found = counterfact.summarise(rows)
+    assert found["ES"] == 0.0
+    assert found["NS"] == 0.0
+
+
+def test_a_score_of_nothing_is_nothing_and_a_zero_makes_s_zero():
+    found = counterfact.summarise(table(row("a", "rewrite", 0, 1.0, 2.0)))
+    assert found["PS"] is None
+    assert found["S"] is None
+    zero = table(
+        row("a", "rewrite", 0, 2.0, 1.0), row("a", "paraphrase", 0, 1.0, 2.0), row("a", "neighborhood", 0, 2.0, 1.0)
+    )
+    assert counterfact.summarise(zero)["S"] == 0.0
+
+
+def test_facts_without_a_true_object_tell_only_whether_they_are_said():
+    found = counterfact.summarise(table(row("a", "rewrite", 0, 0.1, None, correct_new=2)))
+    assert found["ES"] is None
+    assert found["EM"] is None
+    assert found["Eff*"] == 100.0
+
+
+@torch.no_grad()
+def test_likelihoods_are_those_of_transformers(decoder):
+    prompts = [encode_prompt(decoder.tokenizer, prompt, target=target) for prompt in PROMPTS for target in TARGETS]
+    for most_tokens in (1, 64, 10_000):
+        found = continuation_likelihoods(decoder, prompts, most_tokens=most_tokens)
+        for prompt, likelihood in zip(prompts, found, strict=True):
+            scores = decoder.model(input_ids=torch.tensor([prompt.tokens])).logits[0].log_softmax(-1)
+            start = len(prompt.tokens) - prompt.continued
+            picked = [float(scores[place - 1, prompt.tokens[place]]) for place in range(start, len(prompt.tokens))]
+            first = [
+                int(scores[place - 1].argmax()) == prompt.tokens[place] for place in range(start, len(prompt.tokens))
+            ]
+            assert likelihood.tokens == prompt.continued
+            assert likelihood.nll == pytest.approx(-sum(picked) / len(picked), rel=1e-4)
+            assert likelihood.correct == sum(first)
+
+
+def test_no_input_runs_twice(decoder):
+    prompts = [encode_prompt(decoder.tokenizer, prompt, target=target) for prompt in PROMPTS for target in TARGETS]
+    positions = 0
+
+    def count(_module, inputs, _output):
+        nonlocal positions
+        positions += inputs[0].shape[:2].numel()
+
+    handle = decoder.blocks[0].register_forward_hook(count)
+    continuation_likelihoods(decoder, prompts, most_tokens=10_000)
+    handle.remove()
+    inputs = {prompt.inputs for prompt in prompts}
+    needed = [one for one in inputs if not any(other != one and other[: len(one)] == one for other in inputs)]
+    assert len(needed) < len(prompts)
+    assert positions <= 1.12 * sum(map(len, needed))
+
+
+def test_scores_have_a_row_a_prompt(decoder):
+    request = EditRequest(7, "Mara Flousano", "{} speaks", "Danish", "Greek")
+    prompts = {"rewrite": (request.prompt,), "paraphrase": ("Her mother tongue is", "A"), "neighborhood": ("B",)}
+    rows = counterfact.score(decoder, [Record(request, prompts, 0)], most_tokens=1000)
+    assert rows.schema == counterfact.SCHEMA
+    assert rows["kind"].to_pylist() == ["rewrite", "paraphrase", "paraphrase", "neighborhood"]
+    assert rows["index"].to_pylist() == [0, 0, 1, 0]
+    assert set(rows["case_id"].to_pylist()) == {7}
+    assert rows["nll_new"].null_count == 0

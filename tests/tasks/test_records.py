@@ -1,0 +1,176 @@
+"""Datasets and facts files, and every way in which they can be wrong."""
+
+from __future__ import annotations
+
+import json
+import logging
+
+import pytest
+
+from factsmith.artifacts.errors import InputError
+from factsmith.tasks.embedded.world import World
+from factsmith.tasks.records.selection import load_suite, select_batches
+from factsmith.tasks.settings import DatasetSettings
+
+FACT = {"subject": "Ada Lovelace", "prompt": "{} was born in", "target_new": "London"}
+
+
+def facts(tmp_path, content, name="facts.json", **settings) -> DatasetSettings:
+    path = tmp_path / name
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return DatasetSettings(name="facts", suite="facts", path=path, **{"seed": None, "batches": None, **settings})
+
+
+def counterfact(tmp_path, records, **settings) -> DatasetSettings:
+    path = tmp_path / "cf.json"
+    path.write_text(json.dumps(records))
+    return DatasetSettings(name="counterfact", suite="counterfact", path=path, **settings)
+
+
+def test_a_fact_in_each_of_its_spellings(tmp_path):
+    spellings = [
+        FACT,
+        {**FACT, "subject": "Bob", "prompt": "Bob was born in", "note": "kept out of the way"},
+        {**FACT, "subject": "Eve", "target_new": {"str": "Paris"}, "target_true": "Rome"},
+        World(people_count=60).records()[3],
+    ]
+    lines = "\n".join(map(json.dumps, spellings))
+    for settings in (facts(tmp_path, spellings), facts(tmp_path, lines + "\n\n", "facts.jsonl")):
+        requests = [record.request for record in load_suite(settings)]
+        assert [one.template for one in requests[:3]] == ["{} was born in"] * 3
+        assert requests[1].prompt == "Bob was born in"
+        assert (requests[2].target_new, requests[2].target_true) == ("Paris", "Rome")
+        assert requests[0].target_true is None
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({"prompt": "{} is", "target_new": "x"}, "field 'subject' is missing"),
+        ({**FACT, "subject": ""}, "field 'subject' is empty"),
+        ({**FACT, "subject": 5}, "field 'subject' is not text"),
+        ({**FACT, "target_new": "  "}, "field 'target_new' is empty"),
+        ({**FACT, "target_new": {"str": ""}}, r"field 'target_new\.str' is empty"),
+        ({**FACT, "target_new": {}}, r"field 'target_new\.str' is missing"),
+        ({"subject": "a", "prompt": "{}"}, "field 'target_new' is missing"),
+        ({**FACT, "prompt": "She was born in"}, "subject is not in the prompt"),
+        ({**FACT, "prompt": "{} and {}"}, "more than one {}"),
+        ({**FACT, "paraphrase_prompts": "one"}, "'paraphrase_prompts' is not a list of texts"),
+        ({**FACT, "paraphrase_promts": []}, "field 'paraphrase_promts' is not known"),
+    ],
+)
+def test_a_bad_record_is_named_with_file_index_and_field(tmp_path, record, message):
+    with pytest.raises(InputError, match=message) as caught:
+        load_suite(facts(tmp_path, [FACT, record]))
+    assert "Record 1 of" in str(caught.value)
+    assert "facts.json" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("facts.json", "", "not JSON"),
+        ("facts.json", "[]", "is empty"),
+        ("facts.jsonl", "\n\n", "is empty"),
+        ("facts.json", "{}", "does not hold a list"),
+        ("facts.json", "[1]", "Record 0 of .* is not an object"),
+        ("facts.jsonl", json.dumps(FACT) + "\n{", "Line 2 of .* is not JSON"),
+        ("facts.json", "[" * 100_000, "not JSON"),
+    ],
+)
+def test_a_bad_file_is_named(tmp_path, name, content, message):
+    with pytest.raises(InputError, match=message):
+        load_suite(facts(tmp_path, content, name))
+
+
+def test_a_missing_file_is_named(tmp_path):
+    settings = DatasetSettings(name="facts", suite="facts", path=tmp_path / "no.json")
+    with pytest.raises(InputError, match=r"no\.json does not exist"):
+        load_suite(settings)
+
+
+def test_a_file_that_is_not_text_is_named(tmp_path):
+    settings = facts(tmp_path, "x")
+    settings.path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InputError, match="not UTF-8"):
+        load_suite(settings)
+
+
+def test_facts_that_contradict_each_other_are_refused(tmp_path):
+    settings = facts(tmp_path, [FACT, {**FACT, "subject": "Bob"}, {**FACT, "target_new": "Paris"}])
+    with pytest.raises(InputError, match="Records 0 and 2 of .* contradict each other") as caught:
+        load_suite(settings)
+    assert "'London' and 'Paris'" in caught.value.details["got"]
+
+
+def test_a_dataset_keeps_the_first_of_a_contradiction_and_says_so(tmp_path, caplog):
+    records = World(people_count=60).records()[:4]
+    twin = json.loads(json.dumps(records[1]))
+    twin["case_id"] = 99
+    twin["requested_rewrite"]["target_new"]["str"] = "another"
+    settings = counterfact(tmp_path, [*records, twin], seed=None, batches=None)
+    with caplog.at_level(logging.WARNING):
+        (batch,) = select_batches(settings, "all")
+    assert [record.request.case_id for record in batch] == [0, 1, 2, 3]
+    assert "1 of 5 records" in caplog.text
+
+
+def test_a_repeated_fact_counts_once(tmp_path):
+    (batch,) = select_batches(facts(tmp_path, [FACT, FACT]), "all")
+    assert len(batch) == 1
+
+
+def cases(batches) -> list[list[int]]:
+    return [[record.request.case_id for record in batch] for batch in batches]
+
+
+def test_batches_are_chosen_by_case_seed_and_limit(tmp_path):
+    records = World(people_count=60).records()
+    (tmp_path / "cases.json").write_text(json.dumps([5, 7, 9, 11, 13]))
+    chosen = counterfact(tmp_path, records, cases=tmp_path / "cases.json", seed=None, batches=2)
+    assert cases(select_batches(chosen, 2)) == [[5, 7], [9, 11]]
+    every = counterfact(tmp_path, records, cases=[5, 7, 9], seed=None, batches=None)
+    assert cases(select_batches(every, 2)) == [[5, 7], [9]]
+    assert cases(select_batches(every, "all")) == [[5, 7, 9]]
+    shuffled = counterfact(tmp_path, records, seed=4, limit=6, batches=1)
+    (one,) = cases(select_batches(shuffled, "all"))
+    assert len(one) == 6
+    assert one != sorted(one)
+    assert cases(select_batches(shuffled, 6)) == [one]
+    # A larger draw begins with the smaller one, so that what was computed for it is used again.
+    assert cases(select_batches(counterfact(tmp_path, records, seed=4, limit=12), 12))[0][:6] == one
+
+
+@pytest.mark.parametrize(
+    ("settings", "size", "message"),
+    [
+        ({"cases": [5, 1000]}, 1, "asks for cases"),
+        ({"batches": 10}, 16, "has 60 records for 10 batches of 16"),
+        ({"limit": 3}, 4, "has 3 records"),
+    ],
+)
+def test_records_that_are_not_there(tmp_path, settings, size, message):
+    with pytest.raises(InputError, match=message):
+        select_batches(counterfact(tmp_path, World(people_count=60).records(), **settings), size)
+
+
+@pytest.mark.parametrize("content", ["{}", '["a"]', "[1.5]", "[true]", "nonsense"])
+def test_a_list_of_cases_that_is_none(tmp_path, content):
+    (tmp_path / "cases.json").write_text(content)
+    settings = counterfact(tmp_path, World(people_count=60).records(), cases=tmp_path / "cases.json")
+    with pytest.raises(InputError):
+        select_batches(settings, 1)
+
+
+def test_an_unknown_suite_has_a_suggestion():
+    with pytest.raises(InputError) as caught:
+        load_suite(DatasetSettings(name="x", suite="counterfacts"))
+    assert "did you mean 'counterfact'" in caught.value.details["remedy"]
+
+
+def test_real_counterfact(shared):
+    settings = DatasetSettings(name="cf", suite="counterfact", path=shared / "data" / "counterfact.json")
+    records = load_suite(settings)
+    assert len(records) == 1906
+    assert records[0].request.prompt == "The mother tongue of Danielle Darrieux is"
+    assert len(records[0].prompts["neighborhood"]) == 10
