@@ -32,7 +32,10 @@ _MEANINGS = {
 
 def scores_table(report: Report, settings: Settings) -> Table:
     """Metrics before and after, in percent."""
-    table = Table(title=f"{settings.method.name} on {settings.model.name}: {report.facts} facts, scores in percent", title_justify="left")
+    table = Table(
+        title=f"{settings.method.name} on {settings.model.name}: {report.facts} facts, scores in percent",
+        title_justify="left",
+    )
     table.add_column("")
     for phase in report.metrics:
         table.add_column(phase, justify="right")
@@ -66,20 +69,17 @@ def stages_table(report: Report) -> Table:
 
 def store_table(manifests: Sequence[Manifest]) -> Table:
     """One row an artifact."""
-    table = Table(title_justify="left")
-    for name in ("kind", "artifact", "series", "key", "created"):
-        table.add_column(name, overflow="fold")
-    table.add_column("bytes", justify="right")
+    total = sum(manifest.size for manifest in manifests)
+    table = Table(caption=f"{len(manifests)} artifacts, {total:,} bytes", caption_justify="left")
+    for name in ("kind", "artifact", "series", "key"):
+        table.add_column(name, no_wrap=name != "key")
+    table.add_column("bytes", justify="right", no_wrap=True)
     for manifest in manifests:
         key = ", ".join(
-            f"{name} {len(value) if isinstance(value, list) else value}"
+            f"{len(value)} {name}" if isinstance(value, list) else f"{name} {value}"
             for name, value in manifest.recipe["key"].items()
         )
-        table.add_row(
-            manifest.kind, manifest.digest[:12], manifest.series[:12], key, manifest.created[:19], f"{manifest.size:,}"
-        )
-    table.add_section()
-    table.add_row(f"{len(manifests)} artifacts", "", "", "", "", f"{sum(one.size for one in manifests):,}")
+        table.add_row(manifest.kind, manifest.digest[:12], manifest.series[:12], key, f"{manifest.size:,}")
     return table
 
 

@@ -22,6 +22,7 @@ from factsmith.artifacts.store import Store
 from factsmith.tasks.corpora.embedded import EmbeddedCorpus
 from factsmith.tasks.corpora.local import open_local
 from factsmith.tasks.corpora.source import CorpusSource
+from factsmith.tasks.editing.contexts import read_contexts
 from factsmith.tasks.home import home
 from factsmith.tasks.models.checkpoint import Checkpoint, open_checkpoint
 from factsmith.tasks.models.decoder import Decoder
@@ -111,6 +112,12 @@ class Bench:
         """Records of each batch of facts that are written together."""
         return select_batches(self.settings.dataset, self.settings.method.batch_size)
 
+    @cached_property
+    def given_contexts(self) -> tuple[str, ...] | None:
+        """Context templates of ``method.contexts``; ``None`` if they are to be sampled."""
+        path = self.settings.method.contexts
+        return read_contexts(path) if path else None
+
     def check(self, *, dataset: bool, out: Path | None = None) -> None:
         """Look at everything the user gave before anything is written.
 
@@ -128,9 +135,9 @@ class Bench:
                 expected=f"at most {self.checkpoint.context_length}",
                 remedy="set corpus.block_length",
             )
-        _ = self.layers, self.corpus, self.device, self.checkpoint.weight_files
+        _ = self.layers, self.corpus, self.device, self.checkpoint.weight_files, self.tokenizer
         if dataset:
-            _ = self.batches
+            _ = self.batches, self.given_contexts
         if out is not None:
             self._check_out(out)
         self.store.check_writable()

@@ -201,11 +201,12 @@ def _stored(rows: Tensor, dtype: np.dtype, layer: int) -> np.ndarray:
     if dtype == np.float32:
         return array
     largest = float(np.abs(array).max(initial=0))
-    if largest > np.finfo(dtype).max:
+    most = float(np.finfo(dtype).max)
+    if largest > most:
         raise InputError(
             f"Keys of layer {layer} do not fit float16.",
             got=f"a value of {largest:.6g}",
-            expected=f"at most {np.finfo(dtype).max:.6g}",
+            expected=f"at most {most:.6g}",
             remedy="set corpus.key_dtype=float32",
         )
     return array.astype(dtype)

@@ -7,14 +7,17 @@ prefixes unseeded, so that no two of its runs agree; here they are drawn from a 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
+from factsmith.artifacts.errors import InputError
 from factsmith.tasks.models.batching import pad
 from factsmith.tasks.models.decoder import Decoder
 from factsmith.tasks.models.text import PLACEHOLDER
+from factsmith.tasks.records.reading import read_json
 
-__all__ = ["CLEAN", "LENGTH", "STARTS", "TOP_K", "sample_contexts"]
+__all__ = ["CLEAN", "LENGTH", "STARTS", "TOP_K", "read_contexts", "sample_contexts"]
 
 CLEAN = PLACEHOLDER
 """The template without a prefix, always the first."""
@@ -52,3 +55,22 @@ def sample_contexts(
         prefix = str(decoder.tokenizer.decode(tokens, skip_special_tokens=True))
         templates.append(prefix.replace("{", " ").replace("}", " ") + f". {PLACEHOLDER}")
     return tuple(templates)
+
+
+def read_contexts(path: Path) -> tuple[str, ...]:
+    """Templates of a JSON list; the clean one is put first if it is not there.
+
+    Raises:
+        InputError: not a list of texts with one ``{}`` each.
+    """
+    value = read_json(path.expanduser())
+    if not isinstance(value, list) or not value:
+        raise InputError(f"{path} is not a JSON list of context templates.", expected='["{}", "Therefore. {}", ...]')
+    for index, template in enumerate(value):
+        if not isinstance(template, str) or template.count(PLACEHOLDER) != 1:
+            raise InputError(
+                f"Template {index} of {path} (counted from 0) has no place for the prompt.",
+                got=repr(template),
+                expected="a text with one {}",
+            )
+    return (CLEAN, *(template for template in value if template != CLEAN))

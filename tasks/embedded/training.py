@@ -88,7 +88,9 @@ def pretrain(
     )
     checkpoint = _Checkpoint(out / "checkpoint.safetensors", {"recipe": asdict(recipe), "world": world.fingerprint})
     model.train()
-    for step in range(checkpoint.restore(model, optimiser), recipe.steps):
+    first = checkpoint.restore(model, optimiser)
+    advance(first)
+    for step in range(first, recipe.steps):
         for group in optimiser.param_groups:
             group["lr"] = recipe.learning_rate * _schedule(step, recipe)
         windows = _windows(world, tokenizer, recipe, step)

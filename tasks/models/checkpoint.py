@@ -123,6 +123,8 @@ class Checkpoint:
                 ) from None
         if not isinstance(tokenizer, PreTrainedTokenizerFast):
             raise InputError(f"The tokenizer of {self.path} gives no offsets.", expected="a fast tokenizer")
+        if not tokenizer("a", add_special_tokens=False)["input_ids"]:  # what transformers makes of missing files
+            raise InputError(f"The model {self.path} has no tokenizer that can be read.", got="an empty vocabulary")
         tokenizer.padding_side = "right"
         return tokenizer
 

@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from factsmith.artifacts.errors import InputError
-from factsmith.tasks.contexts import read_contexts
-from factsmith.tasks.editing.contexts import STARTS, sample_contexts
+from factsmith.tasks.editing.contexts import STARTS, read_contexts, sample_contexts
 
 
 def test_the_same_seed_gives_the_same_templates(decoder):
