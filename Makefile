@@ -1,0 +1,42 @@
+# make run: set everything up and run the pipeline on the model that ships.  make test: set up and test.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/installed
+
+.DEFAULT_GOAL := run
+.PHONY: run test check bench pretrain clean
+
+run: $(INSTALLED)
+	$(BIN)/factsmith run
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest
+
+check: $(INSTALLED) $(VENV)/typing
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	MYPYPATH=$(VENV)/typing $(BIN)/mypy --package factsmith
+
+bench: $(INSTALLED)
+	$(BIN)/python benchmarks/floors.py
+
+pretrain: $(INSTALLED)
+	$(BIN)/factsmith pretrain
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info
+
+# The exact set that was tested. On Linux, PyPI's torch brings several gigabytes of CUDA; the README tells how to
+# install its CPU build first.
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Factsmith needs Python 3.11 or newer: make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+# The packages stand at the top of the repository and are imported as factsmith.*: the type checker is shown so.
+$(VENV)/typing: $(INSTALLED)
+	mkdir -p $@/factsmith
+	for package in artifacts conf flows tasks; do ln -sfn ../../../$$package $@/factsmith/$$package; done
