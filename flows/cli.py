@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ import typer
 
 from factsmith.artifacts.errors import FactsmithError, InputError
 from factsmith.artifacts.store import Store
-from factsmith.tasks.home import home, quiet_services
+from factsmith.tasks.home import embedded_services, home
 
 if TYPE_CHECKING:
     from factsmith.flows.report import Report
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["app", "main"]
 
-# What a command needs is imported in it: most of it is heavy, and none of it may load before ``quiet_services``.
+# What a command needs is imported in it: most of it is heavy, and none of it may load before ``embedded_services``.
 
 app = typer.Typer(
     name="factsmith",
@@ -119,7 +120,7 @@ def pretrain(
 @app.command()
 def ui(port: Annotated[int, typer.Option(help="on 127.0.0.1")] = 5000) -> None:
     """Open the MLflow UI on this machine alone."""
-    quiet_services()
+    embedded_services()
     uri = os.environ.get("MLFLOW_TRACKING_URI")
     if uri and uri.startswith("http"):
         typer.echo(f"Runs are logged to {uri}: open it in a browser.")
@@ -216,10 +217,9 @@ def main() -> None:
 
 
 def _start() -> None:
-    quiet_services()
+    embedded_services()
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("factsmith").setLevel(logging.INFO)
-    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
 
 
 def _compose(words: list[str] | None) -> Settings:
@@ -241,8 +241,17 @@ def _report(flow: Callable[[], Report], settings: Settings, as_json: bool, out: 
     from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
     # Nobody watches a run at the command line by its heartbeat, and stopping it costs a second a flow.
-    with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
-        report = flow()
+    try:
+        with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+            report = flow()
+    except RuntimeError as error:
+        if not str(error).startswith("Failed to reach API"):
+            raise
+        raise InputError(
+            "Prefect's server does not answer.",
+            got=f"PREFECT_API_URL={os.environ.get('PREFECT_API_URL')}",
+            remedy="start the server, or unset PREFECT_API_URL to have one started for the run",
+        ) from None
     if as_json:
         typer.echo(report.model_dump_json())
         return
@@ -253,7 +262,8 @@ def _report(flow: Callable[[], Report], settings: Settings, as_json: bool, out: 
     _print(stages_table(report))
     if out is not None:
         typer.echo(f"Edited model: {out}")
-    typer.echo("Compare runs in the MLflow UI: factsmith ui")
+    command = "factsmith" if shutil.which("factsmith") else sys.argv[0]
+    typer.echo(f"Compare runs in the MLflow UI: {command} ui")
 
 
 def _print(table: Any) -> None:

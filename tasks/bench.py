@@ -212,6 +212,8 @@ class Bench:
             yield
             failed = False
         finally:
+            self._tracker.tags({f"artifact.{report.name}": report.artifact for report in self.reports})
+            self._tracker.metrics({f"seconds/{report.name}": report.seconds for report in self.reports})
             self._tracker.end(failed=failed)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +20,8 @@ from factsmith.tasks.progress import work
 from factsmith.tasks.stage import Outcome, stage
 
 __all__ = ["Factors", "factor"]
+
+logger = logging.getLogger(__name__)
 
 TENSORS = "factor.safetensors"
 
@@ -77,6 +80,10 @@ def factor(bench: Bench, covariances: Covariances) -> Outcome[Factors]:
             found[layer], built = bench.store.get_or_build(series.member(layer=layer), build)
             any_built |= built
             advance(1)
+            if method.ridge == "auto":
+                logger.info(
+                    "layer %d: ridge %.3g added to lambda C0 (method.ridge=auto)", layer, found[layer].summary["ridge"]
+                )
     return Outcome(
         Factors(series, found, bench.device),
         series.address,

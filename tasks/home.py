@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-__all__ = ["home", "quiet_services"]
+__all__ = ["embedded_services", "home", "no_telemetry"]
 
 
 def home() -> Path:
@@ -13,23 +13,32 @@ def home() -> Path:
     return Path(os.environ.get("FACTSMITH_HOME") or ".factsmith").expanduser().resolve()
 
 
-def quiet_services() -> None:
-    """Turn the telemetry of every library off and keep Prefect's state below ``home``.
+def no_telemetry() -> None:
+    """Keep every library from reporting home, unless the user has said otherwise in the environment."""
+    _set_defaults(
+        DO_NOT_TRACK="true",
+        PREFECT_SERVER_ANALYTICS_ENABLED="false",
+        MLFLOW_DISABLE_TELEMETRY="true",
+        HF_HUB_DISABLE_TELEMETRY="1",
+    )
 
-    Must run before they are imported. Whatever the user has set in the environment stays.
-    """
-    defaults = {
-        "DO_NOT_TRACK": "true",
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "PREFECT_HOME": str(home() / "prefect"),
+
+def embedded_services() -> None:
+    """Settings for a run that nobody but its user looks after; must come before Prefect and MLflow are imported."""
+    _set_defaults(
+        PREFECT_HOME=str(home() / "prefect"),
         # A first start migrates a database; on a busy machine that takes longer than Prefect's 20 seconds.
-        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",
-        # The command line tells what happens; Prefect's own lines would tell it again.
-        "PREFECT_LOGGING_LEVEL": "CRITICAL",
-        "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",
-        "TOKENIZERS_PARALLELISM": "false",
-    }
-    for name, value in defaults.items():
+        PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS="180",
+        # The command line tells what happens; their own lines would tell it again.
+        PREFECT_LOGGING_LEVEL="CRITICAL",
+        PREFECT_SERVER_LOGGING_LEVEL="CRITICAL",
+        MLFLOW_LOGGING_LEVEL="WARNING",
+        # A tracking server that does not answer is worth a quarter of a minute, not several.
+        MLFLOW_HTTP_REQUEST_MAX_RETRIES="3",
+        TOKENIZERS_PARALLELISM="false",
+    )
+
+
+def _set_defaults(**values: str) -> None:
+    for name, value in values.items():
         os.environ.setdefault(name, value)

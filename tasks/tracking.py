@@ -14,6 +14,9 @@ from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
+
+from factsmith.artifacts.errors import InputError
 
 __all__ = ["Tracker", "flatten", "tracking_uri"]
 
@@ -47,7 +50,14 @@ class Tracker:
     def __init__(self, home: Path, *, experiment: str, name: str, settings: Mapping[str, Any]) -> None:
         uri = tracking_uri(home)
         self.client = MlflowClient(tracking_uri=uri)
-        found = self.client.get_experiment_by_name(experiment)
+        try:
+            found = self.client.get_experiment_by_name(experiment)
+        except MlflowException as error:
+            raise InputError(
+                f"MLflow at {uri} does not answer.",
+                got=str(error).splitlines()[0][:200],
+                remedy="start the server, or unset MLFLOW_TRACKING_URI to log to a file",
+            ) from None
         if found is None:
             # A server decides for itself where artifacts go; an embedded database must be told.
             place = (home / "mlruns" / experiment).as_uri() if uri.startswith("sqlite:") else None

@@ -20,10 +20,10 @@ def _quiet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv("FACTSMITH_HOME", str(base / "home"))
         patch.setenv("PREFECT_HOME", str(base / "prefect"))
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        from factsmith.tasks.home import quiet_services
+        from factsmith.tasks.home import embedded_services
 
         before = dict(os.environ)
-        quiet_services()
+        embedded_services()
         torch.set_num_threads(1)
         yield
         for name in set(os.environ) - set(before):

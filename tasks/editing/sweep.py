@@ -63,7 +63,7 @@ class FactSweep:
         for batch, hidden, last in zip(self._batches, self._hidden, self._last, strict=True):
 
             def take(_: int, found: Tensor, batch: list[int] = batch, last: Tensor = last) -> None:
-                rows[batch] = found[torch.arange(len(batch)), last].double().cpu()
+                rows[batch] = found[torch.arange(len(batch), device=last.device), last].double().cpu()
 
             with self.decoder.tapped([layer], take, stop=True):
                 self.decoder.run(hidden, layer, layer + 1)
@@ -82,7 +82,7 @@ class FactSweep:
             if clean:
                 above = self.decoder.run(hidden[clean], layer, last_layer + 1)
                 facts = [batch[place] // self.contexts for place in clean]
-                found[facts] = above[torch.arange(len(clean)), last[clean]].double().cpu()
+                found[facts] = above[torch.arange(len(clean), device=last.device), last[clean]].double().cpu()
         return found.T
 
     def _advance(self, layer: int) -> None:

@@ -41,18 +41,15 @@ class RawRecord:
                 others = ", ".join(map(repr, known))
                 raise self.error(f"field {where!r} is missing", got=f"fields {others}" if known else None)
             value = value[name]
-        if not isinstance(value, str) or not value.strip():
-            where = ".".join(names)
-            raise self.error(
-                f"field {where!r} is {'empty' if isinstance(value, str) else 'not text'}", got=repr(value)[:80]
-            )
-        return value
+        if problem := _problem_of(value):
+            raise self.error(f"field {'.'.join(names)!r} is {problem}", got=ascii(value)[:80])
+        return str(value)
 
     def texts(self, name: str) -> tuple[str, ...]:
         """The list of texts under ``name``; empty if the field is not there."""
         value = self.fields.get(name, [])
-        if not isinstance(value, list) or not all(isinstance(item, str) and item.strip() for item in value):
-            raise self.error(f"field {name!r} is not a list of texts", got=repr(value)[:80])
+        if not isinstance(value, list) or any(map(_problem_of, value)):
+            raise self.error(f"field {name!r} is not a list of texts", got=ascii(value)[:80])
         return tuple(value)
 
     def template(self, prompt: str, subject: str) -> str:
@@ -74,6 +71,19 @@ class RawRecord:
         for name in self.fields:
             if name not in known and "did you mean" in (remedy := closest(name, known - set(self.fields), cutoff=0.8)):
                 raise self.error(f"field {name!r} is not known", remedy=remedy)
+
+
+def _problem_of(value: Any) -> str | None:
+    """Why ``value`` cannot be fed to a model as text."""
+    if not isinstance(value, str):
+        return "not text"
+    if not value.strip():
+        return "empty"
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return "not Unicode text"
+    return None
 
 
 def read_json(path: Path) -> Any:

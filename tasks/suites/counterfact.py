@@ -24,8 +24,8 @@ def parse(raw: RawRecord) -> Record:
         InputError: names the file, the index and the field that is wrong.
     """
     case_id = raw.fields.get("case_id", raw.index)
-    if not isinstance(case_id, int):
-        raise raw.error("field 'case_id' is not a whole number", got=repr(case_id))
+    if type(case_id) is not int or abs(case_id) >= 2**63:
+        raise raw.error("field 'case_id' is not a whole number of 64 bits", got=repr(case_id)[:80])
     subject = raw.text("requested_rewrite", "subject")
     request = EditRequest(
         case_id=case_id,

@@ -44,11 +44,11 @@ def _parse(raw: RawRecord) -> Record:
     raw.known_fields(_FIELDS)
     if "requested_rewrite" in raw.fields:
         return counterfact.parse(raw)
-    subject = raw.text("subject")
+    subject = raw.text("subject").strip()
     request = EditRequest(
         case_id=raw.index,
         subject=subject,
-        template=raw.template(raw.text("prompt"), subject),
+        template=raw.template(raw.text("prompt").strip(), subject),
         target_new=_target(raw, "target_new"),
         target_true=_target(raw, "target_true") if raw.fields.get("target_true") is not None else None,
     )

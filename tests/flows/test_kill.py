@@ -19,9 +19,9 @@ KINDS = ["model", "tokens", "keys", "covariance", "factor", "contexts", "values"
 KILLED_RUN = """
 import os, signal, sys
 
-from factsmith.tasks.home import quiet_services
+from factsmith.tasks.home import embedded_services
 
-quiet_services()
+embedded_services()
 from factsmith.artifacts.store import Store
 from factsmith.flows.configuration import compose
 from factsmith.flows.run import run

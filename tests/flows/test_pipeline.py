@@ -153,6 +153,24 @@ def test_c0_is_the_mean_over_exactly_the_first_keys(pipeline, store):
     assert np.allclose(load_tensors(moments.path / "moments.safetensors")["covariance"], keys.T @ keys / count)
 
 
+def test_the_factor_is_that_of_the_preservation_weight_times_c0(pipeline, store):
+    pipeline("method.layers=[1]", "method.preservation_weight=7", "method.ridge=0.25")
+    (moments,), (factor,) = artifacts(store, "covariance"), artifacts(store, "factor")
+    c0 = load_tensors(moments.path / "moments.safetensors")["covariance"]
+    lower = load_tensors(factor.path / "factor.safetensors")["cholesky"]
+    expected = 7 * c0 + 0.25 * torch.eye(40, dtype=torch.float64)
+    assert torch.equal(lower, lower.tril())
+    assert (lower @ lower.T - expected).norm() < 1e-13 * expected.norm()
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_models_in_half_precision(pipeline, store, dtype):
+    report = pipeline(f"model.dtype={dtype}")
+    assert all(np.isfinite(value) for value in report.metrics["after"].values())
+    (shard, *_) = artifacts(store, "keys")
+    assert read_keys(shard).dtype == np.float32
+
+
 def test_half_precision_keys_are_what_c0_is_made_of(pipeline, store):
     pipeline("corpus.key_dtype=float16", "method.layers=[1]")
     (moments,) = artifacts(store, "covariance")

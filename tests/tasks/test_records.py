@@ -53,6 +53,7 @@ def test_a_fact_in_each_of_its_spellings(tmp_path):
         ({**FACT, "target_new": {"str": ""}}, r"field 'target_new\.str' is empty"),
         ({**FACT, "target_new": {}}, r"field 'target_new\.str' is missing"),
         ({"subject": "a", "prompt": "{}"}, "field 'target_new' is missing"),
+        ({**FACT, "subject": "\ud800"}, "field 'subject' is not Unicode text"),
         ({**FACT, "prompt": "She was born in"}, "subject is not in the prompt"),
         ({**FACT, "prompt": "{} and {}"}, "more than one {}"),
         ({**FACT, "paraphrase_prompts": "one"}, "'paraphrase_prompts' is not a list of texts"),
