@@ -37,7 +37,8 @@ class ModelSettings(_Frozen):
     """The model to edit."""
 
     name: str = Field(description="of the choice, for tables")
-    path: str = Field(description="folder of a Hugging Face checkpoint, or 'embedded'")
+    path: str = Field(description="folder of a Hugging Face checkpoint, the id of one on the hub, or 'embedded'")
+    revision: str | None = Field(None, description="of a hub id: branch, tag or commit; null for main")
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="of the weights while running")
 
 
@@ -45,15 +46,25 @@ class CorpusSettings(_Frozen):
     """The text whose keys an edit must preserve."""
 
     name: str = Field(description="of the choice, for tables")
-    source: Literal["embedded", "local"]
+    source: Literal["embedded", "local", "hub"] = Field(description="where documents come from")
     path: Path | None = Field(None, description="of the file (local): .jsonl, .txt or .parquet")
-    field: str = Field("text", description="of a record that holds the text (.jsonl, .parquet)")
+    repository: str | None = Field(None, description="id of a dataset on the hub, or a folder that holds one (hub)")
+    subset: str | None = Field(None, description="of the repository, where it has several (hub)")
+    split: str = Field("train", description="of the repository (hub)")
+    revision: str | None = Field(None, description="of the repository: branch, tag or commit; null for main (hub)")
+    field: str = Field("text", description="of a record that holds the text (.jsonl, .parquet, hub)")
     seed: int = Field(0, ge=0, description="of the documents' order")
+    sampling: Literal["first", "shuffled", "stratified"] = Field(
+        "shuffled", description="order of documents: as they stand, drawn by seed, or every topic in turn"
+    )
+    pool: int = Field(10_000, ge=1, description="documents that are clustered, or that a stream is shuffled among")
+    topics: int = Field(16, ge=1, description="clusters of documents (stratified)")
     block_length: int = Field(128, ge=2, description="tokens of a block; blocks never cross a document")
     blocks_per_document: int | None = Field(None, ge=1, description="blocks a document gives at most; null for all")
     dynamic_multiplier: float = Field(10, gt=0, description="d_m: tokens of the corpus, in multiples of d_k")
     tokens: int | None = Field(None, ge=1, description="tokens of the corpus, instead of dynamic_multiplier")
     key_dtype: Literal["float32", "float16"] = Field("float32", description="of the stored keys")
+    keep_keys: bool = Field(True, description="false adds keys up and keeps none, for token counts they would not fit")
 
 
 class MethodSettings(_Frozen):
@@ -97,6 +108,11 @@ class RuntimeSettings(_Frozen):
     """How things are computed. Nothing here changes what is computed, but for the last bits of a float."""
 
     device: str = Field("auto", description="cpu, cuda, cuda:1, ...; auto takes a GPU where there is one")
+    device_map: Literal["auto"] | None = Field(
+        None, description="auto spreads a model over GPUs and CPU memory; null keeps it on runtime.device whole"
+    )
+    gpu_memory_mb: int | None = Field(None, ge=1, description="of weights on each GPU at most (device_map=auto)")
+    cpu_memory_mb: int | None = Field(None, ge=1, description="of weights in CPU memory at most (device_map=auto)")
     threads: int | None = Field(None, ge=1, description="of the CPU; null leaves it to torch")
     tokens_per_pass: int = Field(8192, ge=1, description="positions in one forward pass at most")
     memory_mb: int = Field(2048, ge=1, description="for the activations of one batch of value vectors")
