@@ -137,10 +137,27 @@ class Bench:
             )
         _ = self.layers, self.corpus, self.device, self.checkpoint.weight_files, self.tokenizer
         if dataset:
-            _ = self.batches, self.given_contexts
+            self._check_method(max(map(len, self.batches)))
+            _ = self.given_contexts
         if out is not None:
             self._check_out(out)
         self.store.check_writable()
+
+    def _check_method(self, facts: int) -> None:
+        """See that the method can write ``facts`` together, at these layers."""
+        method = self.settings.method
+        if method.read_keys == "clean" and facts > 1:
+            raise InputError(
+                f"method={method.name} writes one fact at a time.",
+                got=f"batches of {facts}",
+                remedy="set method.batch_size=1, or choose method=memit or method=emmet",
+            )
+        if method.value.site == "mlp" and len(self.layers) > 1:
+            raise InputError(
+                f"method={method.name} edits one layer: a value at the MLP's output belongs to that MLP alone.",
+                got=f"method.layers={self.layers}",
+                remedy="set method.layers to one of them",
+            )
 
     def _check_out(self, out: Path) -> None:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):

@@ -8,7 +8,7 @@ from factsmith.artifacts.formats import load_json, save_json
 from factsmith.artifacts.recipe import Series
 from factsmith.artifacts.store import Draft
 from factsmith.tasks.bench import Bench
-from factsmith.tasks.editing.contexts import LENGTH, STARTS, TOP_K, sample_contexts
+from factsmith.tasks.editing.contexts import TOP_K, sample_contexts
 from factsmith.tasks.model import ModelName
 from factsmith.tasks.stage import Outcome, stage
 
@@ -41,8 +41,7 @@ def contexts(bench: Bench, model: ModelName) -> Outcome[Contexts]:
             1,
             {
                 "seed": method.context_seed,
-                "starts": list(STARTS),
-                "length": LENGTH,
+                "samples": [sample.model_dump() for sample in method.context_samples],
                 "top_k": TOP_K,
                 **model.parameters,
             },
@@ -50,7 +49,7 @@ def contexts(bench: Bench, model: ModelName) -> Outcome[Contexts]:
         )
 
     def build(draft: Draft) -> None:
-        templates = given or sample_contexts(bench.decoder, seed=method.context_seed)
+        templates = given or sample_contexts(bench.decoder, method.context_samples, seed=method.context_seed)
         draft.made = bench.made
         draft.summary = {"templates": len(templates)}
         save_json(draft.path / "templates.json", list(templates))

@@ -54,7 +54,14 @@ def edit(
             series[slack] = Series(
                 "edit",
                 1,
-                {"layers": bench.layers, "slack": slack, "spread": method.spread, **model.parameters},
+                {
+                    "layers": bench.layers,
+                    "slack": slack,
+                    "spread": method.spread,
+                    "clean_weight": method.clean_weight,
+                    "read_keys": method.read_keys,
+                    **model.parameters,
+                },
                 {
                     **model.inputs,
                     "contexts": contexts.digest,
@@ -79,7 +86,10 @@ def edit(
                         bench.layers,
                         operator,
                         slack=slack,
+                        site=method.value.site,
                         spread=method.spread,
+                        clean_weight=method.clean_weight,
+                        read_keys=method.read_keys,
                         most_tokens=bench.settings.runtime.tokens_per_pass,
                     )
                 except CollidingKeysError as error:

@@ -12,7 +12,8 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from factsmith.artifacts.errors import InputError
-from factsmith.tasks.editing.edit import Spread
+from factsmith.tasks.editing.contexts import ContextSample
+from factsmith.tasks.editing.edit import ReadKeys, Spread
 from factsmith.tasks.editing.values import ValueSettings
 from factsmith.tasks.embedded.world import Split
 
@@ -80,8 +81,16 @@ class MethodSettings(_Frozen):
     slack: float = Field(ge=0, description="gamma: 0 forces the new facts, 1 is least squares")
     slack_of_one: float | None = Field(None, ge=0, description="gamma when one fact is written alone; null for slack")
     spread: Spread = Field("even", description="how a residual is divided over the layers")
+    clean_weight: float | None = Field(
+        0.5, ge=0, le=1, description="of the clean prompt in an averaged key; null for the same as every other prompt"
+    )
+    read_keys: ReadKeys = Field("averaged", description="key that a change is read with: averaged, or the clean one")
     batch_size: Annotated[int, Field(ge=1)] | Literal["all"] = Field(16, description="facts written together")
     contexts: Path | None = Field(None, description="JSON list of context templates; null to sample them")
+    context_samples: list[ContextSample] = Field(
+        [ContextSample(start=start, length=10) for start in ("The", "Therefore", "Because", "I", "You")],
+        description="prefixes to sample: start, length, count",
+    )
     context_seed: int = Field(0, ge=0, description="of the sampled context templates")
     value: ValueSettings = Field(default_factory=ValueSettings)
 

@@ -62,7 +62,7 @@ def values(bench: Bench, model: ModelName, contexts: Contexts) -> Outcome[Values
     series = Series(
         "values",
         1,
-        {"site": "block_output", "layer": layer, **method.value.model_dump(), **model.parameters},
+        {"layer": layer, **method.value.model_dump(), **model.parameters},
         {**model.inputs, "contexts": contexts.digest},
     )
     requests = {digest_of(one.request.fact): one.request for batch in bench.batches for one in batch}

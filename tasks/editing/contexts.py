@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field
 
 from factsmith.artifacts.errors import InputError
 from factsmith.tasks.models.batching import pad
@@ -17,38 +18,44 @@ from factsmith.tasks.models.decoder import Decoder
 from factsmith.tasks.models.text import PLACEHOLDER
 from factsmith.tasks.records.reading import read_json
 
-__all__ = ["CLEAN", "LENGTH", "STARTS", "TOP_K", "read_contexts", "sample_contexts"]
+__all__ = ["CLEAN", "TOP_K", "ContextSample", "read_contexts", "sample_contexts"]
 
 CLEAN = PLACEHOLDER
 """The template without a prefix, always the first."""
 
-STARTS = ("The", "Therefore", "Because", "I", "You")
-LENGTH = 10
 TOP_K = 5
+"""Each next token of a prefix is drawn among this many likeliest ones."""
+
+
+class ContextSample(BaseModel):
+    """Prefixes of one kind."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    start: str = Field(min_length=1, description="the words they open with")
+    length: int = Field(ge=1, description="tokens at most, start and special tokens included")
+    count: int = Field(1, ge=1, description="how many are drawn")
 
 
 @torch.inference_mode()
-def sample_contexts(
-    decoder: Decoder, *, seed: int, starts: Sequence[str] = STARTS, length: int = LENGTH, top_k: int = TOP_K
-) -> tuple[str, ...]:
-    """The clean template, and one prefixed template for each of ``starts``.
+def sample_contexts(decoder: Decoder, samples: Sequence[ContextSample], *, seed: int) -> tuple[str, ...]:
+    """The clean template, and one template for each prefix of ``samples``.
 
     Args:
         decoder: the unedited model.
+        samples: prefixes to draw.
         seed: of the sampling.
-        length: tokens of a prefix at most, start and special tokens included.
-        top_k: each next token is drawn among this many likeliest ones.
 
     Returns:
         Templates with one ``{}`` for the prompt: ``"{}"``, ``"The ... . {}"``, ...
     """
     generator = torch.Generator().manual_seed(seed)
     templates: list[str] = [CLEAN]
-    for start in starts:
-        tokens = list(decoder.tokenizer(start)["input_ids"])
-        while len(tokens) < length:
+    for sample in (one for one in samples for _ in range(one.count)):
+        tokens = list(decoder.tokenizer(sample.start)["input_ids"])
+        while len(tokens) < sample.length:
             hidden = decoder.run(decoder.embed(pad([tokens], decoder.device)), 0, decoder.block_count)
-            scores, candidates = decoder.logits(hidden[0, -1]).cpu().topk(top_k)
+            scores, candidates = decoder.logits(hidden[0, -1]).cpu().topk(TOP_K)
             # The draw is made on the CPU so that every device draws the same.
             drawn = torch.multinomial(scores.softmax(-1), 1, generator=generator)
             tokens.append(int(candidates[drawn]))

@@ -15,10 +15,13 @@ from factsmith.tasks.numerics.delta import LowRankDelta
 from factsmith.tasks.numerics.solve import solve_edit
 from factsmith.tasks.preservation.operator import PreservationOperator
 
-__all__ = ["Spread", "applied", "compute_edit", "merge"]
+__all__ = ["ReadKeys", "Spread", "applied", "compute_edit", "merge"]
 
 Spread = Literal["even", "square_root"]
 """How the residual is divided over the layers still to be written: by their number (MEMIT) or its square root."""
+
+ReadKeys = Literal["averaged", "clean"]
+"""The key a change is read with: the averaged one it is written with, or the clean prompt's (the original ROME)."""
 
 
 def compute_edit(
@@ -30,7 +33,10 @@ def compute_edit(
     preservation: Callable[[int], PreservationOperator],
     *,
     slack: float,
+    site: Literal["block", "mlp"] = "block",
     spread: Spread = "even",
+    clean_weight: float | None = 0.5,
+    read_keys: ReadKeys = "averaged",
     most_tokens: int,
 ) -> dict[int, LowRankDelta]:
     """Changes of the weights of ``layers`` that write ``requests`` together.
@@ -41,26 +47,31 @@ def compute_edit(
     Args:
         decoder: the model; its weights are those before the edit again when this returns.
         requests: B facts.
-        values: (B, d_model) wanted outputs of the last of ``layers`` at the lookup tokens.
+        values: (B, d_model) wanted outputs at ``site`` of the last of ``layers``, at the lookup tokens.
         contexts: templates, the clean one first.
         layers: edited layers.
         preservation: the operator of a layer.
         slack: gamma of ``solve_edit``.
+        site: whose output the values are: the block's, or, where one layer is edited, its MLP's.
         spread: what the residual is divided by.
+        clean_weight: of the clean prompt in an averaged key; ``None`` for the same as every other prompt.
+        read_keys: keys that the change is read with.
         most_tokens: positions in one forward pass, at most.
 
     Returns:
         For each layer a change of rank at most B, float64.
     """
     layers = sorted(layers)
-    sweep = FactSweep(decoder, requests, contexts, most_tokens=most_tokens)
+    sweep = FactSweep(decoder, requests, contexts, clean_weight=clean_weight, most_tokens=most_tokens)
     deltas: dict[int, LowRankDelta] = {}
     with ExitStack() as written:
         for index, layer in enumerate(layers):
             remaining = len(layers) - index
-            residuals = values.double().T - sweep.outputs(layer, layers[-1])
-            residuals /= remaining if spread == "even" else remaining**0.5
-            deltas[layer] = solve_edit(sweep.keys(layer), residuals, preservation(layer), slack=slack)
+            present = sweep.mlp_outputs(layer) if site == "mlp" else sweep.outputs(layer, layers[-1])
+            residuals = (values.double().T - present) / (remaining if spread == "even" else remaining**0.5)
+            averaged, clean = sweep.keys(layer)
+            read = clean if read_keys == "clean" else None
+            deltas[layer] = solve_edit(averaged, residuals, preservation(layer), slack=slack, read_keys=read)
             written.enter_context(applied(decoder, {layer: deltas[layer]}))
     return deltas
 

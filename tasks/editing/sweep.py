@@ -26,11 +26,18 @@ class FactSweep:
         decoder: the model; its weights are read as they are at each call.
         requests: B facts.
         contexts: templates, the clean one first.
+        clean_weight: of the clean prompt in an averaged key; ``None`` for the same as every other prompt.
         most_tokens: positions in one forward pass, at most.
     """
 
     def __init__(
-        self, decoder: Decoder, requests: Sequence[EditRequest], contexts: Sequence[str], *, most_tokens: int
+        self,
+        decoder: Decoder,
+        requests: Sequence[EditRequest],
+        contexts: Sequence[str] = (PLACEHOLDER,),
+        *,
+        clean_weight: float | None = None,
+        most_tokens: int = 8192,
     ) -> None:
         self.decoder = decoder
         self.facts = len(requests)
@@ -45,9 +52,9 @@ class FactSweep:
         self._last = [
             torch.tensor([lengths[row] - 1 for row in batch], device=decoder.device) for batch in self._batches
         ]
-        # Half for the clean prompt, half for the mean of the others  [memit, ``compute_ks``].
-        self._weights = torch.full((self.contexts,), 0.5 / max(1, self.contexts - 1), dtype=torch.float64)
-        self._weights[0] = 0.5 if self.contexts > 1 else 1.0
+        others = self.contexts - 1
+        clean = 1 / self.contexts if clean_weight is None or not others else clean_weight
+        self._weights = torch.tensor([clean] + others * [(1 - clean) / max(1, others)], dtype=torch.float64)
         self._next = 0
         with torch.inference_mode():
             self._hidden = [
@@ -56,8 +63,11 @@ class FactSweep:
             ]
 
     @torch.inference_mode()
-    def keys(self, layer: int) -> Tensor:
-        """(d_in, B) float64: keys at ``layer`` under the weights below it, averaged over the contexts."""
+    def keys(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Keys at ``layer`` under the weights below it: averaged over the contexts, and those of the clean prompts.
+
+        Both (d_in, B) float64.
+        """
         self._advance(layer)
         rows = torch.empty(self.facts * self.contexts, self.decoder.key_width, dtype=torch.float64)
         for batch, hidden, last in zip(self._batches, self._hidden, self._last, strict=True):
@@ -67,7 +77,16 @@ class FactSweep:
 
             with self.decoder.tapped([layer], take, stop=True):
                 self.decoder.run(hidden, layer, layer + 1)
-        return (rows.view(self.facts, self.contexts, -1) * self._weights[:, None]).sum(1).T
+        by_fact = rows.view(self.facts, self.contexts, -1)
+        return (by_fact * self._weights[:, None]).sum(1).T, by_fact[:, 0].T
+
+    @torch.inference_mode()
+    def mlp_outputs(self, layer: int) -> Tensor:
+        """(d_model, B) float64: output of the MLP of ``layer`` at the clean prompts' lookup tokens."""
+        projection = self.decoder.projection(layer)
+        _, clean = self.keys(layer)
+        outputs: Tensor = projection(clean.T.to(device=self.decoder.device, dtype=self.decoder.model.dtype))
+        return outputs.double().cpu().T
 
     @torch.inference_mode()
     def outputs(self, layer: int, last_layer: int) -> Tensor:

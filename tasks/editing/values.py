@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from factsmith.tasks.editing.request import EditRequest
 from factsmith.tasks.editing.suffixes import Suffixes
+from factsmith.tasks.editing.sweep import FactSweep
 from factsmith.tasks.models.batching import length_batches
 from factsmith.tasks.models.decoder import Decoder
 from factsmith.tasks.models.text import PLACEHOLDER, EncodedPrompt, encode_prompt
@@ -33,6 +35,7 @@ class ValueSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
+    site: Literal["block", "mlp"] = Field("block", description="whose output it is: the edited block's, or its MLP's")
     steps: int = Field(25, ge=1, description="evaluations of the loss at most; one update fewer")
     learning_rate: float = Field(0.5, gt=0, description="of Adam")
     clamp: float = Field(4.0, gt=0, description="largest change, as a multiple of the hidden state's norm")
@@ -107,7 +110,8 @@ def optimise_values(
     facts = [_Fact.encode(decoder, request, contexts) for request in requests]
     found: list[ValueVector] = []
     for first, last in _together(decoder, facts, layer, memory):
-        found += _optimise(decoder, facts[first:last], layer, settings)
+        mlp = FactSweep(decoder, requests[first:last]).mlp_outputs(layer).T if settings.site == "mlp" else None
+        found += _optimise(decoder, facts[first:last], layer, settings, mlp)
         for request, vector in zip(requests[first:last], found[first:], strict=True):
             if not torch.isfinite(vector.value).all():
                 raise NonFiniteValueError(request)
@@ -152,11 +156,17 @@ def _together(decoder: Decoder, facts: Sequence[_Fact], layer: int, memory: int)
     yield first, len(facts)
 
 
-def _optimise(decoder: Decoder, facts: Sequence[_Fact], layer: int, settings: ValueSettings) -> list[ValueVector]:
-    """Value vectors of facts that take their steps together; one that is done drops out of every later pass."""
+def _optimise(
+    decoder: Decoder, facts: Sequence[_Fact], layer: int, settings: ValueSettings, mlp: Tensor | None
+) -> list[ValueVector]:
+    """Value vectors of facts that take their steps together; one that is done drops out of every later pass.
+
+    A block adds its MLP's output to the rest, so a change of either is the same change; only what it is measured
+    against differs: ``mlp`` (facts, d_model), or the block's output if that is not given.
+    """
     contexts = [[fact.rewrites[context] for fact in facts] for context in range(len(facts[0].rewrites))]
     parts = [Suffixes.prepare(decoder, layer, prompts) for prompts in (*contexts, [fact.essence for fact in facts])]
-    start = parts[0].hidden[:, 0].float()
+    start = parts[0].hidden[:, 0].float() if mlp is None else mlp.to(decoder.device).float()
     groups = _grouped(Suffixes.join(parts), [prompt for prompts in contexts for prompt in prompts], len(facts))
     largest = settings.clamp * start.norm(dim=1, keepdim=True)
     decay = settings.weight_decay / start.norm(dim=1).square()
