@@ -35,6 +35,7 @@ from factsmith.tasks.bench import Bench
 from factsmith.tasks.editing.request import EditRequest
 from factsmith.tasks.editing.values import ESSENCE_TEMPLATE, ValueSettings, optimise_values
 from factsmith.tasks.embedded.world import World
+from factsmith.tasks.key_reader import corpus_tokens
 from factsmith.tasks.metrics import counterfact
 from factsmith.tasks.models.decoder import Decoder
 from factsmith.tasks.models.text import PLACEHOLDER, EncodedPrompt, encode_prompt
@@ -91,7 +92,7 @@ def measured(repetitions: int, **works: Callable[[], object]) -> dict[str, float
 def bench_keys(bench: Bench, shape: Shape) -> list[tuple[str, str, float, float]]:
     """Key collection and C0 through the store, against the stopped forward and the products alone."""
     name = model_stage.model.__wrapped__(bench).value
-    wanted = keys_stage.corpus_tokens(bench)
+    wanted = corpus_tokens(bench)
     stream = tokens_stage.tokens.__wrapped__(bench, name, wanted, wanted).value
     blocks = [block for shard in stream.shards for block in stream.blocks(shard)]
     decoder = bench.decoder

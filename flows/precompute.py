@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from prefect import flow
 
 from factsmith.flows.report import Report
+from factsmith.tasks.accumulation import accumulate
 from factsmith.tasks.bench import Bench, open_bench
 from factsmith.tasks.covariance import covariance
 from factsmith.tasks.factor import Factors, factor
-from factsmith.tasks.keys import corpus_tokens, keys, shard_rows
+from factsmith.tasks.key_reader import corpus_tokens, shard_rows
+from factsmith.tasks.keys import keys
 from factsmith.tasks.model import ModelName, model
 from factsmith.tasks.settings import Settings
 from factsmith.tasks.tokens import tokens
@@ -27,13 +29,16 @@ class Prepared:
 
 
 def prepare(bench: Bench) -> Prepared:
-    """model -> tokens -> keys -> covariance -> factor."""
+    """model -> tokens -> keys -> covariance -> factor; without the keys if they are not to be kept."""
     name = model(bench)
     wanted = corpus_tokens(bench)
-    rows = shard_rows(bench.checkpoint.key_width)
-    stream = tokens(bench, name, wanted, -(-wanted // rows) * rows)  # whole shards of keys
-    collected = keys(bench, name, stream, wanted)
-    return Prepared(name, factor(bench, covariance(bench, collected, wanted)))
+    if bench.settings.corpus.keep_keys:
+        rows = shard_rows(bench.checkpoint.key_width)
+        stream = tokens(bench, name, wanted, -(-wanted // rows) * rows)  # whole shards of keys
+        covariances = covariance(bench, keys(bench, name, stream, wanted), wanted)
+    else:
+        covariances = accumulate(bench, name, tokens(bench, name, wanted, wanted), wanted)
+    return Prepared(name, factor(bench, covariances))
 
 
 @flow(name="precompute")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 from factsmith.artifacts.errors import InputError
@@ -17,12 +16,13 @@ from factsmith.tasks.numerics.moments import Moments
 from factsmith.tasks.progress import work
 from factsmith.tasks.stage import Outcome, stage
 
-__all__ = ["TENSORS", "Covariances", "covariance"]
+__all__ = ["ROWS_AT_ONCE", "TENSORS", "Covariances", "covariance", "covariance_series", "save_moments"]
 
 TENSORS = "moments.safetensors"
 """Holds ``covariance`` (d_k, d_k) and ``mean`` (d_k,), float64."""
 
-_ROWS_AT_ONCE = 1024
+ROWS_AT_ONCE = 1024
+"""Keys that are added up in one product."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,18 @@ class Covariances:
     layers: dict[int, Artifact]
 
 
+def covariance_series(keys: str, count: int) -> Series:
+    """C0 of the first ``count`` rows of a series of keys, by its digest."""
+    return Series("covariance", 1, {"tokens": count}, {"keys": keys})
+
+
+def save_moments(bench: Bench, draft: Draft, layer: int, moments: Moments) -> None:
+    """Write the moments of ``layer`` into ``draft``."""
+    save_tensors(draft.path / TENSORS, {"covariance": moments.covariance, "mean": moments.mean})
+    draft.summary = {"layer": layer, "tokens": moments.count, "width": moments.width}
+    draft.made = bench.made
+
+
 @stage("covariance")
 def covariance(bench: Bench, stream: KeyStream, count: int) -> Outcome[Covariances]:
     """Moments of the first ``count`` keys of every edited layer, from the stored values.
@@ -47,7 +59,7 @@ def covariance(bench: Bench, stream: KeyStream, count: int) -> Outcome[Covarianc
     Raises:
         InputError: stored keys are not finite.
     """
-    series = Series("covariance", 1, {"tokens": count}, {"keys": stream.series.digest})
+    series = covariance_series(stream.series.digest, count)
     found: dict[int, Artifact] = {}
     any_built = False
     with work("covariance", count * len(bench.layers)) as advance:
@@ -57,15 +69,12 @@ def covariance(bench: Bench, stream: KeyStream, count: int) -> Outcome[Covarianc
                 moments = Moments(bench.checkpoint.key_width, bench.device)
                 for shard, rows in stream.rows(layer, count):
                     draft.read_from(shard)
-                    for first in range(0, len(rows), _ROWS_AT_ONCE):
-                        moments.update(torch.from_numpy(rows[first : first + _ROWS_AT_ONCE]))
+                    for first in range(0, len(rows), ROWS_AT_ONCE):
+                        moments.update(torch.from_numpy(rows[first : first + ROWS_AT_ONCE]))
                     advance(len(rows))
-                matrix = moments.covariance
-                if not np.isfinite(matrix.numpy()).all():
+                if not torch.isfinite(moments.sum).all():
                     raise InputError(f"Stored keys of layer {layer} hold NaN or infinity.", got=str(draft.lineage))
-                save_tensors(draft.path / TENSORS, {"covariance": matrix, "mean": moments.mean})
-                draft.summary = {"layer": layer, "tokens": moments.count, "width": len(matrix)}
-                draft.made = bench.made
+                save_moments(bench, draft, layer, moments)
 
             found[layer], built = bench.store.get_or_build(series.member(layer=layer), build)
             any_built |= built

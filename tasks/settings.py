@@ -124,6 +124,7 @@ class RuntimeSettings(_Frozen):
     cpu_memory_mb: int | None = Field(None, ge=1, description="of weights in CPU memory at most (device_map=auto)")
     threads: int | None = Field(None, ge=1, description="of the CPU; null leaves it to torch")
     tokens_per_pass: int = Field(8192, ge=1, description="positions in one forward pass at most")
+    checkpoint_seconds: float = Field(600, ge=0, description="between checkpoints of keys that are added up, not kept")
     memory_mb: int = Field(2048, ge=1, description="for the activations of one batch of value vectors")
 
 

@@ -9,6 +9,8 @@ from torch import Tensor
 
 __all__ = ["Moments"]
 
+_BLOCK = 512
+
 
 class Moments:
     """Running moments of keys of width ``d``.
@@ -19,36 +21,50 @@ class Moments:
     Args:
         width: d_k.
         device: where to add up.
+
+    Attributes:
+        count: keys so far.
+        sum: (d_k,) float64, of the keys.
+        outer: (d_k, d_k) float64, of their products k k^T; on a CPU the upper half alone.
     """
 
     def __init__(self, width: int, device: torch.device | str = "cpu") -> None:
+        self.width = width
         self.count = 0
-        self._device = torch.device(device)
-        self._sum = torch.zeros(width, dtype=torch.float64, device=self._device)
-        self._outer = torch.zeros(width, width, dtype=torch.float64, device=self._device)
+        self.sum = torch.zeros(width, dtype=torch.float64, device=device)
+        self.outer = torch.zeros(width, width, dtype=torch.float64, device=device)
+
+    def resume(self, count: int, total: Tensor, outer: Tensor) -> None:
+        """Go on from ``count``, ``sum`` and ``outer`` of an earlier time."""
+        self.count, self.sum, self.outer = count, total, outer
 
     def update(self, keys: Tensor) -> None:
         """Add ``keys`` (n, d_k), of any dtype."""
-        if self._device.type == "cpu":
+        if self.outer.device.type == "cpu":
             # A symmetric product is half the work of a general one, and torch has no name for it. To BLAS, which
             # counts columns first, the transposes are matrices that lie ready. NumPy does the rest too: the threads
             # of two libraries in turn would keep waiting for each other.
             rows = keys.float().numpy().astype(np.float64)
-            self._sum.numpy()[...] += rows.sum(0)
-            dsyrk(1.0, rows.T, beta=1.0, c=self._outer.numpy().T, overwrite_c=True, lower=True)
+            self.sum.numpy()[...] += rows.sum(0)
+            dsyrk(1.0, rows.T, beta=1.0, c=self.outer.numpy().T, overwrite_c=True, lower=True)
         else:
-            keys = keys.to(self._sum)
-            self._sum += keys.sum(0)
-            self._outer.addmm_(keys.T, keys)
+            keys = keys.to(self.sum)
+            self.sum += keys.sum(0)
+            self.outer.addmm_(keys.T, keys)
         self.count += len(keys)
 
     @property
     def covariance(self) -> Tensor:
         """C0: the uncentred mean of k k^T, (d_k, d_k) float64 on the CPU."""
-        upper = np.triu(self._outer.cpu().numpy())  # of a symmetric product BLAS fills one half
-        return torch.from_numpy((upper + np.triu(upper, 1).T) / self.count)
+        matrix = self.outer.cpu() / self.count
+        for first in range(0, self.width, _BLOCK):  # of a symmetric product BLAS fills one half
+            rows = slice(first, first + _BLOCK)
+            upper = matrix[rows, rows].triu()
+            matrix[rows, rows] = upper + upper.triu(1).T
+            matrix[rows, :first] = matrix[:first, rows].T
+        return matrix
 
     @property
     def mean(self) -> Tensor:
         """Mean key, (d_k,) float64 on the CPU."""
-        return torch.from_numpy(self._sum.cpu().numpy() / self.count)
+        return self.sum.cpu() / self.count

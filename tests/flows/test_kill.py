@@ -25,10 +25,10 @@ embedded_services()
 from factsmith.artifacts.store import Store
 from factsmith.flows.configuration import compose
 from factsmith.flows.run import run
-from factsmith.tasks import keys
+from factsmith.tasks import key_reader
 
 kind, number, *words = sys.argv[1:]
-keys._SHARD_ROWS = 400
+key_reader._SHARD_ROWS = 400
 publish = Store._publish
 seen = 0
 
@@ -48,9 +48,9 @@ run(compose(words))
 @pytest.fixture
 def killed(prefect_server: None, home: Path, words, monkeypatch):
     """Run the pipeline in a process that is killed just before it publishes the n-th artifact of a kind."""
-    from factsmith.tasks import keys
+    from factsmith.tasks import key_reader
 
-    monkeypatch.setattr(keys, "_SHARD_ROWS", 400)
+    monkeypatch.setattr(key_reader, "_SHARD_ROWS", 400)
 
     def call(kind: str, number: int = 1) -> None:
         environment = {**os.environ, "PREFECT_API_URL": PREFECT_API_URL.value(), "OMP_NUM_THREADS": "1"}

@@ -19,7 +19,7 @@ from factsmith.flows.configuration import compose
 from factsmith.flows.edit import edit
 from factsmith.flows.evaluate import evaluate
 from factsmith.flows.precompute import precompute
-from factsmith.tasks import keys as keys_stage
+from factsmith.tasks import key_reader
 from factsmith.tasks.edit import read_deltas
 from factsmith.tasks.editing.edit import merge
 from factsmith.tasks.models.checkpoint import Checkpoint
@@ -103,7 +103,7 @@ def count_positions(monkeypatch) -> list[int]:
 
 
 def test_a_larger_multiplier_appends_and_a_smaller_one_reuses(pipeline, store, words, monkeypatch, no_model):
-    monkeypatch.setattr(keys_stage, "_SHARD_ROWS", 400)
+    monkeypatch.setattr(key_reader, "_SHARD_ROWS", 400)
     precompute(compose(words("corpus.dynamic_multiplier=20")))
     small = {one.address: one.manifest.content for one in artifacts(store, "keys")}
     seen = count_positions(monkeypatch)
@@ -121,7 +121,7 @@ def test_a_larger_multiplier_appends_and_a_smaller_one_reuses(pipeline, store, w
 
 
 def test_shards_do_not_depend_on_when_they_were_collected(pipeline, store, words, tmp_path, monkeypatch):
-    monkeypatch.setattr(keys_stage, "_SHARD_ROWS", 400)
+    monkeypatch.setattr(key_reader, "_SHARD_ROWS", 400)
     for multiplier in (12, 31, 45):
         precompute(compose(words(f"corpus.dynamic_multiplier={multiplier}")))
     grown = contents(store)
@@ -134,9 +134,9 @@ def test_a_further_layer_reuses_the_layers_that_are_there(pipeline, store, words
     precompute(compose(words("method.layers=[1]")))
     before = {one.address: one.manifest.content for one in artifacts(store, "keys")}
     asked = []
-    block_keys = keys_stage.block_keys
+    block_keys = key_reader.block_keys
     monkeypatch.setattr(
-        keys_stage, "block_keys", lambda *given, **more: asked.append(given[2]) or block_keys(*given, **more)
+        key_reader, "block_keys", lambda *given, **more: asked.append(given[2]) or block_keys(*given, **more)
     )
     precompute(compose(words("method.layers=[0,1,2]")))
     assert {tuple(layers) for layers in asked} == {(0, 2)}

@@ -35,7 +35,7 @@ def test_templates_start_as_they_should_and_hold_one_prompt(decoder):
 
 def test_several_prefixes_of_one_kind_are_drawn_apart(decoder):
     samples = [ContextSample(start="The", length=5, count=4), ContextSample(start="You", length=8, count=2)]
-    clean, *prefixed = sample_contexts(decoder, samples, seed=0)
+    _, *prefixed = sample_contexts(decoder, samples, seed=0)
     assert [template.split()[0][:3] for template in prefixed] == ["The"] * 4 + ["You"] * 2
     assert len(set(prefixed)) > 4
 
