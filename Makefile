@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
 .DEFAULT_GOAL := run
-.PHONY: run test check bench pretrain clean
+.PHONY: run test check bench bench-large pretrain clean
 
 run: $(INSTALLED)
 	$(BIN)/factsmith run
@@ -21,6 +21,9 @@ check: $(INSTALLED) $(VENV)/typing
 
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/floors.py
+
+bench-large: $(INSTALLED)
+	$(BIN)/python benchmarks/large.py
 
 pretrain: $(INSTALLED)
 	$(BIN)/factsmith pretrain

@@ -8,6 +8,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,6 +20,7 @@ from factsmith.tasks.home import embedded_services, home
 
 if TYPE_CHECKING:
     from factsmith.flows.report import Report
+    from factsmith.tasks.bench import Bench
     from factsmith.tasks.settings import Settings
 
 __all__ = ["app", "main"]
@@ -97,6 +99,25 @@ def evaluate(words: Words = None, as_json: AsJson = False) -> None:
     from factsmith.flows.evaluate import evaluate as flow
 
     _report(lambda: flow(settings), settings, as_json)
+
+
+@app.command()
+def plan(
+    words: Words = None,
+    precompute: Annotated[bool, typer.Option("--precompute", help="only what does not depend on facts")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show what a run would do: what is cached, and what the rest would cost in FLOP, bytes and memory."""
+    settings = _compose(words)
+    bench = _preflight(settings, dataset=not precompute)
+    from factsmith.flows.tables import plan_table
+    from factsmith.tasks.planning import plan as plan_stages
+
+    stages = plan_stages(bench, dataset=not precompute)
+    if as_json:
+        typer.echo(json.dumps({"stages": [asdict(stage) for stage in stages]}))
+        return
+    _print(plan_table(stages, settings))
 
 
 @app.command()
@@ -229,12 +250,14 @@ def _compose(words: list[str] | None) -> Settings:
     return compose(words or [])
 
 
-def _preflight(settings: Settings, *, dataset: bool, out: Path | None = None) -> None:
+def _preflight(settings: Settings, *, dataset: bool, out: Path | None = None) -> Bench:
     """Look at the user's input before Prefect starts and anything is written, then make the folders it needs."""
     from factsmith.tasks.bench import Bench
 
-    Bench(settings, Store(home())).check(dataset=dataset, out=out)
+    bench = Bench(settings, Store(home()))
+    bench.check(dataset=dataset, out=out)
     Path(os.environ["PREFECT_HOME"]).mkdir(parents=True, exist_ok=True)
+    return bench
 
 
 def _report(flow: Callable[[], Report], settings: Settings, as_json: bool, out: Path | None = None) -> None:

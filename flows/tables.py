@@ -11,9 +11,10 @@ from rich.table import Table
 from factsmith.artifacts.manifest import Manifest
 from factsmith.flows.configuration import GROUPS, choices, describe_settings
 from factsmith.flows.report import Report
+from factsmith.tasks.planning import StagePlan
 from factsmith.tasks.settings import Settings
 
-__all__ = ["choices_table", "scores_table", "settings_table", "stages_table", "store_table"]
+__all__ = ["choices_table", "plan_table", "scores_table", "settings_table", "stages_table", "store_table"]
 
 
 _MEANINGS = {
@@ -65,6 +66,43 @@ def stages_table(report: Report) -> Table:
     seconds = sum(stage.seconds for stage in report.stages)
     table.add_row(f"{len(report.stages)} stages", f"{cached} cached", f"{seconds:.2f}", "")
     return table
+
+
+def plan_table(stages: Sequence[StagePlan], settings: Settings) -> Table:
+    """What each stage would do, and what it would cost."""
+    table = Table(
+        title=f"{settings.method.name} on {settings.model.name}: what a run would do", title_justify="left",
+        caption="FLOP and memory are estimates, memory besides Python's own", caption_justify="left",
+    )  # fmt: skip
+    for name in ("stage", "to build"):
+        table.add_column(name)
+    for name in ("FLOP", "to write", "peak memory"):
+        table.add_column(name, justify="right")
+    for stage in stages:
+        if not stage.missing:
+            table.add_row(stage.name, f"[green]nothing[/]: {stage.total:,} {stage.unit} cached", "", "", "")
+            continue
+        count = f"[yellow]{stage.missing:,}[/] of {stage.total:,} {stage.unit}"
+        size = _size(stage.bytes) if stage.bytes else "little"
+        table.add_row(stage.name, count, _flop(stage.flop), size, _size(stage.memory))
+    table.add_section()
+    missing = [stage for stage in stages if stage.missing]
+    table.add_row(
+        f"{len(stages)} stages",
+        f"{len(stages) - len(missing)} cached",
+        _flop(sum(stage.flop for stage in missing)),
+        _size(sum(stage.bytes for stage in missing)),
+        _size(max((stage.memory for stage in missing), default=0)),
+    )
+    return table
+
+
+def _size(count: float) -> str:
+    return f"{count / 1e9:,.1f} GB" if count >= 1e8 else f"{count / 1e6:,.1f} MB"
+
+
+def _flop(count: float) -> str:
+    return f"{count / 1e12:,.1f} T" if count >= 1e11 else f"{count / 1e9:,.1f} G" if count else ""
 
 
 def store_table(manifests: Sequence[Manifest]) -> Table:

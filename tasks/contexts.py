@@ -12,7 +12,7 @@ from factsmith.tasks.editing.contexts import TOP_K, sample_contexts
 from factsmith.tasks.model import ModelName
 from factsmith.tasks.stage import Outcome, stage
 
-__all__ = ["Contexts", "contexts"]
+__all__ = ["Contexts", "context_series", "contexts"]
 
 
 @dataclass(frozen=True)
@@ -28,32 +28,33 @@ class Contexts:
     templates: tuple[str, ...]
 
 
+def context_series(bench: Bench, model: ModelName) -> Series:
+    """The one artifact that keeps the templates."""
+    if bench.given_contexts:
+        return Series("contexts", 1, {"templates": list(bench.given_contexts)})
+    method = bench.settings.method
+    parameters = {
+        "seed": method.context_seed,
+        "samples": [sample.model_dump() for sample in method.context_samples],
+        "top_k": TOP_K,
+        **model.parameters,
+    }
+    return Series("contexts", 1, parameters, model.inputs)
+
+
 @stage("contexts")
 def contexts(bench: Bench, model: ModelName) -> Outcome[Contexts]:
     """Sample the context templates, or keep the ones of ``method.contexts``."""
     method = bench.settings.method
-    given = bench.given_contexts
-    if given:
-        series = Series("contexts", 1, {"templates": list(given)})
-    else:
-        series = Series(
-            "contexts",
-            1,
-            {
-                "seed": method.context_seed,
-                "samples": [sample.model_dump() for sample in method.context_samples],
-                "top_k": TOP_K,
-                **model.parameters,
-            },
-            model.inputs,
-        )
 
     def build(draft: Draft) -> None:
-        templates = given or sample_contexts(bench.decoder, method.context_samples, seed=method.context_seed)
+        templates = bench.given_contexts or sample_contexts(
+            bench.decoder, method.context_samples, seed=method.context_seed
+        )
         draft.made = bench.made
         draft.summary = {"templates": len(templates)}
         save_json(draft.path / "templates.json", list(templates))
 
-    artifact, built = bench.store.get_or_build(series.member(), build)
+    artifact, built = bench.store.get_or_build(context_series(bench, model).member(), build)
     templates = tuple(load_json(artifact.path / "templates.json"))
     return Outcome(Contexts(artifact.digest, templates), artifact.address, built, {"templates": len(templates)})

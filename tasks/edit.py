@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 
 from factsmith.artifacts.errors import InputError
 from factsmith.artifacts.formats import load_tensors, save_json, save_tensors
-from factsmith.artifacts.recipe import Series, digest_of
+from factsmith.artifacts.recipe import Recipe, Series, digest_of
 from factsmith.artifacts.store import Artifact, Draft
 from factsmith.tasks.bench import Bench
 from factsmith.tasks.contexts import Contexts
@@ -20,7 +21,7 @@ from factsmith.tasks.records.record import Record
 from factsmith.tasks.stage import Outcome, stage
 from factsmith.tasks.values import Values
 
-__all__ = ["edit", "read_deltas"]
+__all__ = ["edit", "edit_recipe", "edit_series", "edit_slack", "read_deltas"]
 
 TENSORS = "factors.safetensors"
 """Holds ``layer.N.left`` (d_out, B) and ``layer.N.right`` (d_in, B), float64: Delta = left @ right.T."""
@@ -33,6 +34,36 @@ def read_deltas(artifact: Artifact) -> dict[int, LowRankDelta]:
     return {layer: LowRankDelta(tensors[f"layer.{layer}.left"], tensors[f"layer.{layer}.right"]) for layer in layers}
 
 
+def edit_slack(bench: Bench, facts: int) -> float:
+    """gamma of a batch of so many facts."""
+    method = bench.settings.method
+    return method.slack_of_one if facts == 1 and method.slack_of_one is not None else method.slack
+
+
+def edit_series(bench: Bench, model: ModelName, contexts: str, values: str, factor: str, slack: float) -> Series:
+    """Edits that differ in their facts alone; what they are made from is given by digests."""
+    method = bench.settings.method
+    parameters = {
+        "layers": bench.layers,
+        "slack": slack,
+        "spread": method.spread,
+        "clean_weight": method.clean_weight,
+        "read_keys": method.read_keys,
+        **model.parameters,
+    }
+    return Series("edit", 1, parameters, {**model.inputs, "contexts": contexts, "values": values, "factor": factor})
+
+
+def ordered_facts(batch: Sequence[Record]) -> list[Record]:
+    """The records of a batch in the order they are solved in, whatever order they came in."""
+    return sorted(batch, key=lambda record: digest_of(record.request.fact))
+
+
+def edit_recipe(series: Series, batch: Sequence[Record]) -> Recipe:
+    """The edit that writes a batch; the order of its facts does not matter."""
+    return series.member(facts=[digest_of(record.request.fact) for record in ordered_facts(batch)])
+
+
 @stage("edit")
 def edit(
     bench: Bench, model: ModelName, contexts: Contexts, values: Values, factors: Factors
@@ -43,35 +74,15 @@ def edit(
         InputError: facts of a batch ask for different values at one key; names them.
     """
     method = bench.settings.method
-    slacks = {len(batch): _slack(bench, len(batch)) for batch in bench.batches}
     edits: list[Artifact] = []
-    series: dict[float, Series] = {}
     any_built = False
     operator = cache(factors.operator)
     with work("edit", sum(map(len, bench.batches))) as advance:
         for batch in bench.batches:
-            slack = slacks[len(batch)]
-            series[slack] = Series(
-                "edit",
-                1,
-                {
-                    "layers": bench.layers,
-                    "slack": slack,
-                    "spread": method.spread,
-                    "clean_weight": method.clean_weight,
-                    "read_keys": method.read_keys,
-                    **model.parameters,
-                },
-                {
-                    **model.inputs,
-                    "contexts": contexts.digest,
-                    "values": values.series.digest,
-                    "factor": factors.series.digest,
-                },
-            )
-            # The order of facts does not matter, so it is not part of the edit's name.
-            ordered = sorted(batch, key=lambda record: digest_of(record.request.fact))
-            recipe = series[slack].member(facts=[digest_of(record.request.fact) for record in ordered])
+            slack = edit_slack(bench, len(batch))
+            series = edit_series(bench, model, contexts.digest, values.series.digest, factors.series.digest, slack)
+            ordered = ordered_facts(batch)
+            recipe = edit_recipe(series, batch)
 
             def build(draft: Draft, ordered: list[Record] = ordered, slack: float = slack) -> None:
                 requests = [record.request for record in ordered]
@@ -121,10 +132,5 @@ def edit(
             edits.append(artifact)
             any_built |= built
             advance(len(batch))
-    address = edits[0].address if len(edits) == 1 else next(iter(series.values())).address
+    address = edits[0].address if len(edits) == 1 else f"edit/{edits[0].manifest.series}"
     return Outcome(edits, address, any_built, {"facts": sum(map(len, bench.batches)), "batches": len(edits)})
-
-
-def _slack(bench: Bench, facts: int) -> float:
-    method = bench.settings.method
-    return method.slack_of_one if facts == 1 and method.slack_of_one is not None else method.slack

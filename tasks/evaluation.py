@@ -22,7 +22,7 @@ from factsmith.tasks.progress import work
 from factsmith.tasks.records.record import Record
 from factsmith.tasks.stage import Outcome, stage
 
-__all__ = ["Scores", "evaluation"]
+__all__ = ["Scores", "evaluation", "score_series"]
 
 TABLE = "scores.parquet"
 """One row a (phase, batch, record, kind of prompt, prompt)."""
@@ -43,6 +43,12 @@ class Scores:
     artifact: Artifact
     before: dict[str, float | None]
     after: dict[str, float | None]
+
+
+def score_series(model: ModelName, edit: str | None) -> Series:
+    """Scores of all records under the weights of an edit (its digest), or of no edit."""
+    parameters = {"metric": counterfact.NAME, "version": counterfact.VERSION, **model.parameters}
+    return Series("scores", 1, parameters, {**model.inputs, **({"edit": edit} if edit else {})})
 
 
 @stage("evaluation")
@@ -118,12 +124,7 @@ class _Phase:
 def _score(
     bench: Bench, model: ModelName, edit: Artifact | None, records: Sequence[Record], advance: Callable[[int], None]
 ) -> _Phase:
-    series = Series(
-        "scores",
-        1,
-        {"metric": counterfact.NAME, "version": counterfact.VERSION, **model.parameters},
-        {**model.inputs, **({"edit": edit.digest} if edit else {})},
-    )
+    series = score_series(model, edit.digest if edit else None)
     by_digest = {record.digest: record for record in records}
 
     def build(draft: Draft, digests: list[str]) -> None:

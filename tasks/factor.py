@@ -19,7 +19,7 @@ from factsmith.tasks.preservation.full import FullPreservation
 from factsmith.tasks.progress import work
 from factsmith.tasks.stage import Outcome, stage
 
-__all__ = ["Factors", "factor"]
+__all__ = ["Factors", "factor", "factor_series"]
 
 logger = logging.getLogger(__name__)
 
@@ -48,15 +48,10 @@ class Factors:
         return FullPreservation(load_tensors(self.layers[layer].path / TENSORS, str(self.device))["cholesky"])
 
 
-@stage("factor")
-def factor(bench: Bench, covariances: Covariances) -> Outcome[Factors]:
-    """Cholesky factor of lambda C0 + ridge for every edited layer.
-
-    Raises:
-        InputError: a matrix is singular; says its layer and rank, the tokens seen, and what would help.
-    """
+def factor_series(bench: Bench, covariance: str) -> Series:
+    """The factors of a series of covariances, by its digest."""
     method = bench.settings.method
-    series = Series(
+    return Series(
         "factor",
         1,
         {
@@ -64,8 +59,18 @@ def factor(bench: Bench, covariances: Covariances) -> Outcome[Factors]:
             "preservation_weight": method.preservation_weight,
             "ridge": method.ridge,
         },
-        {"covariance": covariances.series.digest},
+        {"covariance": covariance},
     )
+
+
+@stage("factor")
+def factor(bench: Bench, covariances: Covariances) -> Outcome[Factors]:
+    """Cholesky factor of lambda C0 + ridge for every edited layer.
+
+    Raises:
+        InputError: a matrix is singular; says its layer and rank, the tokens seen, and what would help.
+    """
+    series = factor_series(bench, covariances.series.digest)
     found: dict[int, Artifact] = {}
     any_built = False
     with work("factor", len(bench.layers)) as advance:
@@ -80,7 +85,7 @@ def factor(bench: Bench, covariances: Covariances) -> Outcome[Factors]:
             found[layer], built = bench.store.get_or_build(series.member(layer=layer), build)
             any_built |= built
             advance(1)
-            if method.ridge == "auto":
+            if bench.settings.method.ridge == "auto":
                 logger.info(
                     "layer %d: ridge %.3g added to lambda C0 (method.ridge=auto)", layer, found[layer].summary["ridge"]
                 )

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from factsmith.artifacts.errors import InputError
-from factsmith.artifacts.recipe import Series
+from factsmith.artifacts.recipe import Recipe, Series
 from factsmith.artifacts.store import Artifact
 from factsmith.tasks.bench import Bench
 from factsmith.tasks.model import ModelName
 from factsmith.tasks.models.key_stream import NonFiniteKeysError, block_keys
 from factsmith.tasks.tokens import TokenStream
 
-__all__ = ["KeyReader", "corpus_tokens", "key_series", "key_spans", "shard_rows"]
+__all__ = ["KeyReader", "corpus_tokens", "key_series", "key_spans", "shard_recipe", "shard_rows"]
 
 _SHARD_ROWS = 4096
 
@@ -49,6 +49,11 @@ def key_series(bench: Bench, model: ModelName, tokens: str) -> Series:
         {"key_dtype": bench.settings.corpus.key_dtype, **model.parameters},
         {**model.inputs, "tokens": tokens},
     )
+
+
+def shard_recipe(series: Series, layer: int, span: tuple[int, int]) -> Recipe:
+    """The rows of ``span`` at one layer."""
+    return series.member(layer=layer, start=span[0], stop=span[1])
 
 
 class KeyReader:

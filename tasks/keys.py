@@ -12,7 +12,7 @@ from factsmith.artifacts.keys import KeyShardWriter, read_keys
 from factsmith.artifacts.recipe import Recipe, Series
 from factsmith.artifacts.store import Artifact
 from factsmith.tasks.bench import Bench
-from factsmith.tasks.key_reader import KeyReader, key_series, key_spans
+from factsmith.tasks.key_reader import KeyReader, key_series, key_spans, shard_recipe
 from factsmith.tasks.model import ModelName
 from factsmith.tasks.progress import work
 from factsmith.tasks.stage import Outcome, stage
@@ -62,7 +62,7 @@ def keys(bench: Bench, model: ModelName, stream: TokenStream, wanted: int) -> Ou
         if missing:
             with bench.store.lock(series.digest):
                 _collect(bench, stream, series, missing, advance)
-    shards = {layer: [bench.store.get(_recipe(series, layer, span)) for span in spans] for layer in bench.layers}
+    shards = {layer: [bench.store.get(shard_recipe(series, layer, span)) for span in spans] for layer in bench.layers}
     size = sum(shard.manifest.size for of_layer in shards.values() for shard in of_layer)
     return Outcome(
         KeyStream(series, shards),
@@ -72,13 +72,9 @@ def keys(bench: Bench, model: ModelName, stream: TokenStream, wanted: int) -> Ou
     )
 
 
-def _recipe(series: Series, layer: int, span: tuple[int, int]) -> Recipe:
-    return series.member(layer=layer, start=span[0], stop=span[1])
-
-
 def _absent(bench: Bench, series: Series, span: tuple[int, int]) -> dict[int, Recipe]:
     """Recipes of the layers that have no shard of these rows."""
-    recipes = {layer: _recipe(series, layer, span) for layer in bench.layers}
+    recipes = {layer: shard_recipe(series, layer, span) for layer in bench.layers}
     return {layer: recipe for layer, recipe in recipes.items() if bench.store.find(recipe) is None}
 
 

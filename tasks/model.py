@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from factsmith.artifacts.formats import save_json
-from factsmith.artifacts.recipe import Series, digest_of
+from factsmith.artifacts.recipe import Recipe, Series, digest_of
 from factsmith.artifacts.store import Draft
 from factsmith.tasks.bench import Bench
 from factsmith.tasks.stage import Outcome, stage
 
-__all__ = ["ModelName", "model"]
+__all__ = ["ModelName", "model", "model_name", "model_recipe"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,19 @@ class ModelName:
         return {"model": self.weights, "tokenizer": self.tokenizer}
 
 
+def model_recipe(bench: Bench) -> Recipe:
+    """The checkpoint, by the checksums of its config and weights."""
+    checkpoint = bench.checkpoint
+    files = [checkpoint.path / "config.json", *checkpoint.weight_files]
+    return Series("model", 1, {"files": {file.name: bench.store.checksums.sha256(file) for file in files}}).member()
+
+
+def model_name(bench: Bench) -> ModelName:
+    """The names that later stages know the checkpoint by."""
+    files = {file.name: bench.store.checksums.sha256(file) for file in bench.checkpoint.tokenizer_files}
+    return ModelName(model_recipe(bench).digest, digest_of(files), bench.settings.model.dtype)
+
+
 @stage("model")
 def model(bench: Bench) -> Outcome[ModelName]:
     """Fingerprint the checkpoint and see that every weight is a number.
@@ -46,10 +59,6 @@ def model(bench: Bench) -> Outcome[ModelName]:
         InputError: NaN or infinity in a weight; names the tensor.
     """
     checkpoint = bench.checkpoint
-    checksum = bench.store.checksums.sha256
-    files = [checkpoint.path / "config.json", *checkpoint.weight_files]
-    series = Series("model", 1, {"files": {file.name: checksum(file) for file in files}})
-    recipe = series.member()
 
     def build(draft: Draft) -> None:
         draft.summary = {
@@ -61,7 +70,5 @@ def model(bench: Bench) -> Outcome[ModelName]:
         }
         save_json(draft.path / "model.json", draft.summary)
 
-    artifact, built = bench.store.get_or_build(recipe, build)
-    tokenizer = digest_of({file.name: checksum(file) for file in checkpoint.tokenizer_files})
-    name = ModelName(artifact.digest, tokenizer, bench.settings.model.dtype)
-    return Outcome(name, artifact.address, built, {"parameters": artifact.summary["parameters"]})
+    artifact, built = bench.store.get_or_build(model_recipe(bench), build)
+    return Outcome(model_name(bench), artifact.address, built, {"parameters": artifact.summary["parameters"]})

@@ -17,7 +17,7 @@ from factsmith.tasks.model import ModelName
 from factsmith.tasks.progress import work
 from factsmith.tasks.stage import Outcome, stage
 
-__all__ = ["SHARD_TOKENS", "TokenStream", "tokens"]
+__all__ = ["SHARD_TOKENS", "TokenStream", "token_series", "tokens"]
 
 SHARD_TOKENS = 2**16
 """A shard is closed at the end of the document that brings it to this many tokens."""
@@ -57,6 +57,22 @@ class TokenStream:
         return blocks
 
 
+def token_series(bench: Bench, model: ModelName) -> Series:
+    """The corpus in tokens of ``model``."""
+    settings = bench.settings.corpus
+    return Series(
+        "tokens",
+        1,
+        {
+            "corpus": bench.corpus.recipe(),
+            "block_length": settings.block_length,
+            "blocks_per_document": settings.blocks_per_document,
+            "shard_tokens": SHARD_TOKENS,
+        },
+        {"tokenizer": model.tokenizer},
+    )
+
+
 @stage("tokens")
 def tokens(bench: Bench, model: ModelName, wanted: int, useful: int) -> Outcome[TokenStream]:
     """Tokenize until there are ``useful`` positions or the corpus ends.
@@ -70,18 +86,7 @@ def tokens(bench: Bench, model: ModelName, wanted: int, useful: int) -> Outcome[
     Raises:
         InputError: the corpus ends before ``wanted``; says how many tokens it has.
     """
-    settings = bench.settings.corpus
-    series = Series(
-        "tokens",
-        1,
-        {
-            "corpus": bench.corpus.recipe(),
-            "block_length": settings.block_length,
-            "blocks_per_document": settings.blocks_per_document,
-            "shard_tokens": SHARD_TOKENS,
-        },
-        {"tokenizer": model.tokenizer},
-    )
+    series = token_series(bench, model)
     shards: list[Artifact] = []
     any_built = False
     with work("tokens", useful) as advance:

@@ -22,7 +22,7 @@ from factsmith.tasks.model import ModelName
 from factsmith.tasks.progress import work
 from factsmith.tasks.stage import Outcome, stage
 
-__all__ = ["Values", "values"]
+__all__ = ["Values", "value_series", "values"]
 
 TENSORS = "values.safetensors"
 """Holds ``value`` and ``start``, each (facts, d_model) float32."""
@@ -50,6 +50,12 @@ class Values:
         return torch.stack([tensors[row.artifact.digest][row.place] for row in rows]), list(artifacts.values())
 
 
+def value_series(bench: Bench, model: ModelName, contexts: str) -> Series:
+    """The vectors of all facts that are written at one place, with one set of context templates (its digest)."""
+    parameters = {"layer": bench.layers[-1], **bench.settings.method.value.model_dump(), **model.parameters}
+    return Series("values", 1, parameters, {**model.inputs, "contexts": contexts})
+
+
 @stage("values")
 def values(bench: Bench, model: ModelName, contexts: Contexts) -> Outcome[Values]:
     """Optimise a value vector for every fact of every batch that has none yet.
@@ -59,12 +65,7 @@ def values(bench: Bench, model: ModelName, contexts: Contexts) -> Outcome[Values
     """
     layer = bench.layers[-1]
     method = bench.settings.method
-    series = Series(
-        "values",
-        1,
-        {"layer": layer, **method.value.model_dump(), **model.parameters},
-        {**model.inputs, "contexts": contexts.digest},
-    )
+    series = value_series(bench, model, contexts.digest)
     requests = {digest_of(one.request.fact): one.request for batch in bench.batches for one in batch}
     with work("values", len(requests)) as advance:
 

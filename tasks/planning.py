@@ -1,0 +1,232 @@
+"""What a run would do before it does anything: which artifacts are there, and what the missing ones would cost.
+
+Estimates, from shapes: FLOP of matrix products, bytes that would be written, and the largest memory a stage holds at
+once besides Python and its libraries. Value vectors and evaluation are bounds: facts stop early, prompts share passes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from factsmith.artifacts.recipe import Recipe, Series, digest_of
+from factsmith.artifacts.rows import RowSeries
+from factsmith.tasks.bench import Bench
+from factsmith.tasks.contexts import context_series
+from factsmith.tasks.covariance import ROWS_AT_ONCE, covariance_series
+from factsmith.tasks.edit import edit_recipe, edit_series, edit_slack
+from factsmith.tasks.evaluation import score_series
+from factsmith.tasks.factor import factor_series
+from factsmith.tasks.key_reader import corpus_tokens, key_series, key_spans, shard_recipe, shard_rows
+from factsmith.tasks.model import model_name, model_recipe
+from factsmith.tasks.models.cost import model_cost
+from factsmith.tasks.models.text import encode_prompt
+from factsmith.tasks.records.record import Record
+from factsmith.tasks.tokens import token_series
+from factsmith.tasks.values import value_series
+
+__all__ = ["StagePlan", "plan"]
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One stage of a run that has not begun.
+
+    Attributes:
+        name: of the stage.
+        missing: how much of ``total`` has to be built; 0 if the stage is cached.
+        total: of ``unit`` that the run needs.
+        unit: what is counted: tokens, layers, facts, ...
+        flop: of the model's passes and the algebra.
+        bytes: that would be written.
+        memory: bytes held at once at most.
+    """
+
+    name: str
+    missing: int
+    total: int
+    unit: str
+    flop: float = 0.0
+    bytes: int = 0
+    memory: int = 0
+
+
+def plan(bench: Bench, *, dataset: bool = True) -> list[StagePlan]:
+    """The stages of a run, in order. Nothing is built or written; what is found damaged is set aside, as in a run.
+
+    Args:
+        bench: whose input has been checked.
+        dataset: whether facts are to be written and scored.
+    """
+    planner = _Planner(bench)
+    stages = [planner.model(), *planner.corpus(), planner.factor()]
+    return [*stages, *planner.facts()] if dataset else stages
+
+
+class _Planner:
+    """Sizes and names that the plans of the stages share."""
+
+    def __init__(self, bench: Bench) -> None:
+        self.bench = bench
+        self.name = model_name(bench)
+        self.cost = model_cost(bench.checkpoint)
+        self.layers = bench.layers
+        self.count = corpus_tokens(bench)
+        self.attended = bench.settings.corpus.block_length / 2
+        self.weights = self.cost.parameters * (4 if bench.settings.model.dtype == "float32" else 2)
+        self.matrix = 8 * self.cost.key_width**2
+
+    def missing(self, recipes: Iterable[Recipe]) -> int:
+        return sum(self.bench.store.find(recipe) is None for recipe in recipes)
+
+    def pass_memory(self, *, kept_layers: int = 0) -> int:
+        """Bytes of the model and one pass over as many positions as allowed, and of keys that are taken from it."""
+        positions = self.bench.settings.runtime.tokens_per_pass
+        return self.weights + 4 * positions * (6 * self.cost.width + (2 + 2 * kept_layers) * self.cost.key_width)
+
+    # ------------------------------------------------------------------ stages
+
+    def model(self) -> StagePlan:
+        largest = 4 * self.cost.vocabulary * self.cost.width
+        missing = self.missing([model_recipe(self.bench)])
+        return StagePlan("model", missing, 1, "checkpoint", memory=2 * missing * largest)
+
+    def corpus(self) -> list[StagePlan]:
+        """tokens, keys and covariance, or those without the keys."""
+        bench, width = self.bench, self.cost.key_width
+        kept = bench.settings.corpus.keep_keys
+        rows = shard_rows(width)
+        useful = -(-self.count // rows) * rows if kept else self.count
+        series = token_series(bench, self.name)
+        shards = bench.store.members(series)
+        there = max((int(shard.summary["stop"]) for shard in shards), default=0)
+        ended = any(shard.summary["last"] for shard in shards)
+        most = there if ended else max(there, useful)
+        tokens = StagePlan("tokens", 0 if ended else max(0, useful - there), useful, "tokens", bytes=4 * useful)
+
+        keys = key_series(bench, self.name, series.digest)
+        item = 4 if bench.settings.corpus.key_dtype == "float32" else 2
+        absent = {
+            span: [layer for layer in self.layers if bench.store.find(shard_recipe(keys, layer, span)) is None]
+            for span in (key_spans(width, self.count, most) if kept else [])
+        }
+        sums = covariance_series(keys.digest, self.count)
+        lacking = [layer for layer in self.layers if bench.store.find(sums.member(layer=layer)) is None]
+        algebra = float(len(lacking)) * self.count * width**2
+        if not kept:
+            flop = algebra + self.cost.key_flop(max(lacking), self.count, self.attended) if lacking else 0.0
+            memory = self.pass_memory(kept_layers=len(lacking)) + (len(lacking) + 1) * self.matrix
+            size = (len(lacking) + 1) * self.matrix  # and a checkpoint
+            return [tokens, StagePlan("covariance", len(lacking), len(self.layers), "layers", flop, size, memory)]
+        collected = StagePlan(
+            "keys",
+            sum((stop - start) for (start, stop), layers in absent.items() if layers),
+            sum(stop - start for start, stop in absent),
+            "tokens",
+            sum(
+                self.cost.key_flop(max(layers), stop - start, self.attended)
+                for (start, stop), layers in absent.items()
+                if layers
+            ),
+            sum(item * width * (stop - start) * len(layers) for (start, stop), layers in absent.items()),
+            self.pass_memory(kept_layers=len(self.layers)),
+        )
+        memory = 3 * self.matrix + (item * rows + 8 * ROWS_AT_ONCE) * width
+        return [
+            tokens,
+            collected,
+            StagePlan(
+                "covariance", len(lacking), len(self.layers), "layers", algebra, len(lacking) * self.matrix, memory
+            ),
+        ]
+
+    def factor(self) -> StagePlan:
+        series = self.factor_series
+        missing = self.missing(series.member(layer=layer) for layer in self.layers)
+        flop = missing * self.cost.key_width**3 / 3
+        return StagePlan("factor", missing, len(self.layers), "layers", flop, missing * self.matrix, 3 * self.matrix)
+
+    @cached_property
+    def factor_series(self) -> Series:
+        keys = key_series(self.bench, self.name, token_series(self.bench, self.name).digest)
+        return factor_series(self.bench, covariance_series(keys.digest, self.count).digest)
+
+    def facts(self) -> list[StagePlan]:
+        """contexts, values, edit and evaluation."""
+        contexts = context_series(self.bench, self.name).member()
+        vectors = value_series(self.bench, self.name, contexts.digest)
+        edits = [self.edit_recipe(contexts, vectors, batch) for batch in self.bench.batches]
+        return [
+            StagePlan("contexts", self.missing([contexts]), 1, "template list", memory=self.weights),
+            self.values(vectors),
+            self.edits(edits),
+            self.evaluation(edits),
+        ]
+
+    def edit_recipe(self, contexts: Recipe, vectors: Series, batch: Sequence[Record]) -> Recipe:
+        slack = edit_slack(self.bench, len(batch))
+        made_from = contexts.digest, vectors.digest, self.factor_series.digest
+        return edit_recipe(edit_series(self.bench, self.name, *made_from, slack), batch)
+
+    @cached_property
+    def templates(self) -> int:
+        """Context templates, the clean one included."""
+        given = self.bench.given_contexts
+        return len(given) if given else 1 + sum(one.count for one in self.bench.settings.method.context_samples)
+
+    def values(self, series: Series) -> StagePlan:
+        facts = {digest_of(one.request.fact): one.request for batch in self.bench.batches for one in batch}
+        there = RowSeries(self.bench.store, series).find()
+        absent = [request for digest, request in facts.items() if digest not in there]
+        steps, above = self.bench.settings.method.value.steps, self.cost.blocks - self.layers[-1] - 1
+        flop = 0.0
+        for request in absent:
+            prompt = encode_prompt(self.bench.tokenizer, request.template, request.subject, request.target_new)
+            length = self.templates * len(prompt.inputs)
+            behind = self.templates * (len(prompt.inputs) - prompt.lookup) + 1
+            reads = self.templates * prompt.continued + 1
+            flop += self.cost.block_flop(self.cost.blocks, length)  # once
+            flop += 2 * steps * (self.cost.block_flop(above, behind) + self.cost.logits_flop(reads))  # and back
+        memory = self.weights + self.bench.settings.runtime.memory_mb * 2**20
+        return StagePlan("values", len(absent), len(facts), "facts", flop, 8 * self.cost.width * len(absent), memory)
+
+    def edits(self, recipes: Sequence[Recipe]) -> StagePlan:
+        flop, size, missing = 0.0, 0, 0
+        width, rows = self.cost.key_width, self.cost.width
+        for recipe, batch in zip(recipes, self.bench.batches, strict=True):
+            if self.bench.store.find(recipe):
+                continue
+            missing += len(batch)
+            prompts = [encode_prompt(self.bench.tokenizer, one.request.template, one.request.subject) for one in batch]
+            positions = self.templates * sum(prompt.lookup + 1 for prompt in prompts)
+            flop += self.cost.block_flop(self.layers[-1] + 1, positions)
+            flop += len(self.layers) * (2.0 * width**2 + 2 * width * rows) * len(batch)
+            size += 8 * len(self.layers) * (width + rows) * len(batch)
+        total = sum(map(len, self.bench.batches))
+        memory = self.pass_memory() + self.matrix + 8 * len(self.layers) * self.cost.projection
+        return StagePlan("edit", missing, total, "facts", flop, size, memory)
+
+    def evaluation(self, edits: Sequence[Recipe]) -> StagePlan:
+        everything = [record for batch in self.bench.batches for record in batch]
+        phases: list[tuple[str | None, Sequence[Record]]] = [(None, everything)]
+        phases += [(recipe.digest, batch) for recipe, batch in zip(edits, self.bench.batches, strict=True)]
+        missing, flop = 0, 0.0
+        for edit, records in phases:
+            there = RowSeries(self.bench.store, score_series(self.name, edit)).find()
+            for record in records:
+                if record.digest not in there:
+                    missing += 1
+                    flop += self._scoring_flop(record)
+        return StagePlan("evaluation", missing, 2 * len(everything), "records", flop, memory=self.pass_memory())
+
+    def _scoring_flop(self, record: Record) -> float:
+        flop = 0.0
+        targets = [target for target in (record.request.target_new, record.request.target_true) if target is not None]
+        for prompts in record.prompts.values():
+            for prompt in prompts:
+                for target in targets:
+                    encoded = encode_prompt(self.bench.tokenizer, prompt, target=target)
+                    flop += self.cost.block_flop(self.cost.blocks, len(encoded.inputs))
+                    flop += self.cost.logits_flop(encoded.continued)
+        return flop

@@ -1,0 +1,84 @@
+"""What a plan says is what a run does."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from factsmith.artifacts.store import Store
+from factsmith.flows.configuration import compose
+from factsmith.flows.precompute import precompute
+from factsmith.tasks import key_reader
+from factsmith.tasks.bench import Bench
+from factsmith.tasks.models.checkpoint import open_checkpoint
+from factsmith.tasks.models.cost import model_cost
+from factsmith.tasks.models.key_stream import block_keys
+from factsmith.tasks.planning import StagePlan, plan
+
+
+@pytest.fixture
+def planned(home, words):
+    """The plan of a run of the tiny model, by stage."""
+
+    def call(*more: str, dataset: bool = True) -> dict[str, StagePlan]:
+        bench = Bench(compose(words(*more)), Store(home))
+        return {stage.name: stage for stage in plan(bench, dataset=dataset)}
+
+    return call
+
+
+def test_everything_is_missing_before_a_run_and_nothing_after(planned, pipeline):
+    before = planned()
+    assert all(stage.missing for stage in before.values())
+    report = pipeline()
+    assert [stage.name for stage in report.stages] == list(before)
+    after = planned()
+    assert not any(stage.missing for stage in after.values())
+    assert not any(stage.flop for stage in after.values())
+
+
+def test_only_what_is_new_is_planned(planned, pipeline, words, monkeypatch):
+    monkeypatch.setattr(key_reader, "_SHARD_ROWS", 400)
+    pipeline()
+    more = planned("corpus.dynamic_multiplier=45", "dataset.batches=3")
+    assert more["model"].missing == more["contexts"].missing == 0
+    assert more["keys"].missing == 1200 - 800 + 800  # 800 rows are there, 2,000 are wanted
+    assert more["values"].missing == 3
+    assert more["evaluation"].missing == 3 + 9
+    (layer,) = {stage.missing for stage in [planned("method.layers=[0,1,2]", dataset=False)["covariance"]]}
+    assert layer == 1
+
+
+def test_keys_that_are_not_kept_are_not_planned(planned, words, prefect_server):
+    unkept = planned("corpus.keep_keys=false", dataset=False)
+    assert list(unkept) == ["model", "tokens", "covariance", "factor"]
+    assert unkept["covariance"].memory > 3 * 8 * 40**2
+    precompute(compose(words("corpus.keep_keys=false")))
+    assert not any(stage.missing for stage in planned("corpus.keep_keys=false", dataset=False).values())
+
+
+def test_bytes_of_keys_are_those_on_disk(planned, pipeline, store):
+    expected = planned()["keys"].bytes
+    pipeline()
+    written = sum(path.stat().st_size for path in store.root.glob("artifacts/keys/*/*/keys/0.0"))
+    assert expected == pytest.approx(written, rel=0.01)
+
+
+def test_flop_are_those_that_torch_counts(model_folder, decoder):
+    """Besides attention, which depends on who attends to whom and is small beside the matrices."""
+    cost = model_cost(open_checkpoint(model_folder))
+    assert cost.parameters == sum(parameter.numel() for parameter in decoder.model.parameters())
+    tokens = torch.arange(3, 33)[None]
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        decoder.logits(decoder.run(decoder.embed(tokens), 0, decoder.block_count))
+    counted = counter.get_flop_counts()["Global"]
+    matrices = sum(count for operation, count in counted.items() if "attention" not in str(operation))
+    expected = cost.block_flop(cost.blocks, 30) + cost.logits_flop(30)
+    assert matrices == pytest.approx(expected, rel=0.02)
+
+    with FlopCounterMode(display=False) as counter:
+        block_keys(decoder, [tokens[0].tolist()], [0, 2], most_tokens=100)
+    counted = counter.get_flop_counts()["Global"]
+    matrices = sum(count for operation, count in counted.items() if "attention" not in str(operation))
+    assert matrices == pytest.approx(cost.key_flop(2, 30, 0), rel=0.02)
