@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-__all__ = ["SingularMatrixError", "cholesky"]
+__all__ = ["SingularMatrixError", "cholesky", "solve_factored"]
 
 
 class SingularMatrixError(Exception):
@@ -42,11 +42,21 @@ def cholesky(matrix: Tensor) -> Tensor:
     rounding = len(matrix) * torch.finfo(matrix.dtype).eps
     if info.item() == 0:
         largest = _largest_eigenvalue(lambda vector: matrix @ vector, matrix)
-        smallest = 1 / _largest_eigenvalue(lambda vector: torch.cholesky_solve(vector, factor), matrix)
+        smallest = 1 / _largest_eigenvalue(lambda vector: solve_factored(factor, vector), matrix)
         if smallest > rounding * largest:
             return factor
     eigenvalues = torch.linalg.eigvalsh(matrix)
     raise SingularMatrixError(len(matrix), int((eigenvalues > rounding * eigenvalues.max()).sum()))
+
+
+def solve_factored(factor: Tensor, right: Tensor) -> Tensor:
+    """(L L^T)^-1 ``right``, of shape (d, n), through the lower factor L.
+
+    ``torch.cholesky_solve`` copies the factor at every call, which for few columns costs many times the solution.
+    """
+    return torch.linalg.solve_triangular(
+        factor.mT, torch.linalg.solve_triangular(factor, right, upper=False), upper=True
+    )
 
 
 def _largest_eigenvalue(apply: Callable[[Tensor], Tensor], like: Tensor, iterations: int = 12) -> float:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from factsmith.tasks.numerics.cholesky import cholesky
+from factsmith.tasks.numerics.cholesky import cholesky, solve_factored
 
 __all__ = ["FullPreservation"]
 
@@ -41,4 +41,4 @@ class FullPreservation:
 
     def solve(self, keys: Tensor) -> Tensor:
         """A^-1 K for keys K of shape (d_in, B)."""
-        return torch.cholesky_solve(keys.to(self.factor), self.factor)
+        return solve_factored(self.factor, keys.to(self.factor))
