@@ -22,16 +22,18 @@ class ModelName:
         weights: digest of the checkpoint's config and weight files.
         tokenizer: digest of the tokenizer's files.
         dtype: the weights are run in.
+        attention: implementation of it.
     """
 
     weights: str
     tokenizer: str
     dtype: str
+    attention: str
 
     @property
     def parameters(self) -> dict[str, Any]:
         """For the recipes of whatever a forward pass makes."""
-        return {"dtype": self.dtype, "attention": "sdpa"}
+        return {"dtype": self.dtype, "attention": self.attention}
 
     @property
     def inputs(self) -> dict[str, str]:
@@ -48,7 +50,8 @@ def model_recipe(bench: Bench) -> Recipe:
 def model_name(bench: Bench) -> ModelName:
     """The names that later stages know the checkpoint by."""
     files = {file.name: bench.store.checksums.sha256(file) for file in bench.checkpoint.tokenizer_files}
-    return ModelName(model_recipe(bench).digest, digest_of(files), bench.settings.model.dtype)
+    layout = bench.checkpoint.layout
+    return ModelName(model_recipe(bench).digest, digest_of(files), bench.settings.model.dtype, layout.attention)
 
 
 @stage("model")

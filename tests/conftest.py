@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -85,11 +86,76 @@ def llama_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return _save(LlamaForCausalLM, config, _tokenizer(bos=True), tmp_path_factory.mktemp("llama"))
 
 
-@pytest.fixture(params=["gpt2", "llama"])
-def model_folder(request: pytest.FixtureRequest) -> Path:
+ROTARY = {
+    "vocab_size": 400, "max_position_embeddings": 96, "hidden_size": 24, "num_hidden_layers": 4,
+    "num_attention_heads": 4, "intermediate_size": 40, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
+    "initializer_range": 0.2,
+}  # fmt: skip
+GROUPED = {**ROTARY, "num_key_value_heads": 2}
+
+FAMILIES = {
+    "gpt2": None,
+    "llama": None,
+    "gptj": (
+        "GPTJ",
+        {
+            "vocab_size": 400, "n_positions": 96, "n_embd": 24, "n_layer": 4, "n_head": 2, "rotary_dim": 4,
+            "n_inner": 40, "bos_token_id": 0, "eos_token_id": 0, "attn_pdrop": 0.0, "embd_pdrop": 0.0,
+            "resid_pdrop": 0.0, "initializer_range": 0.2,
+        },
+    ),
+    "gpt_neox": ("GPTNeoX", {**ROTARY, "rotary_pct": 0.5}),
+    "gpt_neox-sequential": ("GPTNeoX", {**ROTARY, "rotary_pct": 0.5, "use_parallel_residual": False}),
+    "mistral": ("Mistral", {**GROUPED, "sliding_window": 64}),
+    "qwen2": ("Qwen2", GROUPED),
+    "qwen3": ("Qwen3", {**GROUPED, "head_dim": 8}),
+}  # fmt: skip
+"""Tiny models of every family; the first two have fixtures of their own."""
+
+
+@pytest.fixture(scope="session")
+def family_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a tiny random model of any family."""
+    import transformers
+
+    @cache
+    def make(name: str) -> Path:
+        prefix, parts = FAMILIES[name]
+        config = getattr(transformers, f"{prefix}Config")(**parts)
+        kind = getattr(transformers, f"{prefix}ForCausalLM")
+        return _save(kind, config, _tokenizer(bos=prefix in ("Mistral",)), tmp_path_factory.mktemp(name))
+
+    return make
+
+
+@pytest.fixture(params=FAMILIES)
+def model_folder(request: pytest.FixtureRequest, family_folder: Callable[[str], Path]) -> Path:
     """Each of the tiny models in turn."""
-    folder: Path = request.getfixturevalue(f"{request.param}_folder")
-    return folder
+    if FAMILIES[request.param] is None:
+        folder: Path = request.getfixturevalue(f"{request.param}_folder")
+        return folder
+    return family_folder(request.param)
+
+
+def plain_blocks(model):
+    """The blocks of a transformers model, known apart from the layouts."""
+    for path in ("transformer.h", "gpt_neox.layers", "model.layers"):
+        inner, name = path.split(".")
+        if hasattr(model, inner) and hasattr(getattr(model, inner), name):
+            return getattr(getattr(model, inner), name)
+    raise AssertionError(type(model))
+
+
+def plain_projection(block):
+    """The MLP output projection of a block, known apart from the layouts."""
+    names = ("c_proj", "fc_out", "dense_4h_to_h", "down_proj")
+    (found,) = (getattr(block.mlp, name) for name in names if hasattr(block.mlp, name))
+    return found
+
+
+def hidden_of(output):
+    """Hidden states of what a block returns, which in some families is more."""
+    return output[0] if isinstance(output, tuple) else output
 
 
 @pytest.fixture

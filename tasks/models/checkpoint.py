@@ -136,7 +136,7 @@ class Checkpoint:
                     self.path,
                     config=self.config,
                     dtype=getattr(torch, dtype),
-                    attn_implementation="sdpa",
+                    attn_implementation=self.layout.attention,
                     local_files_only=True,
                     use_safetensors=True,
                     trust_remote_code=False,

@@ -30,6 +30,8 @@ class Layout(ABC):
     """The anatomy of one ``model_type``."""
 
     model_type: ClassVar[str]
+    attention: ClassVar[str] = "sdpa"
+    """Implementation that transformers is asked for; part of what decides a model's numbers."""
 
     # ------------------------------------------------ from the config alone
 

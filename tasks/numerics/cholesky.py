@@ -54,9 +54,9 @@ def solve_factored(factor: Tensor, right: Tensor) -> Tensor:
 
     ``torch.cholesky_solve`` copies the factor at every call, which for few columns costs many times the solution.
     """
-    return torch.linalg.solve_triangular(
-        factor.mT, torch.linalg.solve_triangular(factor, right, upper=False), upper=True
-    )
+    half = torch.linalg.solve_triangular(factor, right, upper=False)
+    whole: Tensor = torch.linalg.solve_triangular(factor.mT, half, upper=True)
+    return whole
 
 
 def _largest_eigenvalue(apply: Callable[[Tensor], Tensor], like: Tensor, iterations: int = 12) -> float:

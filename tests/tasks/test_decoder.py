@@ -10,6 +10,7 @@ from factsmith.artifacts.errors import InputError
 from factsmith.tasks.models.batching import length_batches, pad
 from factsmith.tasks.models.key_stream import NonFiniteKeysError, block_keys
 from factsmith.tasks.models.layout import layout_for
+from tests.conftest import plain_blocks, plain_projection
 
 LAYERS = (0, 2)
 
@@ -27,10 +28,8 @@ def blocks_of(decoder, count: int = 9) -> list[list[int]]:
 
 def plain_keys(plain, block: list[int], layer: int) -> torch.Tensor:
     """Keys by a hook on a whole, unpadded forward pass."""
-    inner = plain.transformer.h if hasattr(plain, "transformer") else plain.model.layers
-    mlp = inner[layer].mlp
     found = []
-    projection = mlp.c_proj if hasattr(mlp, "c_proj") else mlp.down_proj
+    projection = plain_projection(plain_blocks(plain)[layer])
     handle = projection.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0][0].clone()))
     with torch.no_grad():
         plain(input_ids=torch.tensor([block]))
@@ -110,7 +109,7 @@ def test_an_unknown_family_is_refused_with_the_file_to_add():
     with pytest.raises(InputError, match="opt") as caught:
         layout_for(OPTConfig(), "somewhere")
     assert "families/opt.py" in caught.value.details["remedy"]
-    assert "gpt2, llama" in caught.value.details["expected"]
+    assert "gpt2, gpt_neox, gptj, llama, mistral, qwen2, qwen3" in caught.value.details["expected"]
 
 
 def test_a_variant_that_a_layout_would_get_wrong_is_refused():

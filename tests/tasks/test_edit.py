@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
+from transformers.pytorch_utils import Conv1D
 
 from factsmith.tasks.editing.edit import applied, compute_edit, merge
 from factsmith.tasks.editing.request import EditRequest
@@ -12,7 +13,7 @@ from factsmith.tasks.models.key_stream import block_keys
 from factsmith.tasks.models.text import encode_prompt
 from factsmith.tasks.numerics.moments import Moments
 from factsmith.tasks.preservation.full import FullPreservation
-from tests.conftest import load
+from tests.conftest import hidden_of, load, plain_blocks, plain_projection
 
 CONTEXTS = ("{}", "The judge plays the flute. {}", "Therefore Rome. {}")
 LAYERS = [0, 1, 2]
@@ -55,13 +56,12 @@ def edit(decoder, operators, values, requests=None, layers=LAYERS, **settings):
 @torch.no_grad()
 def plain_states(model, tokenizer, request: EditRequest, layer: int, last: int):
     """Key of ``layer`` as memit averages it, and the clean prompt's output of block ``last``, by hooks."""
-    inner = model.transformer.h if hasattr(model, "transformer") else model.model.layers
-    mlp = inner[layer].mlp
-    projection = mlp.c_proj if hasattr(mlp, "c_proj") else mlp.down_proj
+    inner = plain_blocks(model)
+    projection = plain_projection(inner[layer])
     keys, outputs = [], []
     handles = [
         projection.register_forward_pre_hook(lambda _, inputs: keys.append(inputs[0][0])),
-        inner[last].register_forward_hook(lambda *args: outputs.append(args[2][0])),
+        inner[last].register_forward_hook(lambda *args: outputs.append(hidden_of(args[2])[0])),
     ]
     found = []
     for context in CONTEXTS:
@@ -84,13 +84,9 @@ def plain_memit(folder, decoder, operators, values) -> dict[int, torch.Tensor]:
         residuals = (values.double() - torch.stack([output for _, output in states])).T / (len(LAYERS) - index)
         matrix = operators[layer].factor @ operators[layer].factor.T
         deltas[layer] = residuals @ keys.T @ torch.linalg.inv(matrix + keys @ keys.T)
-        inner = model.transformer.h if hasattr(model, "transformer") else model.model.layers
-        mlp = inner[layer].mlp
+        projection = plain_projection(plain_blocks(model)[layer])
         with torch.no_grad():
-            if hasattr(mlp, "c_proj"):
-                mlp.c_proj.weight += deltas[layer].T.float()
-            else:
-                mlp.down_proj.weight += deltas[layer].float()
+            projection.weight += (deltas[layer].T if isinstance(projection, Conv1D) else deltas[layer]).float()
     return deltas
 
 

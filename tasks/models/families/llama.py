@@ -1,4 +1,4 @@
-"""Llama 2 and 3: rotary positions, gated MLPs, ``Linear`` projections stored (d_out, d_in)."""
+"""Llama 2 and 3, and the shape of many after them: rotary positions, gated MLPs, ``Linear`` projections."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ class LlamaLayout(Layout):
         return int(config.intermediate_size)
 
     def context_length(self, config: PretrainedConfig) -> int:
-        return int(config.max_position_embeddings)
+        # Within a sliding window attention is plainly causal, as we run it: what is longer is not taken.
+        window = getattr(config, "sliding_window", None)
+        return min(int(config.max_position_embeddings), int(window or config.max_position_embeddings))
 
     def blocks(self, model: HFModel) -> nn.ModuleList:
         return model.model.layers
