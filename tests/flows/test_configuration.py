@@ -57,7 +57,7 @@ def test_settings_are_frozen():
     ("words", "message", "remedy"),
     [
         (["method=memmit"], "no method 'memmit'", "did you mean 'memit'"),
-        (["model=gpt5"], "no model 'gpt5'", "cf-gpt2"),
+        (["model=zzz"], "no model 'zzz'", "cf-gpt2"),
         (["method.batchsize=3"], "no setting 'method.batchsize'", "did you mean 'batch_size'"),
         (["methd.batch_size=3"], "no setting 'methd.batch_size'", "did you mean 'method.batch_size'"),
         (["model.layers=[1]"], "no setting 'model.layers'", "did you mean 'method.layers'"),
@@ -108,3 +108,25 @@ def test_every_choice_says_what_it_is_and_every_setting_what_it_means():
         assert all(choices(group).values())
     for key, meaning in describe_settings():
         assert meaning or key in {"corpus.source", "model.name"}, key
+
+
+@pytest.mark.parametrize("method", ["memit", "emmet", "rome", "r-rome"])
+@pytest.mark.parametrize("model", sorted(set(choices("model")) - {"local"}))
+def test_every_model_says_what_every_method_needs(model, method):
+    given = {"embedded": [], "cf-gpt2": ["model.path=m", "corpus.path=c.jsonl"]}.get(model, ["corpus=embedded"])
+    dataset = [] if model == "embedded" else ["dataset.path=d.json"]
+    settings = compose([f"model={model}", f"method={method}", *given, *dataset])
+    assert settings.method.layers == sorted(settings.method.layers)
+    if method.endswith("rome"):
+        assert len(settings.method.layers) == 1
+        assert settings.method.batch_size == 1
+        assert settings.method.value.site == "mlp"
+
+
+def test_published_settings():
+    """MEMIT on GPT-2 XL, Meng et al. 2022b; EMMET on GPT-J, Gupta et al. 2024."""
+    xl = compose(["model=gpt2-xl", "corpus=embedded", "dataset.path=d.json"]).method
+    assert (xl.layers, xl.preservation_weight) == ([13, 14, 15, 16, 17], 20000)
+    assert (xl.value.steps, xl.value.learning_rate, xl.value.clamp) == (20, 0.5, 0.75)
+    j = compose(["model=gpt-j-6b", "method=emmet", "corpus=embedded", "dataset.path=d.json"]).method
+    assert (j.layers, j.preservation_weight, j.slack) == ([5], 100000, 0.1)

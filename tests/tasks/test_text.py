@@ -13,14 +13,61 @@ CASES = [
     ("The home town of {}", "New York"),
     ("{}", "x"),
     ("The name '{}' is", "Ann-Marie O'Neil Jr."),
+    ("{}, it is said, speaks", "Émile Zöl"),
+    ("Paris is not {}, nor is", "Paris"),
+    ("Mara Flousano knows {}; she", "Mara Flousano"),
 ]
 
 
-@pytest.fixture(params=["gpt2", "llama"])
+def sentencepiece_like(*, legacy: bool):
+    """What Llama 2 and Mistral have: a BOS, pieces that begin with a metaspace, and bytes for what has no piece.
+
+    Their older files put the metaspace in by a normaliser, newer ones by a pre-tokenizer.
+    """
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    from factsmith.tasks.embedded.world import World
+
+    special = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    if legacy:
+        tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+        tokenizer.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")
+    else:
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    texts = [text for fields in World(people_count=60).records() for text in fields["paraphrase_prompts"]]
+    trainer = trainers.BpeTrainer(vocab_size=800, special_tokens=special, show_progress=False)
+    tokenizer.train_from_iterator([*texts, "Paris New York Mara Flousano"], trainer)
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+
+
+@pytest.fixture(params=["byte-level", "byte-level-bos", "metaspace", "metaspace-legacy", "gpt2"])
 def tokenizer(request):
+    from transformers import GPT2TokenizerFast
+
     from tests.conftest import load
 
-    return load(request.getfixturevalue(f"{request.param}_folder")).tokenizer
+    if request.param == "gpt2":
+        folder = request.getfixturevalue("shared") / "data" / "gpt2_tokenizer"
+        return GPT2TokenizerFast(vocab=str(folder / "vocab.json"), merges=str(folder / "merges.txt"))
+    if request.param.startswith("metaspace"):
+        return sentencepiece_like(legacy=request.param.endswith("legacy"))
+    folder = "llama_folder" if request.param.endswith("bos") else "gpt2_folder"
+    return load(request.getfixturevalue(folder)).tokenizer
+
+
+def test_the_tokenizers_are_what_they_are_said_to_be():
+    for legacy in (False, True):
+        tokens = sentencepiece_like(legacy=legacy).convert_ids_to_tokens(
+            sentencepiece_like(legacy=legacy)("Paris, Émile")["input_ids"]
+        )
+        assert tokens[:2] == ["<s>", "▁Paris"]
+        assert "<0xC3>" in tokens  # no piece holds É
 
 
 @pytest.mark.parametrize(("template", "subject"), CASES)
@@ -46,7 +93,7 @@ def test_a_continuation_is_what_comes_behind_the_prompt(tokenizer, template, sub
 
 def test_a_subject_with_braces_stays_itself(tokenizer):
     prompt = encode_prompt(tokenizer, "The set {} is", "{a, b}")
-    assert tokenizer.decode(prompt.tokens, skip_special_tokens=True) == "The set {a, b} is"
+    assert list(prompt.tokens) == tokenizer("The set {a, b} is")["input_ids"]
 
 
 def test_real_tokenizer_of_gpt2(shared):
