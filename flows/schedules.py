@@ -1,0 +1,123 @@
+"""The deployments that `factsmith serve` keeps running on this machine: which flow, when, and with what form."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import Any
+
+from prefect import Flow, serve
+from prefect.client.orchestration import get_client
+from prefect.deployments.runner import RunnerDeployment
+from prefect.flows import EntrypointType
+from prefect.schedules import Cron, Interval, Schedule
+from prefect.settings import PREFECT_API_URL
+from pydantic import ValidationError
+
+from factsmith.artifacts.errors import InputError, closest
+from factsmith.flows.evaluate import evaluate
+from factsmith.flows.form import fill
+from factsmith.flows.precompute import precompute
+from factsmith.flows.run import run
+
+__all__ = ["CRONS", "When", "check_server", "deployments", "keep_serving"]
+
+_FLOWS: dict[str, Flow[..., Any]] = {flow.name: flow for flow in (precompute, evaluate, run)}
+
+CRONS = {"precompute": "0 2 * * *", "evaluate": "0 * * * *", "run": None}
+"""When each flow runs unless it is said otherwise; ``run`` when somebody asks for it."""
+
+
+@dataclass(frozen=True)
+class When:
+    """When a deployment's runs begin; at most one of ``cron`` and ``interval``, and with neither nothing is scheduled.
+
+    Attributes:
+        cron: five fields: minute, hour, day of the month, month, day of the week.
+        interval: seconds from one run's beginning to the next one's.
+        timezone: of the cron, by its IANA name.
+    """
+
+    cron: str | None = None
+    interval: int | None = None
+    timezone: str = "UTC"
+
+    def __str__(self) -> str:
+        if self.interval is not None:
+            return f"every {timedelta(seconds=self.interval)}"
+        return f"{self.cron} ({self.timezone})" if self.cron else "when asked for"
+
+    @property
+    def schedules(self) -> list[Schedule]:
+        if self.interval is not None:
+            return [Interval(timedelta(seconds=self.interval), timezone=self.timezone)]
+        return [Cron(self.cron, timezone=self.timezone)] if self.cron else []
+
+
+def deployments(
+    words: Sequence[str], only: Sequence[str], when: When, *, name: str
+) -> list[tuple[RunnerDeployment, When]]:
+    """Deployments of the flows named by ``only``, of all if it is empty, and when each of them runs.
+
+    Args:
+        words: choices and settings of their runs.
+        only: names of flows.
+        when: instead of each flow's own time, if it says any.
+        name: of the deployments; their addresses are ``FLOW/NAME``.
+
+    Raises:
+        InputError: a flow that is not served, or a time that is none.
+    """
+    for flow in only:
+        if flow not in _FLOWS:
+            raise InputError(f"There is no flow {flow!r} to serve.", remedy=closest(flow, _FLOWS))
+    if when.cron is not None and when.interval is not None:
+        raise InputError("A schedule has a cron or an interval, not both.", remedy="leave out one of them")
+    parameters = {"settings": fill(words)}
+    made = []
+    for flow in only or _FLOWS:
+        its = when if when.cron or when.interval is not None else replace(when, cron=CRONS[flow])
+        try:
+            deployment = _FLOWS[flow].to_deployment(
+                name,
+                schedules=its.schedules,
+                parameters=parameters,
+                paused=False,  # the last `serve` paused them when it was stopped
+                tags=["factsmith"],
+                entrypoint_type=EntrypointType.MODULE_PATH,
+            )
+        except (ValidationError, ValueError) as error:
+            reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error).splitlines()[0]
+            raise InputError(
+                f"{flow}/{name} cannot be scheduled.",
+                got=f"{its}: {reason}",
+                expected="a cron of five fields such as '0 2 * * *', and a time zone such as Europe/Paris",
+            ) from None
+        assert isinstance(deployment, RunnerDeployment)
+        made.append((deployment, its))
+    return made
+
+
+def check_server() -> str:
+    """The address of Prefect's server.
+
+    Raises:
+        InputError: there is none, or it does not answer.
+    """
+    start = (
+        "`PREFECT_SERVER_ANALYTICS_ENABLED=false prefect server start` in another terminal, "
+        "and here `export PREFECT_API_URL=http://127.0.0.1:4200/api`"
+    )
+    address = PREFECT_API_URL.value()
+    if not address:
+        raise InputError("Schedules need a Prefect server.", got="PREFECT_API_URL is not set", remedy=start)
+    with get_client(sync_client=True) as client:
+        if client.api_healthcheck() is not None:
+            raise InputError("Prefect's server does not answer.", got=f"PREFECT_API_URL={address}", remedy=start)
+    return str(address)
+
+
+def keep_serving(served: Sequence[RunnerDeployment]) -> None:
+    """Register deployments and run whatever comes due, one run at a time, until interrupted; then pause them."""
+    serve(*served, limit=1, print_starting_message=False)
