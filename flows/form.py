@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, create_model
 
 from factsmith.artifacts.errors import InputError, closest
 from factsmith.flows.configuration import GROUPS, choices, compose_parts, parse, starting_choices
@@ -24,6 +24,9 @@ _MEANINGS = {
     "method": "how facts are written",
     "dataset": "the facts to write; the model's own if left out",
 }
+
+# Unlike a default, a factory does not show in a schema: a field that is left out has the value of its choice.
+_LEFT_OUT: dict[str, Any] = {"default_factory": lambda: None}
 
 
 def _choice(group: str) -> tuple[Any, Any]:
@@ -41,23 +44,27 @@ def _changes(model: type[BaseModel], name: str) -> type[BaseModel]:
         annotation: Any = field.annotation
         if isinstance(annotation, type) and issubclass(annotation, BaseModel):
             annotation = _changes(annotation, f"{name}{key.title()}")
+        elif annotation is bool:
+            # Prefect's UI shows a boolean as a switch, which would say "off" where nothing was said.
+            annotation = Annotated[bool, WithJsonSchema({"enum": [True, False]})]
         meaning = Field(description=field.description or annotation.__doc__, **_LEFT_OUT)
         fields[key] = (Annotated[annotation, meaning, *field.metadata], ...)
     return create_model(name, __config__=model.model_config, __doc__=model.__doc__, **fields)
 
 
-# Unlike a default, a factory does not show in a schema: a field that is left out has the value of its choice.
-_LEFT_OUT: dict[str, Any] = {"default_factory": lambda: None}
+_FIELDS: dict[str, Any] = {
+    **{group: _choice(group) for group in GROUPS},
+    "changes": (
+        _changes(Settings, "Changes"),
+        Field(description="settings that are to differ from the choices; leave out the rest", **_LEFT_OUT),
+    ),
+}
 
 Form = create_model(
     "Form",
     __config__=ConfigDict(frozen=True, extra="forbid"),
     __doc__="A run as a person fills it in.",
-    **{group: _choice(group) for group in GROUPS},
-    changes=(
-        _changes(Settings, "Changes"),
-        Field(description="what is to differ from the choices; leave out the rest", **_LEFT_OUT),
-    ),
+    **_FIELDS,
 )
 
 

@@ -10,9 +10,9 @@ from typing import Any
 from prefect import Flow, serve
 from prefect.client.orchestration import get_client
 from prefect.deployments.runner import RunnerDeployment
-from prefect.flows import EntrypointType
 from prefect.schedules import Cron, Interval, Schedule
 from prefect.settings import PREFECT_API_URL
+from prefect.types.entrypoint import EntrypointType
 from pydantic import ValidationError
 
 from factsmith.artifacts.errors import InputError, closest
@@ -83,6 +83,7 @@ def deployments(
                 name,
                 schedules=its.schedules,
                 parameters=parameters,
+                description=(_FLOWS[flow].description or "").partition("\n\n")[0],
                 paused=False,  # the last `serve` paused them when it was stopped
                 tags=["factsmith"],
                 entrypoint_type=EntrypointType.MODULE_PATH,
@@ -120,4 +121,11 @@ def check_server() -> str:
 
 def keep_serving(served: Sequence[RunnerDeployment]) -> None:
     """Register deployments and run whatever comes due, one run at a time, until interrupted; then pause them."""
-    serve(*served, limit=1, print_starting_message=False)
+    try:
+        serve(*served, limit=1, pause_on_shutdown=False, print_starting_message=False)
+    finally:
+        # Prefect's own pausing is cut short by SIGTERM after the first deployment.
+        with get_client(sync_client=True) as client:
+            for one in served:
+                found = client.read_deployment_by_name(f"{one.flow_name}/{one.name}")
+                client.pause_deployment(found.id)
