@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import signal
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
-from prefect import Flow, serve
+from prefect import Flow
 from prefect.client.orchestration import get_client
 from prefect.deployments.runner import RunnerDeployment
+from prefect.runner import Runner
 from prefect.schedules import Cron, Interval, Schedule
 from prefect.settings import PREFECT_API_URL
 from prefect.types.entrypoint import EntrypointType
@@ -84,7 +87,6 @@ def deployments(
                 schedules=its.schedules,
                 parameters=parameters,
                 description=(_FLOWS[flow].description or "").partition("\n\n")[0],
-                paused=False,  # the last `serve` paused them when it was stopped
                 tags=["factsmith"],
                 entrypoint_type=EntrypointType.MODULE_PATH,
             )
@@ -119,13 +121,31 @@ def check_server() -> str:
     return str(address)
 
 
+class _Runner(Runner):
+    def handle_sigterm(self, *_: Any) -> None:
+        """End as Ctrl-C does: Prefect would leave from inside the event loop, with the traceback of what it broke."""
+        signal.raise_signal(signal.SIGINT)
+
+
 def keep_serving(served: Sequence[RunnerDeployment]) -> None:
     """Register deployments and run whatever comes due, one run at a time, until interrupted; then pause them."""
-    try:
-        serve(*served, limit=1, pause_on_shutdown=False, print_starting_message=False)
-    finally:
-        # Prefect's own pausing is cut short by SIGTERM after the first deployment.
+    runner = _Runner(limit=1, pause_on_shutdown=False)
+    ids = [str(runner.add_deployment(one)) for one in served]
+    for one in ids:
+        _pause(one)  # forgets what came due while nobody served it: one run catches up as well as ten
         with get_client(sync_client=True) as client:
-            for one in served:
-                found = client.read_deployment_by_name(f"{one.flow_name}/{one.name}")
-                client.pause_deployment(found.id)
+            client.resume_deployment(one)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    try:
+        asyncio.run(runner.start())
+    except KeyboardInterrupt:
+        pass
+    finally:
+        for one in ids:
+            _pause(one)
+
+
+def _pause(deployment: str) -> None:
+    """Pause a deployment and forget the runs that wait in its schedule, which the client's own method leaves there."""
+    with get_client(sync_client=True) as client:
+        client.request("POST", "/deployments/{id}/pause_deployment", path_params={"id": deployment})
