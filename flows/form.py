@@ -72,10 +72,13 @@ def fill(words: Sequence[str]) -> dict[str, Any]:
     """The form that says what words say, as JSON.
 
     Raises:
-        InputError: a word that is not understood.
+        InputError: as `compose` does.
     """
     picked, changes = parse(words)
-    return {**picked, "changes": changes} if changes else dict(picked)
+    compose_parts(picked, changes)
+    form = Form.model_validate({**picked, "changes": changes} if changes else picked)
+    filled: dict[str, Any] = form.model_dump(mode="json", exclude_unset=True)
+    return filled
 
 
 def _resolve(given: Any) -> Any:

@@ -11,10 +11,13 @@ from typing import Any
 
 from prefect import Flow
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowRunFilter
+from prefect.client.schemas.objects import StateType
 from prefect.deployments.runner import RunnerDeployment
 from prefect.runner import Runner
 from prefect.schedules import Cron, Interval, Schedule
 from prefect.settings import PREFECT_API_URL
+from prefect.states import Crashed
 from prefect.types.entrypoint import EntrypointType
 from pydantic import ValidationError
 
@@ -143,9 +146,21 @@ def keep_serving(served: Sequence[RunnerDeployment]) -> None:
     finally:
         for one in ids:
             _pause(one)
+        _end_runs(ids)
 
 
 def _pause(deployment: str) -> None:
     """Pause a deployment and forget the runs that wait in its schedule, which the client's own method leaves there."""
     with get_client(sync_client=True) as client:
         client.request("POST", "/deployments/{id}/pause_deployment", path_params={"id": deployment})
+
+
+def _end_runs(ids: Sequence[str]) -> None:
+    """Say of the runs that ended with this process that they did: nobody else will."""
+    state = {"type": {"any_": [StateType.PENDING, StateType.RUNNING]}}
+    of_ours = FlowRunFilter.model_validate({"deployment_id": {"any_": list(ids)}, "state": state})
+    with get_client(sync_client=True) as client:
+        for left in client.read_flow_runs(flow_run_filter=of_ours):
+            client.set_flow_run_state(
+                left.id, Crashed(message="`factsmith serve` was stopped; the next run goes on"), True
+            )
