@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
+import httpx
 from prefect import Flow
-from prefect.client.orchestration import get_client
+from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import FlowRunFilter
-from prefect.client.schemas.objects import StateType
+from prefect.client.schemas.objects import State, StateType
 from prefect.deployments.runner import RunnerDeployment
 from prefect.runner import Runner
 from prefect.schedules import Cron, Interval, Schedule
@@ -131,12 +132,16 @@ class _Runner(Runner):
 
 
 def keep_serving(served: Sequence[RunnerDeployment]) -> None:
-    """Register deployments and run whatever comes due, one run at a time, until interrupted; then pause them."""
+    """Register deployments and run whatever comes due, one run at a time, until interrupted; then pause them.
+
+    Raises:
+        InputError: the server was gone in the end, so that nothing could be paused.
+    """
     runner = _Runner(limit=1, pause_on_shutdown=False)
     ids = [str(runner.add_deployment(one)) for one in served]
-    for one in ids:
-        _pause(one)  # forgets what came due while nobody served it: one run catches up as well as ten
-        with get_client(sync_client=True) as client:
+    with get_client(sync_client=True) as client:
+        for one in ids:
+            _pause(client, one)  # forgets what came due while nobody served it: one run catches up as well as ten
             client.resume_deployment(one)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     try:
@@ -144,23 +149,28 @@ def keep_serving(served: Sequence[RunnerDeployment]) -> None:
     except KeyboardInterrupt:
         pass
     finally:
-        for one in ids:
-            _pause(one)
-        _end_runs(ids)
+        _stop(ids)
 
 
-def _pause(deployment: str) -> None:
-    """Pause a deployment and forget the runs that wait in its schedule, which the client's own method leaves there."""
-    with get_client(sync_client=True) as client:
-        client.request("POST", "/deployments/{id}/pause_deployment", path_params={"id": deployment})
-
-
-def _end_runs(ids: Sequence[str]) -> None:
-    """Say of the runs that ended with this process that they did: nobody else will."""
+def _stop(ids: Sequence[str]) -> None:
+    """Pause deployments, and say of the runs that ended with this process that they did: nobody else will."""
     state = {"type": {"any_": [StateType.PENDING, StateType.RUNNING]}}
     of_ours = FlowRunFilter.model_validate({"deployment_id": {"any_": list(ids)}, "state": state})
-    with get_client(sync_client=True) as client:
-        for left in client.read_flow_runs(flow_run_filter=of_ours):
-            client.set_flow_run_state(
-                left.id, Crashed(message="`factsmith serve` was stopped; the next run goes on"), True
-            )
+    crashed: State[Any] = Crashed(message="`factsmith serve` was stopped; the next run goes on from here")
+    try:
+        with get_client(sync_client=True) as client:
+            for one in ids:
+                _pause(client, one)
+            for run_left in client.read_flow_runs(flow_run_filter=of_ours):
+                client.set_flow_run_state(run_left.id, crashed, force=True)
+    except httpx.HTTPError as error:
+        raise InputError(
+            "Stopped, but the schedules could not be paused: Prefect's server does not answer.",
+            got=str(error),
+            remedy="none is needed: whatever comes due until they are served again is forgotten then",
+        ) from None
+
+
+def _pause(client: SyncPrefectClient, deployment: str) -> None:
+    """Pause a deployment and forget the runs that wait in its schedule, which the client's own method leaves there."""
+    client.request("POST", "/deployments/{id}/pause_deployment", path_params={"id": deployment})
