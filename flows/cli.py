@@ -16,7 +16,7 @@ import typer
 
 from factsmith.artifacts.errors import FactsmithError, InputError
 from factsmith.artifacts.store import Store
-from factsmith.tasks.home import embedded_services, home
+from factsmith.tasks.home import embedded_services, home, scheduled_services
 
 if TYPE_CHECKING:
     from factsmith.flows.report import Report
@@ -118,6 +118,38 @@ def plan(
         typer.echo(json.dumps({"stages": [asdict(stage) for stage in stages]}))
         return
     _print(plan_table(stages, settings))
+
+
+@app.command()
+def serve(
+    words: Words = None,
+    only: Annotated[
+        list[str] | None, typer.Option(metavar="FLOW", help="precompute, evaluate or run; repeatable")
+    ] = None,
+    cron: Annotated[str | None, typer.Option(help="when to run, instead of each flow's own time")] = None,
+    interval: Annotated[
+        int | None, typer.Option(metavar="SECONDS", min=1, max=10**8, help="between runs, instead of a cron")
+    ] = None,
+    timezone: Annotated[str, typer.Option(help="of the cron, such as Europe/Paris")] = "UTC",
+    name: Annotated[str | None, typer.Option(help="of the deployments; the model's if left out")] = None,
+) -> None:
+    """Run flows on a schedule, and those that people start in Prefect's UI, until stopped.
+
+    Needs a Prefect server. precompute runs every night at 2:00, evaluate every hour, run when it is asked for.
+    """
+    scheduled_services()
+    from factsmith.flows.configuration import compose
+    from factsmith.flows.schedules import When, check_server, deployments, keep_serving
+    from factsmith.flows.tables import deployments_table
+
+    settings = compose(words or [])
+    served = deployments(words or [], only or [], When(cron, interval, timezone), name=name or settings.model.name)
+    _preflight(settings, dataset=any(deployment.flow_name != "precompute" for deployment, _ in served))
+    server = check_server()
+    _print(deployments_table([(f"{one.flow_name}/{one.name}", str(when)) for one, when in served]))
+    typer.echo(f"Artifacts: {home()}\nPrefect: {server.removesuffix('/api')}/deployments\nCtrl-C stops.")
+    keep_serving([deployment for deployment, _ in served])
+    typer.echo("factsmith: stopped, and the schedules are paused until they are served again", err=True)
 
 
 @app.command()
@@ -240,7 +272,6 @@ def main() -> None:
 def _start() -> None:
     embedded_services()
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("factsmith").setLevel(logging.INFO)
 
 
 def _compose(words: list[str] | None) -> Settings:
@@ -256,7 +287,8 @@ def _preflight(settings: Settings, *, dataset: bool, out: Path | None = None) ->
 
     bench = Bench(settings, Store(home()))
     bench.check(dataset=dataset, out=out)
-    Path(os.environ["PREFECT_HOME"]).mkdir(parents=True, exist_ok=True)
+    if prefect_home := os.environ.get("PREFECT_HOME"):
+        Path(prefect_home).mkdir(parents=True, exist_ok=True)
     return bench
 
 

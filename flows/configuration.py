@@ -19,7 +19,7 @@ from yaml import YAMLError
 from factsmith.artifacts.errors import InputError, closest
 from factsmith.tasks.settings import Settings
 
-__all__ = ["GROUPS", "choices", "compose", "describe_settings"]
+__all__ = ["GROUPS", "choices", "compose", "compose_parts", "describe_settings", "parse", "starting_choices"]
 
 GROUPS = ("model", "corpus", "method", "dataset")
 
@@ -46,6 +46,15 @@ def compose(words: Sequence[str] = ()) -> Settings:
     Raises:
         InputError: a word that is not understood, an unknown choice or key, a missing or unusable value.
     """
+    return compose_parts(*parse(words))
+
+
+def parse(words: Sequence[str]) -> tuple[dict[str, str], dict[str, Any]]:
+    """The choices that words name by group, and the settings they give, nested.
+
+    Raises:
+        InputError: a word that is not understood, an unknown key.
+    """
     picked: dict[str, str] = {}
     values: dict[str, str] = {}
     for word in words:
@@ -55,9 +64,30 @@ def compose(words: Sequence[str] = ()) -> Settings:
         (picked if name in GROUPS else values)[name] = value
     for name in values:
         _check_key(name)
+    try:
+        given = OmegaConf.to_container(OmegaConf.from_dotlist([f"{name}={value}" for name, value in values.items()]))
+    except _UNUSABLE as error:
+        raise _cannot_be_put_together(error) from None
+    assert isinstance(given, dict)
+    return picked, {str(name): value for name, value in given.items()}
 
-    start = _load(conf_folder() / "config.yaml")["defaults"]
-    names = {**start, **{group: pick for group, pick in picked.items() if group in ("model", "method")}}
+
+def starting_choices() -> dict[str, str]:
+    """The choices of a run that names none."""
+    return {str(group): str(name) for group, name in _load(conf_folder() / "config.yaml")["defaults"].items()}
+
+
+def compose_parts(picked: Mapping[str, str], given: Mapping[str, Any]) -> Settings:
+    """Settings of a run.
+
+    Args:
+        picked: choices by group.
+        given: settings that win over those of the choices, nested.
+
+    Raises:
+        InputError: an unknown choice or key, a missing or unusable value.
+    """
+    names = {**starting_choices(), **{group: pick for group, pick in picked.items() if group in ("model", "method")}}
     model = _load_choice("model", names["model"])
     names |= {**model.pop("defaults", {}), **picked}
     missing = [group for group in GROUPS if group not in names]
@@ -69,12 +99,11 @@ def compose(words: Sequence[str] = ()) -> Settings:
     parts = {group: _load_choice(group, names[group]) for group in GROUPS if group != "model"}
     parts["method"] = _merge(parts["method"], editing, by_method.get(str(parts["method"].get("name")), {}))
     try:
-        given = OmegaConf.from_dotlist([f"{name}={value}" for name, value in values.items()])
-        composed = _merge(OmegaConf.create({"model": model, **parts}), given)
+        composed = _merge(OmegaConf.create({"model": model, **parts}), OmegaConf.create(dict(given)))
         _check_missing(composed)
         content = OmegaConf.to_container(composed, resolve=True)
-    except (OmegaConfBaseException, YAMLError, ValueError, TypeError) as error:
-        raise InputError("The settings cannot be put together.", got=str(error).splitlines()[0]) from None
+    except _UNUSABLE as error:
+        raise _cannot_be_put_together(error) from None
     return _validated(content)
 
 
@@ -86,6 +115,13 @@ def describe_settings(model: type[BaseModel] = Settings, prefix: str = "") -> It
             yield from describe_settings(inner, f"{prefix}{name}.")
         else:
             yield prefix + name, field.description or ""
+
+
+_UNUSABLE = (OmegaConfBaseException, YAMLError, ValueError, TypeError)
+
+
+def _cannot_be_put_together(error: Exception) -> InputError:
+    return InputError("The settings cannot be put together.", got=str(error).splitlines()[0])
 
 
 def _check_key(name: str) -> None:

@@ -7,13 +7,13 @@ from pathlib import Path
 from prefect import flow
 
 from factsmith.artifacts.store import Artifact
+from factsmith.flows.form import RunSettings
 from factsmith.flows.precompute import Prepared, prepare
 from factsmith.flows.report import Report
 from factsmith.tasks.bench import Bench, open_bench
 from factsmith.tasks.contexts import contexts
 from factsmith.tasks.edit import edit as edit_stage
 from factsmith.tasks.export import export
-from factsmith.tasks.settings import Settings
 from factsmith.tasks.values import values
 
 __all__ = ["edit", "write"]
@@ -27,11 +27,11 @@ def write(bench: Bench, prepared: Prepared) -> list[Artifact]:
 
 
 @flow(name="edit")
-def edit(settings: Settings, out: Path | None = None) -> Report:
+def edit(settings: RunSettings, out: Path | None = None) -> Report:
     """Write facts into a model.
 
     Args:
-        settings: the run, resolved.
+        settings: of the run: choices, and what is to differ from them.
         out: folder to write the edited model to, as a Hugging Face checkpoint.
     """
     with open_bench(settings, "edit", out=out) as bench:

@@ -7,11 +7,11 @@ from prefect import flow
 from factsmith.artifacts.store import Artifact
 from factsmith.flows.edit import write
 from factsmith.flows.figures import before_and_after
+from factsmith.flows.form import RunSettings
 from factsmith.flows.precompute import Prepared, prepare
 from factsmith.flows.report import Report
 from factsmith.tasks.bench import Bench, open_bench
 from factsmith.tasks.evaluation import TABLE, Scores, evaluation
-from factsmith.tasks.settings import Settings
 
 __all__ = ["evaluate", "score"]
 
@@ -27,11 +27,11 @@ def score(bench: Bench, prepared: Prepared, edits: list[Artifact]) -> Scores:
 
 
 @flow(name="evaluate")
-def evaluate(settings: Settings) -> Report:
+def evaluate(settings: RunSettings) -> Report:
     """Score the edit that the settings describe; whatever it needs and nobody has made yet is made first.
 
     Args:
-        settings: the run, resolved.
+        settings: of the run: choices, and what is to differ from them.
     """
     with open_bench(settings, "evaluate") as bench:
         prepared = prepare(bench)

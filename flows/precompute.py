@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from prefect import flow
 
+from factsmith.flows.form import RunSettings
 from factsmith.flows.report import Report
 from factsmith.tasks.accumulation import accumulate
 from factsmith.tasks.bench import Bench, open_bench
@@ -14,7 +15,6 @@ from factsmith.tasks.factor import Factors, factor
 from factsmith.tasks.key_reader import corpus_tokens, shard_rows
 from factsmith.tasks.keys import keys
 from factsmith.tasks.model import ModelName, model
-from factsmith.tasks.settings import Settings
 from factsmith.tasks.tokens import tokens
 
 __all__ = ["Prepared", "precompute", "prepare"]
@@ -42,11 +42,11 @@ def prepare(bench: Bench) -> Prepared:
 
 
 @flow(name="precompute")
-def precompute(settings: Settings) -> Report:
+def precompute(settings: RunSettings) -> Report:
     """Get a model ready to be edited.
 
     Args:
-        settings: the run, resolved.
+        settings: of the run: choices, and what is to differ from them.
     """
     with open_bench(settings, "precompute", dataset=False) as bench:
         prepare(bench)

@@ -9,10 +9,10 @@ from prefect import Flow, flow
 
 from factsmith.flows.edit import write
 from factsmith.flows.evaluate import score
+from factsmith.flows.form import RunSettings
 from factsmith.flows.precompute import prepare
 from factsmith.flows.report import Report
 from factsmith.tasks.bench import open_bench
-from factsmith.tasks.settings import Settings
 
 __all__ = ["run"]
 
@@ -20,11 +20,11 @@ T = TypeVar("T")
 
 
 @flow(name="run")
-def run(settings: Settings) -> Report:
+def run(settings: RunSettings) -> Report:
     """Get a model ready, write facts into it, and score it before and after.
 
     Args:
-        settings: the run, resolved.
+        settings: of the run: choices, and what is to differ from them.
     """
     with open_bench(settings, "run") as bench:
         prepared = _subflow("precompute", lambda: prepare(bench))

@@ -14,7 +14,15 @@ from factsmith.flows.report import Report
 from factsmith.tasks.planning import StagePlan
 from factsmith.tasks.settings import Settings
 
-__all__ = ["choices_table", "plan_table", "scores_table", "settings_table", "stages_table", "store_table"]
+__all__ = [
+    "choices_table",
+    "deployments_table",
+    "plan_table",
+    "scores_table",
+    "settings_table",
+    "stages_table",
+    "store_table",
+]
 
 
 _MEANINGS = {
@@ -118,6 +126,16 @@ def store_table(manifests: Sequence[Manifest]) -> Table:
             for name, value in manifest.recipe["key"].items()
         )
         table.add_row(manifest.kind, manifest.digest[:12], manifest.series[:12], key, f"{manifest.size:,}")
+    return table
+
+
+def deployments_table(served: Sequence[tuple[str, str]]) -> Table:
+    """What is served, by its address in Prefect, and when it runs."""
+    table = Table(title="deployments", title_justify="left")
+    table.add_column("deployment", no_wrap=True)
+    table.add_column("runs")
+    for address, when in served:
+        table.add_row(address, when)
     return table
 
 

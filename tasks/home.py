@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-__all__ = ["embedded_services", "home", "no_telemetry"]
+__all__ = ["embedded_services", "home", "no_telemetry", "scheduled_services"]
 
 
 def home() -> Path:
@@ -32,6 +32,23 @@ def embedded_services() -> None:
         # The command line tells what happens; their own lines would tell it again.
         PREFECT_LOGGING_LEVEL="CRITICAL",
         PREFECT_SERVER_LOGGING_LEVEL="CRITICAL",
+    )
+    _quiet_libraries()
+
+
+def scheduled_services() -> None:
+    """Settings for runs that a Prefect server starts, inherited by their processes; must come before its import."""
+    os.environ["FACTSMITH_HOME"] = str(home())  # wherever a run may stand
+    _set_defaults(
+        # What we log shows with the run in Prefect's UI; what is logged outside a run has no place there.
+        PREFECT_LOGGING_EXTRA_LOGGERS="factsmith",
+        PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW="ignore",
+    )
+    _quiet_libraries()
+
+
+def _quiet_libraries() -> None:
+    _set_defaults(
         MLFLOW_LOGGING_LEVEL="WARNING",
         # A tracking server that does not answer is worth a quarter of a minute, not several.
         MLFLOW_HTTP_REQUEST_MAX_RETRIES="3",

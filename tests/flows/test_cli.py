@@ -147,7 +147,9 @@ def test_the_ui_wants_runs_first(factsmith, home):
     assert "factsmith run" in result.err
 
 
-@pytest.mark.parametrize("command", [[], ["run"], ["edit"], ["pretrain"], ["store"], ["ui"], ["conf"], ["precompute"]])
+@pytest.mark.parametrize(
+    "command", [[], ["run"], ["edit"], ["pretrain"], ["store"], ["ui"], ["conf"], ["precompute"], ["serve"]]
+)
 def test_help_is_there(factsmith, command):
     assert "Usage" in factsmith(*command, "--help").out
 
