@@ -66,7 +66,9 @@ def precompute(words: Words = None, as_json: AsJson = False) -> None:
 def edit(
     words: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[FACTS] [WORDS]...", help="a file of facts (.json, .jsonl), choices and settings"),
+        typer.Argument(
+            metavar="[FACTS] [WORDS]...", help="a file of facts (.json, .jsonl, .csv), choices and settings"
+        ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="folder to write the edited model to")] = None,
     as_json: AsJson = False,
