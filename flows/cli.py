@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shutil
@@ -15,6 +14,7 @@ import typer
 
 from factsmith.artifacts.errors import FactsmithError, InputError
 from factsmith.artifacts.store import Store
+from factsmith.flows.store_commands import store_app
 from factsmith.tasks.home import embedded_services, home
 
 if TYPE_CHECKING:
@@ -32,7 +32,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-store_app = typer.Typer(help="Look at the artifact store.", no_args_is_help=True)
 app.add_typer(store_app, name="store")
 
 Words = Annotated[
@@ -66,9 +65,7 @@ def precompute(words: Words = None, as_json: AsJson = False) -> None:
 def edit(
     words: Annotated[
         list[str] | None,
-        typer.Argument(
-            metavar="[FACTS] [WORDS]...", help="a file of facts (.json, .jsonl, .csv), choices and settings"
-        ),
+        typer.Argument(metavar="[FACTS] [WORDS]...", help="facts (.json, .jsonl, .csv), choices and settings"),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="folder to write the edited model to")] = None,
     as_json: AsJson = False,
@@ -150,60 +147,6 @@ def conf(words: Words = None, as_json: AsJson = False) -> None:
     if not words:
         _print(choices_table())
     _print(settings_table(settings))
-
-
-@store_app.command("ls")
-def store_ls(as_json: AsJson = False) -> None:
-    """List the artifacts."""
-    from factsmith.artifacts.manifest import MANIFEST_NAME, Manifest
-    from factsmith.flows.tables import store_table
-
-    store = Store(home())
-    manifests, damaged = [], []
-    for path in store.all_paths():
-        try:
-            manifests.append(Manifest.load(path / MANIFEST_NAME))
-        except FactsmithError:
-            damaged.append(path)
-    if as_json:
-        typer.echo(json.dumps([one.model_dump(mode="json", exclude={"files", "recipe"}) for one in manifests]))
-    else:
-        _print(store_table(manifests))
-    for path in damaged:
-        typer.echo(f"{path}: no manifest that can be read", err=True)
-
-
-@store_app.command("show")
-def store_show(address: Annotated[str, typer.Argument(help="kind/digest or digest, as `store ls` shows it")]) -> None:
-    """Print the manifest of an artifact, or of all artifacts of a series."""
-    from factsmith.artifacts.manifest import MANIFEST_NAME, Manifest
-
-    manifests = [Manifest.load(path / MANIFEST_NAME).model_dump(mode="json") for path in Store(home()).resolve(address)]
-    typer.echo(json.dumps(manifests[0] if len(manifests) == 1 else manifests, indent=1, ensure_ascii=False))
-
-
-@store_app.command("verify")
-def store_verify(
-    address: Annotated[str | None, typer.Argument(help="what to read; everything if it is left out")] = None,
-) -> None:
-    """Read every byte again and name what is not as it was written."""
-    from factsmith.tasks.progress import work
-
-    store = Store(home())
-    paths = store.resolve(address) if address else store.all_paths()
-    problems = []
-    with work("verify", len(paths)) as advance:
-        for path in paths:
-            problems += store.verify(path)
-            advance(1)
-    for problem in problems:
-        typer.echo(problem)
-    if problems:
-        raise FactsmithError(
-            f"{len(problems)} damaged files in {len(paths)} artifacts.",
-            remedy="run the flow again: what is damaged is set aside and built anew",
-        )
-    typer.echo(f"{len(paths)} artifacts, every byte as it was written")
 
 
 def main() -> None:

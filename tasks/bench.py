@@ -201,12 +201,13 @@ class Bench:
     @contextmanager
     def logged(self, name: str) -> Iterator[None]:
         """A run in MLflow, open while the stages go on."""
-        self._tracker = Tracker(
-            self.store.root,
-            experiment=self.settings.tracking.experiment,
-            name=name,
-            settings=self.settings.model_dump(mode="json"),
-        )
+        with self.store.lock("mlflow"):  # of two first runs at once, one makes the database and the experiment
+            self._tracker = Tracker(
+                self.store.root,
+                experiment=self.settings.tracking.experiment,
+                name=name,
+                settings=self.settings.model_dump(mode="json"),
+            )
         failed = True
         try:
             yield
@@ -230,7 +231,8 @@ def open_bench(settings: Settings, flow: str, *, dataset: bool = True, out: Path
     Raises:
         InputError: before anything is written, if the input cannot be used.
     """
-    bench = Bench(settings, Store(home()))
+    store = Store(home())
+    bench = Bench(settings, store)
     bench.check(dataset=dataset, out=out)
-    with bench.logged(f"{flow} {settings.method.name} on {settings.model.name}"):
+    with store.in_use(), bench.logged(f"{flow} {settings.method.name} on {settings.model.name}"):
         yield bench

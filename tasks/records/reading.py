@@ -1,4 +1,4 @@
-"""Records out of JSON, JSON lines and CSV files; what is wrong with one is said with its file, index, line and field."""
+"""Records out of JSON, JSON lines and CSV; what is wrong with one is said with its file, index, line and field."""
 
 from __future__ import annotations
 
