@@ -22,7 +22,9 @@ from factsmith.artifacts.store import Store
 from factsmith.tasks.corpora.embedded import EmbeddedCorpus
 from factsmith.tasks.corpora.local import open_local
 from factsmith.tasks.corpora.source import CorpusSource
-from factsmith.tasks.editing.contexts import read_contexts
+from factsmith.tasks.editing.contexts import CLEAN, read_contexts
+from factsmith.tasks.editing.fit import check_requests
+from factsmith.tasks.editing.request import EditRequest
 from factsmith.tasks.home import home
 from factsmith.tasks.models.checkpoint import Checkpoint, open_checkpoint
 from factsmith.tasks.models.decoder import Decoder
@@ -112,6 +114,11 @@ class Bench:
         """Records of each batch of facts that are written together."""
         return select_batches(self.settings.dataset, self.settings.method.batch_size)
 
+    @property
+    def requests(self) -> list[EditRequest]:
+        """What is written, batch by batch."""
+        return [record.request for batch in self.batches for record in batch]
+
     @cached_property
     def given_contexts(self) -> tuple[str, ...] | None:
         """Context templates of ``method.contexts``; ``None`` if they are to be sampled."""
@@ -137,7 +144,9 @@ class Bench:
             )
         _ = self.layers, self.corpus, self.device, self.checkpoint.weight_files, self.tokenizer
         if dataset:
-            _ = self.batches, self.given_contexts
+            check_requests(
+                self.tokenizer, self.requests, self.given_contexts or (CLEAN,), self.checkpoint.context_length
+            )
         if out is not None:
             self._check_out(out)
         self.store.check_writable()

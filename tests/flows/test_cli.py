@@ -149,6 +149,33 @@ def test_facts_that_cannot_be_used(refused, tmp_path, record, message):
     assert message in refused("edit", facts_file(tmp_path, FACT, record))
 
 
+def test_a_fact_longer_than_the_model_takes(refused, prefect_server, words, tmp_path):
+    given = [word for word in words() if "dataset" not in word and "batch_size" not in word]
+    long = {**FACT, "prompt": "{} is" + " is" * 200}
+    message = refused("edit", facts_file(tmp_path, FACT, long), *given)
+    assert "Case 1 does not fit" in message
+    assert "at most 96 tokens" in message
+    nearly = {**FACT, "prompt": "{}" + " is" * 85}  # fits as it stands, not behind a sampled sentence
+    message = refused("edit", facts_file(tmp_path, FACT, nearly), *given, clean=False)
+    assert "Case 1 does not fit" in message
+    assert "in context" in message
+
+
+def test_prompts_longer_than_the_model_takes_are_told_of(factsmith, prefect_server, words, tmp_path, home, caplog):
+    from mlflow import MlflowClient
+
+    given = [word for word in words() if "dataset" not in word]
+    facts = facts_file(tmp_path, {**FACT, "target_true": "Greek", "paraphrase_prompts": ["x " * 300, "A"]})
+    result = factsmith("run", *given, "dataset=facts", f"dataset.path={facts}", "--json")
+    assert result.code == 0, result
+    assert "1 of 3 prompts do not fit" in caplog.text
+    assert json.loads(result.out)["metrics"]["after"]["PS"] is not None
+    client = MlflowClient(f"sqlite:///{home / 'mlflow.db'}")
+    (experiment,) = (one for one in client.search_experiments() if one.name == "factsmith")
+    (stage,) = client.search_runs([experiment.experiment_id], "tags.stage = 'evaluation'")
+    assert stage.data.metrics["prompts_skipped"] == 1
+
+
 def test_a_file_that_is_no_json(refused, tmp_path):
     (tmp_path / "facts.json").write_text("{")
     assert "is not JSON" in refused("edit", tmp_path / "facts.json")
