@@ -106,7 +106,7 @@ class Store:
         A damaged one is reported, moved aside and not found, so that the caller builds it again.
         """
         path = self._path(recipe)
-        return self._found(path) if path.is_dir() else None
+        return self._found(path) if os.path.lexists(path) else None
 
     def members(self, series: Series) -> list[Artifact]:
         """The undamaged artifacts of ``series``, ordered by digest; damaged ones are set aside as in ``find``."""
@@ -227,7 +227,7 @@ class Store:
                 try:  # another process may have moved it aside meanwhile, and built it again
                     artifact = self._open(path)
                 except DamagedArtifactError as error:
-                    if path.exists():
+                    if os.path.lexists(path):
                         aside = self._set_aside(path)
                         logger.warning("%s\n  remedy: moved to %s; building it again", error, aside)
                     return None
