@@ -139,7 +139,7 @@ class Store:
             return by_name.popitem()[1]
         raise InputError(
             f"{len(by_name) or 'No'} artifacts or series go by {address!r}.",
-            got=", ".join(sorted(by_name)) or None,
+            got=", ".join(sorted(by_name)[:8]) or None,
             expected="a digest as `factsmith store ls` shows it, or enough of its first letters",
         )
 

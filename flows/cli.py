@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -38,6 +39,9 @@ Words = Annotated[
     list[str] | None,
     typer.Argument(metavar="[WORDS]...", help="choices and settings: model=cf-gpt2 method.batch_size=64 ..."),
 ]
+_STOPPED = 130
+"""Exit code after Ctrl-C, of shells and of Typer, which turns the interrupt into it without a word."""
+
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON document and nothing else on stdout")]
 
 
@@ -109,6 +113,10 @@ def pretrain(
     from factsmith.tasks.embedded.training import Recipe, pretrain
     from factsmith.tasks.progress import work
 
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{out} cannot be made a folder.", got=error.strerror, remedy="choose another --out") from None
     recipe = Recipe()
     with work("pretrain", recipe.steps) as advance:
         shares = pretrain(out, recipe=recipe, advance=advance)
@@ -117,7 +125,7 @@ def pretrain(
 
 
 @app.command()
-def ui(port: Annotated[int, typer.Option(help="on 127.0.0.1")] = 5000) -> None:
+def ui(port: Annotated[int, typer.Option(help="on 127.0.0.1", min=1, max=65535)] = 5000) -> None:
     """Open the MLflow UI on this machine alone."""
     embedded_services()
     uri = os.environ.get("MLFLOW_TRACKING_URI")
@@ -127,6 +135,7 @@ def ui(port: Annotated[int, typer.Option(help="on 127.0.0.1")] = 5000) -> None:
     if not uri and not (home() / "mlflow.db").is_file():
         raise InputError(f"There are no runs in {home()} yet.", remedy="start with `factsmith run`")
     backend = uri or f"sqlite:///{home() / 'mlflow.db'}"
+    _check_port(port)
     # MLflow's own job workers would be eight more processes, for nothing we use.
     os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
     arguments = ["server", "--backend-store-uri", backend, "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
@@ -156,9 +165,11 @@ def main() -> None:
     except FactsmithError as error:
         typer.echo(f"factsmith: {error}", err=True)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as leave:
+        if isinstance(leave, SystemExit) and leave.code != _STOPPED:
+            raise
         typer.echo("factsmith: stopped; the same command goes on from here", err=True)
-        sys.exit(130)
+        sys.exit(_STOPPED)
 
 
 def _start() -> None:
@@ -174,12 +185,26 @@ def _compose(words: list[str] | None) -> Settings:
     return compose(words or [])
 
 
+def _check_port(port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # one that was just closed is free
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise InputError(
+                f"Port {port} of 127.0.0.1 cannot be used.", got=error.strerror, remedy="choose another with --port"
+            ) from None
+
+
 def _preflight(settings: Settings, *, dataset: bool, out: Path | None = None) -> None:
     """Look at the user's input before Prefect starts and anything is written, then make the folders it needs."""
     from factsmith.tasks.bench import Bench
 
-    Bench(settings, Store(home())).check(dataset=dataset, out=out)
-    Path(os.environ["PREFECT_HOME"]).mkdir(parents=True, exist_ok=True)
+    try:
+        Bench(settings, Store(home())).check(dataset=dataset, out=out)
+        Path(os.environ["PREFECT_HOME"]).mkdir(parents=True, exist_ok=True)
+    except OSError as error:  # so far only what the user named was touched: too long a name, no permission, ...
+        raise InputError(f"{error.filename or 'A file'} cannot be used.", got=error.strerror) from None
 
 
 def _report(flow: Callable[[], Report], settings: Settings, as_json: bool, out: Path | None = None) -> None:

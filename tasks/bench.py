@@ -6,6 +6,7 @@ It is made where a run begins and handed down; nothing below looks for state of 
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -142,6 +143,11 @@ class Bench:
                 expected=f"at most {self.checkpoint.context_length}",
                 remedy="set corpus.block_length",
             )
+        threads, cores = self.settings.runtime.threads, os.cpu_count()
+        if threads and cores and threads > cores:
+            raise InputError(
+                f"There are no {threads} cores here.", expected=f"at most {cores}", remedy="lower runtime.threads"
+            )
         _ = self.layers, self.corpus, self.device, self.checkpoint.weight_files, self.tokenizer
         if dataset:
             check_requests(
@@ -161,8 +167,11 @@ class Bench:
                 remedy="set method.batch_size=all",
             )
         above = next(parent for parent in out.absolute().parents if parent.exists())
-        if not os.access(above, os.W_OK | os.X_OK) or not above.is_dir():
-            raise InputError(f"{out} cannot be made.", got=f"{above} is not a folder one may write to")
+        try:
+            with tempfile.TemporaryDirectory(dir=above):
+                pass
+        except OSError:
+            raise InputError(f"{out} cannot be made.", got=f"{above} is not a folder one may write to") from None
 
     # ------------------------------------------------------------------ the model
 

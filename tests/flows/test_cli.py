@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -336,3 +341,84 @@ def test_a_failed_run_is_logged_as_failed(refused, prefect_server, words, home):
     (experiment,) = (one for one in client.search_experiments() if one.name == "factsmith")
     runs = client.search_runs([experiment.experiment_id])
     assert {run.info.run_name for run in runs if run.info.status == "FAILED"} == {"run memit on local", "factor"}
+
+
+# ------------------------------------------------------------------------------------------------- the surroundings
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", f"model.path={'a' * 300}"], "File name too long"),
+        (["run", "corpus=local", f"corpus.path={'a' * 300}.jsonl"], "File name too long"),
+        (["edit", "dataset=embedded", "--out", "a" * 300], "File name too long"),
+        (["edit", "dataset=embedded", "--out", "/proc/edited"], "not a folder one may write to"),
+        (["run", "runtime.threads=1000000"], "no 1000000 cores"),
+        (["run", "model.path=a\udcffb"], "cannot be"),
+        (["run", "dataset.seed=99999999999999999999"], "64 bits"),
+        (["run", "method.batch_size=true"], "no truth value"),
+        (["run", "method=../config"], "no method"),
+        (["edit", "."], "Is a directory"),
+        (["ui", "--port", "70000"], "port"),
+        (["pretrain", "--out", "/dev/null"], "cannot be made a folder"),
+        (["store", "rm", ""], "No artifacts"),
+        (["store", "gc", "--unused", "-1"], "unused"),
+    ],
+)
+def test_surroundings_that_cannot_be_used(refused, arguments, message):
+    assert message in refused(*arguments)
+
+
+def test_a_port_that_is_taken(refused, home, monkeypatch):
+    import socket
+
+    home.mkdir()
+    (home / "mlflow.db").touch()
+    monkeypatch.setattr("os.execv", lambda *_: pytest.fail("the server was started"))
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        assert f"Port {port} of 127.0.0.1 cannot be used" in refused("ui", "--port", port, clean=False)
+
+
+def command_line(*arguments: str, **more) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-m", "factsmith.flows.cli", *arguments],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **more,
+    )  # fmt: skip
+
+
+def test_a_reader_that_leaves_early_sees_no_traceback(home):
+    process = command_line("conf")
+    process.stdout.close()
+    assert "Traceback" not in process.stderr.read()
+    assert process.wait(60) != 0
+
+
+def test_nobody_at_the_keyboard(home):
+    process = command_line("conf", "--json", stdin=subprocess.DEVNULL)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert json.loads(out)["model"]["name"] == "embedded"
+
+
+def test_a_run_that_is_stopped_says_so_and_can_go_on(prefect_server, home, words):
+    from prefect.settings import PREFECT_API_URL
+
+    environment = {**os.environ, "PREFECT_API_URL": PREFECT_API_URL.value()}
+    process = command_line("run", *words("method.value.steps=100000", "method.value.stop_loss=0"), env=environment)
+    try:
+        deadline = time.monotonic() + 90
+        while "contexts" not in kinds(home):  # it is at the value vectors, and would stay there for long
+            assert process.poll() is None, process.stderr.read()
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert "goes on from here" in err
+    assert "Traceback" not in err
+    assert not list(home.glob("staging/*"))
