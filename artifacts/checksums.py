@@ -51,6 +51,11 @@ class Checksums:
         """Note checksums that the caller has just computed from the files' bytes."""
         self._run(_REMEMBER, [(*_identity(path), checksum) for path, checksum in checksums.items()])
 
+    def forget_missing(self) -> None:
+        """Drop the checksums of files that are gone."""
+        gone = [(path,) for (path,) in self._run("SELECT path FROM files", [()]) if not Path(path).exists()]
+        self._run("DELETE FROM files WHERE path = ?", gone)
+
     def _run(self, statement: str, rows: Iterable[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
         """Run ``statement`` once a row. The memory only saves time: where it cannot be used, nothing is found."""
         if not self.database.parent.is_dir():

@@ -11,6 +11,8 @@ from collections.abc import Iterable
 
 __all__ = ["DamagedArtifactError", "FactsmithError", "InputError", "closest"]
 
+_LONGEST = 1000
+
 
 class FactsmithError(Exception):
     """What is wrong, in one sentence, and whatever helps to mend it.
@@ -27,11 +29,16 @@ class FactsmithError(Exception):
     def __init__(self, what: str, *, got: object = None, expected: object = None, remedy: str | None = None) -> None:
         self.what = what
         self.details = {
-            name: str(value)
+            name: _clipped(str(value))
             for name, value in (("got", got), ("expected", expected), ("remedy", remedy))
             if value is not None
         }
-        super().__init__("\n".join([what, *(f"  {name}: {value}" for name, value in self.details.items())]))
+        super().__init__("\n".join([_clipped(what), *(f"  {name}: {value}" for name, value in self.details.items())]))
+
+
+def _clipped(text: str) -> str:
+    """``text`` at a length that a terminal can show: what is wrong may be a megabyte of it."""
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}... ({len(text):,} characters)"
 
 
 class InputError(FactsmithError):

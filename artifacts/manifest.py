@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from factsmith.artifacts.errors import DamagedArtifactError
 from factsmith.artifacts.recipe import canonical_json, digest_of
@@ -89,11 +89,14 @@ class Manifest(BaseModel):
             content = json.loads(path.read_bytes())
             checksum = content.pop("checksum")
             manifest = cls.model_validate(content)
+            as_written = checksum == _checksum(content) and manifest.digest == digest_of(manifest.recipe)
         except FileNotFoundError:
             raise DamagedArtifactError(f"{path} is missing.") from None
-        except (ValueError, KeyError, AttributeError, TypeError, ValidationError) as error:
-            raise DamagedArtifactError(f"{path} is not a manifest.", got=str(error).splitlines()[0]) from None
-        if checksum != _checksum(content) or manifest.digest != digest_of(manifest.recipe):
+        except OSError as error:
+            raise DamagedArtifactError(f"{path} cannot be read.", got=error.strerror) from None
+        except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+            raise DamagedArtifactError(f"{path} is not a manifest.", got=str(error).partition("\n")[0]) from None
+        if not as_written:
             raise DamagedArtifactError(f"{path} has been changed since it was written.")
         return manifest
 

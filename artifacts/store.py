@@ -2,13 +2,13 @@
 
 An artifact is built in a staging folder and becomes visible by one rename, so a reader never sees half of one. A build
 holds a file lock on its recipe: a second process waits, then finds what the first has built. The kernel drops the lock
-of a killed process, and the next build clears what that one left in staging.
+of a killed process, and the next build clears what that one left in staging. Whoever uses the store shares one more
+lock, and whoever removes from it holds that one alone, so that nothing goes while somebody may be reading it.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import os
 import shutil
@@ -22,12 +22,15 @@ from typing import Any
 
 from factsmith.artifacts.checksums import Checksums
 from factsmith.artifacts.errors import DamagedArtifactError, FactsmithError, InputError
+from factsmith.artifacts.locks import IN_USE, held, shared
 from factsmith.artifacts.manifest import MANIFEST_NAME, FileEntry, Manifest, code_versions
 from factsmith.artifacts.recipe import Recipe, Series
 
-__all__ = ["Artifact", "Draft", "Store"]
+__all__ = ["Artifact", "Draft", "Store", "unwritable"]
 
 logger = logging.getLogger(__name__)
+
+_HOUR = 3600.0
 
 
 @dataclass(frozen=True)
@@ -103,28 +106,15 @@ class Store:
         A damaged one is reported, moved aside and not found, so that the caller builds it again.
         """
         path = self._path(recipe)
-        if not path.is_dir():
-            return None
-        try:
-            return self._open(path)
-        except DamagedArtifactError as error:
-            aside = self._set_aside(path)
-            logger.warning("%s\n  remedy: moved to %s; building it again", error, aside)
-            return None
+        return self._found(path) if os.path.lexists(path) else None
 
     def members(self, series: Series) -> list[Artifact]:
         """The undamaged artifacts of ``series``, ordered by digest; damaged ones are set aside as in ``find``."""
         folder = self._series_path(series.kind, series.digest)
         if not folder.is_dir():
             return []
-        found = []
-        for path in sorted(folder.iterdir()):
-            try:
-                found.append(self._open(path))
-            except DamagedArtifactError as error:
-                aside = self._set_aside(path)
-                logger.warning("%s\n  remedy: moved to %s; building it again", error, aside)
-        return found
+        found = [self._found(path) for path in sorted(folder.iterdir())]
+        return [artifact for artifact in found if artifact is not None]
 
     def all_paths(self) -> list[Path]:
         """The folders of all artifacts, damaged ones included, by kind, series and digest."""
@@ -149,7 +139,7 @@ class Store:
             return by_name.popitem()[1]
         raise InputError(
             f"{len(by_name) or 'No'} artifacts or series go by {address!r}.",
-            got=", ".join(sorted(by_name)) or None,
+            got=", ".join(sorted(by_name)[:8]) or None,
             expected="a digest as `factsmith store ls` shows it, or enough of its first letters",
         )
 
@@ -158,14 +148,18 @@ class Store:
     @contextlib.contextmanager
     def lock(self, digest: str) -> Iterator[None]:
         """Hold the lock that goes with ``digest``, waiting for whoever holds it."""
-        path = self._writable("locks") / digest
-        with path.open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                logger.info("waiting for another process that is building %s", digest)
-                fcntl.flock(file, fcntl.LOCK_EX)
+        with self.in_use(), held(self.lock_path(digest), f"another process that is building {digest}"):
             yield
+
+    @contextlib.contextmanager
+    def in_use(self) -> Iterator[None]:
+        """While open, nothing is removed from the store."""
+        with shared(self.lock_path(IN_USE), "another process that is removing artifacts"):
+            yield
+
+    def lock_path(self, name: str) -> Path:
+        """The file of a lock; its folder is made."""
+        return self._writable("locks") / name
 
     @contextlib.contextmanager
     def draft(self, recipe: Recipe) -> Iterator[Draft]:
@@ -218,13 +212,33 @@ class Store:
             manifest = Manifest.load(path / MANIFEST_NAME)
         except DamagedArtifactError as error:
             return [error.what]
+        if manifest.digest != path.name:
+            return [f"{path} holds another artifact, {manifest.address}"]
         return list(_damage(path, manifest, Checksums.read))
 
     def _open(self, path: Path) -> Artifact:
         manifest = Manifest.load(path / MANIFEST_NAME)
+        if (manifest.digest, manifest.series, manifest.kind) != (path.name, path.parent.name, path.parent.parent.name):
+            raise DamagedArtifactError(f"{path} holds another artifact.", got=manifest.address)
         for problem in _damage(path, manifest, self.checksums.sha256):
             raise DamagedArtifactError(f"{manifest.address} is damaged: {problem}.")
         return Artifact(path, manifest)
+
+    def _found(self, path: Path) -> Artifact | None:
+        """What is at ``path``, noted as used; nothing if it is damaged, which is reported and moved aside."""
+        try:
+            artifact = self._open(path)
+        except DamagedArtifactError:
+            with self.lock("damaged"):
+                try:  # another process may have moved it aside meanwhile, and built it again
+                    artifact = self._open(path)
+                except DamagedArtifactError as error:
+                    if os.path.lexists(path):
+                        aside = self._set_aside(path)
+                        logger.warning("%s\n  remedy: moved to %s; building it again", error, aside)
+                    return None
+        _note_use(path)
+        return artifact
 
     # ---------------------------------------------------------------- helpers
 
@@ -291,12 +305,24 @@ def _damage(path: Path, manifest: Manifest, checksum: Callable[[Path], str]) -> 
     """What differs between the files below ``path`` and ``manifest``, one line each."""
     for name, entry in manifest.files.items():
         file = path / name
-        if not file.is_file():
+        try:
+            if not file.is_file():
+                yield f"{file} is missing"
+            elif (size := file.stat().st_size) != entry.bytes:
+                yield f"{file} has {size} bytes, not {entry.bytes}"
+            elif checksum(file) != entry.sha256:
+                yield f"{file} has other bytes than were written"
+        except FileNotFoundError:
             yield f"{file} is missing"
-        elif (size := file.stat().st_size) != entry.bytes:
-            yield f"{file} has {size} bytes, not {entry.bytes}"
-        elif checksum(file) != entry.sha256:
-            yield f"{file} has other bytes than were written"
+        except OSError as error:
+            yield f"{file} cannot be read: {error.strerror}"
+
+
+def _note_use(path: Path) -> None:
+    """Keep in the folder's own time when its artifact was last used, to the hour; its files stay untouched."""
+    with contextlib.suppress(OSError):  # a store that can only be read
+        if time.time() - path.stat().st_mtime > _HOUR:
+            os.utime(path)
 
 
 def _sync(paths: Iterable[Path]) -> None:

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import shutil
+import socket
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
@@ -16,6 +17,7 @@ import typer
 
 from factsmith.artifacts.errors import FactsmithError, InputError
 from factsmith.artifacts.store import Store
+from factsmith.flows.store_commands import store_app
 from factsmith.tasks.home import embedded_services, home, scheduled_services
 
 if TYPE_CHECKING:
@@ -34,13 +36,15 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-store_app = typer.Typer(help="Look at the artifact store.", no_args_is_help=True)
 app.add_typer(store_app, name="store")
 
 Words = Annotated[
     list[str] | None,
     typer.Argument(metavar="[WORDS]...", help="choices and settings: model=cf-gpt2 method.batch_size=64 ..."),
 ]
+_STOPPED = 130
+"""Exit code after Ctrl-C, of shells and of Typer, which turns the interrupt into it without a word."""
+
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON document and nothing else on stdout")]
 
 
@@ -68,7 +72,7 @@ def precompute(words: Words = None, as_json: AsJson = False) -> None:
 def edit(
     words: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[FACTS] [WORDS]...", help="a file of facts (.json, .jsonl), choices and settings"),
+        typer.Argument(metavar="[FACTS] [WORDS]...", help="facts (.json, .jsonl, .csv), choices and settings"),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="folder to write the edited model to")] = None,
     as_json: AsJson = False,
@@ -163,6 +167,10 @@ def pretrain(
     from factsmith.tasks.embedded.training import Recipe, pretrain
     from factsmith.tasks.progress import work
 
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{out} cannot be made a folder.", got=error.strerror, remedy="choose another --out") from None
     recipe = Recipe()
     with work("pretrain", recipe.steps) as advance:
         shares = pretrain(out, recipe=recipe, advance=advance)
@@ -171,7 +179,7 @@ def pretrain(
 
 
 @app.command()
-def ui(port: Annotated[int, typer.Option(help="on 127.0.0.1")] = 5000) -> None:
+def ui(port: Annotated[int, typer.Option(help="on 127.0.0.1", min=1, max=65535)] = 5000) -> None:
     """Open the MLflow UI on this machine alone."""
     embedded_services()
     uri = os.environ.get("MLFLOW_TRACKING_URI")
@@ -181,6 +189,7 @@ def ui(port: Annotated[int, typer.Option(help="on 127.0.0.1")] = 5000) -> None:
     if not uri and not (home() / "mlflow.db").is_file():
         raise InputError(f"There are no runs in {home()} yet.", remedy="start with `factsmith run`")
     backend = uri or f"sqlite:///{home() / 'mlflow.db'}"
+    _check_port(port)
     # MLflow's own job workers would be eight more processes, for nothing we use.
     os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
     arguments = ["server", "--backend-store-uri", backend, "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
@@ -203,60 +212,6 @@ def conf(words: Words = None, as_json: AsJson = False) -> None:
     _print(settings_table(settings))
 
 
-@store_app.command("ls")
-def store_ls(as_json: AsJson = False) -> None:
-    """List the artifacts."""
-    from factsmith.artifacts.manifest import MANIFEST_NAME, Manifest
-    from factsmith.flows.tables import store_table
-
-    store = Store(home())
-    manifests, damaged = [], []
-    for path in store.all_paths():
-        try:
-            manifests.append(Manifest.load(path / MANIFEST_NAME))
-        except FactsmithError:
-            damaged.append(path)
-    if as_json:
-        typer.echo(json.dumps([one.model_dump(mode="json", exclude={"files", "recipe"}) for one in manifests]))
-    else:
-        _print(store_table(manifests))
-    for path in damaged:
-        typer.echo(f"{path}: no manifest that can be read", err=True)
-
-
-@store_app.command("show")
-def store_show(address: Annotated[str, typer.Argument(help="kind/digest or digest, as `store ls` shows it")]) -> None:
-    """Print the manifest of an artifact, or of all artifacts of a series."""
-    from factsmith.artifacts.manifest import MANIFEST_NAME, Manifest
-
-    manifests = [Manifest.load(path / MANIFEST_NAME).model_dump(mode="json") for path in Store(home()).resolve(address)]
-    typer.echo(json.dumps(manifests[0] if len(manifests) == 1 else manifests, indent=1, ensure_ascii=False))
-
-
-@store_app.command("verify")
-def store_verify(
-    address: Annotated[str | None, typer.Argument(help="what to read; everything if it is left out")] = None,
-) -> None:
-    """Read every byte again and name what is not as it was written."""
-    from factsmith.tasks.progress import work
-
-    store = Store(home())
-    paths = store.resolve(address) if address else store.all_paths()
-    problems = []
-    with work("verify", len(paths)) as advance:
-        for path in paths:
-            problems += store.verify(path)
-            advance(1)
-    for problem in problems:
-        typer.echo(problem)
-    if problems:
-        raise FactsmithError(
-            f"{len(problems)} damaged files in {len(paths)} artifacts.",
-            remedy="run the flow again: what is damaged is set aside and built anew",
-        )
-    typer.echo(f"{len(paths)} artifacts, every byte as it was written")
-
-
 def main() -> None:
     """Run the command line; leaves with 0 when done, 2 for the user's input, 1 for our mistakes."""
     try:
@@ -264,9 +219,11 @@ def main() -> None:
     except FactsmithError as error:
         typer.echo(f"factsmith: {error}", err=True)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as leave:
+        if isinstance(leave, SystemExit) and leave.code != _STOPPED:
+            raise
         typer.echo("factsmith: stopped; the same command goes on from here", err=True)
-        sys.exit(130)
+        sys.exit(_STOPPED)
 
 
 def _start() -> None:
@@ -281,14 +238,28 @@ def _compose(words: list[str] | None) -> Settings:
     return compose(words or [])
 
 
+def _check_port(port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # one that was just closed is free
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise InputError(
+                f"Port {port} of 127.0.0.1 cannot be used.", got=error.strerror, remedy="choose another with --port"
+            ) from None
+
+
 def _preflight(settings: Settings, *, dataset: bool, out: Path | None = None) -> Bench:
     """Look at the user's input before Prefect starts and anything is written, then make the folders it needs."""
     from factsmith.tasks.bench import Bench
 
     bench = Bench(settings, Store(home()))
-    bench.check(dataset=dataset, out=out)
-    if prefect_home := os.environ.get("PREFECT_HOME"):
-        Path(prefect_home).mkdir(parents=True, exist_ok=True)
+    try:
+        bench.check(dataset=dataset, out=out)
+        if prefect_home := os.environ.get("PREFECT_HOME"):
+            Path(prefect_home).mkdir(parents=True, exist_ok=True)
+    except OSError as error:  # so far only what the user named was touched: too long a name, no permission, ...
+        raise InputError(f"{error.filename or 'A file'} cannot be used.", got=error.strerror) from None
     return bench
 
 

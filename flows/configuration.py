@@ -1,17 +1,19 @@
 """From words such as ``method=emmet method.batch_size=64`` to validated settings.
 
 ``conf/`` holds one YAML a choice. A run's settings are, later ones winning: the chosen corpus, method and dataset, what
-the chosen model wants of every method (``editing``) and of this one (``methods.<name>``), and the words.
+the chosen model wants of every method (``editing``) and of this one (``methods.<name>``), and the words. A value may
+refer to another setting (``${model.name}``) or to the environment (``${oc.env:NAME}``), as OmegaConf has it.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import AnyNode, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 from yaml import YAMLError
@@ -64,12 +66,15 @@ def parse(words: Sequence[str]) -> tuple[dict[str, str], dict[str, Any]]:
         (picked if name in GROUPS else values)[name] = value
     for name in values:
         _check_key(name)
+    given = OmegaConf.create()
     try:
-        given = OmegaConf.to_container(OmegaConf.from_dotlist([f"{name}={value}" for name, value in values.items()]))
+        for name, value in values.items():
+            OmegaConf.update(given, name, _parsed(name, value))
+        content = OmegaConf.to_container(given)
     except _UNUSABLE as error:
         raise _cannot_be_put_together(error) from None
-    assert isinstance(given, dict)
-    return picked, {str(name): value for name, value in given.items()}
+    assert isinstance(content, dict)
+    return picked, {str(name): value for name, value in content.items()}
 
 
 def starting_choices() -> dict[str, str]:
@@ -89,21 +94,21 @@ def compose_parts(picked: Mapping[str, str], given: Mapping[str, Any]) -> Settin
     """
     names = {**starting_choices(), **{group: pick for group, pick in picked.items() if group in ("model", "method")}}
     model = _load_choice("model", names["model"])
-    names |= {**model.pop("defaults", {}), **picked}
+    names |= {**_defaults(model), **picked}
     missing = [group for group in GROUPS if group not in names]
     if missing:
         raise InputError(f"Model {names['model']!r} names no {missing[0]}.", remedy=f"add {missing[0]}=CHOICE")
 
-    editing = model.pop("editing", {})
-    by_method = model.pop("methods", {})
+    editing, by_method = _part(model, "editing"), _part(model, "methods")
     parts = {group: _load_choice(group, names[group]) for group in GROUPS if group != "model"}
-    parts["method"] = _merge(parts["method"], editing, by_method.get(str(parts["method"].get("name")), {}))
     try:
+        parts["method"] = _merge(parts["method"], editing, _part(by_method, str(parts["method"].get("name"))))
         composed = _merge(OmegaConf.create({"model": model, **parts}), OmegaConf.create(dict(given)))
         _check_missing(composed)
         content = OmegaConf.to_container(composed, resolve=True)
     except _UNUSABLE as error:
         raise _cannot_be_put_together(error) from None
+    _check_values(content)
     return _validated(content)
 
 
@@ -117,11 +122,11 @@ def describe_settings(model: type[BaseModel] = Settings, prefix: str = "") -> It
             yield prefix + name, field.description or ""
 
 
-_UNUSABLE = (OmegaConfBaseException, YAMLError, ValueError, TypeError)
+_UNUSABLE = (OmegaConfBaseException, YAMLError, ValueError, TypeError, RecursionError)
 
 
 def _cannot_be_put_together(error: Exception) -> InputError:
-    return InputError("The settings cannot be put together.", got=str(error).splitlines()[0])
+    return InputError("The settings cannot be put together.", got=str(error).partition("\n")[0])
 
 
 def _check_key(name: str) -> None:
@@ -139,15 +144,92 @@ def _check_key(name: str) -> None:
         raise InputError(f"There is no setting {name!r}.", remedy=remedy)
 
 
+def _annotations(model: type[BaseModel] = Settings, prefix: str = "") -> dict[str, Any]:
+    """The type of every key."""
+    found: dict[str, Any] = {}
+    for name, field in model.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            found |= _annotations(inner, f"{prefix}{name}.")
+        else:
+            found[prefix + name] = inner
+    return found
+
+
+def _parsed(name: str, value: str) -> Any:
+    """The YAML value of a word. A text that YAML would take for a number (``007``, ``1_0``, ``on``) stays a text."""
+    parsed = OmegaConf.from_dotlist([f"value={value}"])._get_node("value")
+    plain = parsed._value() if isinstance(parsed, AnyNode) else parsed
+    annotation = _annotations()[name]
+    takes_text = {str, Path} & {annotation, *get_args(annotation)}
+    return value if takes_text and isinstance(plain, int | float) else plain
+
+
+def _defaults(model: DictConfig) -> dict[str, str]:
+    """The other choices that go with a model."""
+    found: dict[str, str] = {}
+    defaults = OmegaConf.to_container(_part(model, "defaults"))
+    assert isinstance(defaults, dict)
+    for group, name in defaults.items():
+        if not isinstance(group, str) or group not in GROUPS[1:] or not isinstance(name, str):
+            raise InputError(
+                "The model's defaults cannot be used.",
+                got=f"{group!r}: {name!r}",
+                expected=f"the name of a choice for each of {', '.join(GROUPS[1:])}",
+            )
+        found[group] = name
+    return found
+
+
+def _part(config: DictConfig, name: str) -> DictConfig:
+    """Take the settings under ``name`` out of ``config``; none if there are none."""
+    try:
+        found = config.pop(name, None)
+    except OmegaConfBaseException as error:
+        raise InputError(f"{name!r} cannot be read.", got=str(error).partition("\n")[0]) from None
+    if found is not None and not isinstance(found, DictConfig):
+        raise InputError(f"{name!r} does not hold settings.", got=repr(found), expected="key: value")
+    return OmegaConf.create() if found is None or found._is_none() else found
+
+
+def _check_values(content: Any, name: str = "") -> None:
+    """Refuse values that a setting's type alone would let through and nothing downstream could use."""
+    if isinstance(content, Mapping):
+        for key, value in content.items():
+            _check_values(value, f"{name}.{key}" if name else str(key))
+    elif isinstance(content, list):
+        for value in content:
+            _check_values(value, name)
+    elif isinstance(content, bool) and _annotations().get(name) is not bool:
+        raise InputError(f"{name} cannot be used.", got=repr(content), expected="no truth value")
+    elif isinstance(content, int) and not -(2**63) <= content < 2**63:
+        raise InputError(f"{name} cannot be used.", got=repr(content), expected="a number of 64 bits")
+    elif isinstance(content, str) and ("\0" in content or not _is_unicode(content)):
+        raise InputError(f"{name} cannot be used.", got=ascii(content), expected="Unicode text without NUL")
+    elif isinstance(content, str) and content.startswith("~") and os.path.expanduser(content) == content:
+        raise InputError(f"{name} cannot be used.", got=repr(content), expected="the home of a user there is")
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _merge(*configs: DictConfig) -> DictConfig:
     merged = OmegaConf.merge(*configs)
-    assert isinstance(merged, DictConfig)
+    if not isinstance(merged, DictConfig):
+        raise TypeError("the settings of a choice are not key: value")
     return merged
 
 
 def _load_choice(group: str, name: str) -> DictConfig:
-    path = Path(name).expanduser() if name.endswith((".yaml", ".yml")) else conf_folder() / group / f"{name}.yaml"
-    if not path.is_file():
+    if name in choices(group):
+        return _load(conf_folder() / group / f"{name}.yaml")
+    path = Path(os.path.expanduser(name))
+    if path.suffix not in {".yaml", ".yml"} or not os.path.exists(path):  # False for a name no file can have, too
         raise InputError(f"There is no {group} {name!r}.", remedy=closest(name, choices(group)))
     return _load(path)
 
@@ -155,8 +237,10 @@ def _load_choice(group: str, name: str) -> DictConfig:
 def _load(path: Path) -> DictConfig:
     try:
         loaded = OmegaConf.load(path)
-    except (OmegaConfBaseException, YAMLError, OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read.", got=str(error).splitlines()[0]) from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read.", got=error.strerror or error) from None
+    except (OmegaConfBaseException, YAMLError, ValueError, TypeError, RecursionError, AssertionError) as error:
+        raise InputError(f"{path} does not hold YAML.", got=str(error).partition("\n")[0]) from None
     if not isinstance(loaded, DictConfig):
         raise InputError(f"{path} does not hold settings.", expected="key: value")
     return loaded

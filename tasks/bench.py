@@ -6,6 +6,7 @@ It is made where a run begins and handed down; nothing below looks for state of 
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,7 +23,9 @@ from factsmith.artifacts.store import Store
 from factsmith.tasks.corpora.embedded import EmbeddedCorpus
 from factsmith.tasks.corpora.local import open_local
 from factsmith.tasks.corpora.source import CorpusSource
-from factsmith.tasks.editing.contexts import read_contexts
+from factsmith.tasks.editing.contexts import CLEAN, read_contexts
+from factsmith.tasks.editing.fit import check_requests
+from factsmith.tasks.editing.request import EditRequest
 from factsmith.tasks.home import home
 from factsmith.tasks.models.checkpoint import Checkpoint, open_checkpoint
 from factsmith.tasks.models.decoder import Decoder
@@ -112,6 +115,11 @@ class Bench:
         """Records of each batch of facts that are written together."""
         return select_batches(self.settings.dataset, self.settings.method.batch_size)
 
+    @property
+    def requests(self) -> list[EditRequest]:
+        """What is written, batch by batch."""
+        return [record.request for batch in self.batches for record in batch]
+
     @cached_property
     def given_contexts(self) -> tuple[str, ...] | None:
         """Context templates of ``method.contexts``; ``None`` if they are to be sampled."""
@@ -135,10 +143,17 @@ class Bench:
                 expected=f"at most {self.checkpoint.context_length}",
                 remedy="set corpus.block_length",
             )
+        threads, cores = self.settings.runtime.threads, os.cpu_count()
+        if threads and cores and threads > cores:
+            raise InputError(
+                f"There are no {threads} cores here.", expected=f"at most {cores}", remedy="lower runtime.threads"
+            )
         _ = self.layers, self.corpus, self.device, self.checkpoint.weight_files, self.tokenizer
         if dataset:
             self._check_method(max(map(len, self.batches)))
-            _ = self.given_contexts
+            check_requests(
+                self.tokenizer, self.requests, self.given_contexts or (CLEAN,), self.checkpoint.context_length
+            )
         if out is not None:
             self._check_out(out)
         self.store.check_writable()
@@ -169,8 +184,11 @@ class Bench:
                 remedy="set method.batch_size=all",
             )
         above = next(parent for parent in out.absolute().parents if parent.exists())
-        if not os.access(above, os.W_OK | os.X_OK) or not above.is_dir():
-            raise InputError(f"{out} cannot be made.", got=f"{above} is not a folder one may write to")
+        try:
+            with tempfile.TemporaryDirectory(dir=above):
+                pass
+        except OSError:
+            raise InputError(f"{out} cannot be made.", got=f"{above} is not a folder one may write to") from None
 
     # ------------------------------------------------------------------ the model
 
@@ -218,12 +236,13 @@ class Bench:
     @contextmanager
     def logged(self, name: str) -> Iterator[None]:
         """A run in MLflow, open while the stages go on."""
-        self._tracker = Tracker(
-            self.store.root,
-            experiment=self.settings.tracking.experiment,
-            name=name,
-            settings=self.settings.model_dump(mode="json"),
-        )
+        with self.store.lock("mlflow"):  # of two first runs at once, one makes the database and the experiment
+            self._tracker = Tracker(
+                self.store.root,
+                experiment=self.settings.tracking.experiment,
+                name=name,
+                settings=self.settings.model_dump(mode="json"),
+            )
         failed = True
         try:
             yield
@@ -247,7 +266,8 @@ def open_bench(settings: Settings, flow: str, *, dataset: bool = True, out: Path
     Raises:
         InputError: before anything is written, if the input cannot be used.
     """
-    bench = Bench(settings, Store(home()))
+    store = Store(home())
+    bench = Bench(settings, store)
     bench.check(dataset=dataset, out=out)
-    with bench.logged(f"{flow} {settings.method.name} on {settings.model.name}"):
+    with store.in_use(), bench.logged(f"{flow} {settings.method.name} on {settings.model.name}"):
         yield bench

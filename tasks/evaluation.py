@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -23,6 +24,8 @@ from factsmith.tasks.records.record import Record
 from factsmith.tasks.stage import Outcome, stage
 
 __all__ = ["Scores", "evaluation", "score_series"]
+
+logger = logging.getLogger(__name__)
 
 TABLE = "scores.parquet"
 """One row a (phase, batch, record, kind of prompt, prompt)."""
@@ -54,6 +57,8 @@ def score_series(model: ModelName, edit: str | None) -> Series:
 @stage("evaluation")
 def evaluation(bench: Bench, model: ModelName, edits: Sequence[Artifact]) -> Outcome[Scores]:
     """Score the unedited model on all records, and each edit on the records of its batch.
+
+    A prompt that does not fit the model is skipped, counted and told of.
 
     A score is kept by (weights, record, metric): what an earlier run has scored is not run again.
     """
@@ -95,12 +100,26 @@ def evaluation(bench: Bench, model: ModelName, edits: Sequence[Artifact]) -> Out
 
     artifact, table_built = bench.store.get_or_build(recipe, build)
     scored = sum(phase.built for phase in phases)
+    skipped = counterfact.skipped(phases[0].rows)
+    if skipped:
+        logger.warning(
+            "%d of %d prompts do not fit model %s (%d tokens at most): not scored",
+            skipped,
+            len(phases[0].rows),
+            bench.settings.model.name,
+            bench.checkpoint.context_length,
+        )
     scores = Scores(artifact, artifact.summary["before"], artifact.summary["after"])
     return Outcome(
         scores,
         artifact.address,
         table_built or scored > 0,
-        {"records": len(everything), "records_scored": scored, "rows": artifact.summary["rows"]},
+        {
+            "records": len(everything),
+            "records_scored": scored,
+            "rows": artifact.summary["rows"],
+            "prompts_skipped": skipped,
+        },
     )
 
 

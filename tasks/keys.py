@@ -57,11 +57,11 @@ def keys(bench: Bench, model: ModelName, stream: TokenStream, wanted: int) -> Ou
     total = spans[-1][1]
     with work("keys", total) as advance:
         missing = [span for span in spans if _absent(bench, series, span)]
-        built = sum(stop - start for start, stop in missing)
-        advance(total - built)
+        built = 0
+        advance(total - sum(stop - start for start, stop in missing))
         if missing:
             with bench.store.lock(series.digest):
-                _collect(bench, stream, series, missing, advance)
+                built = _collect(bench, stream, series, missing, advance)
     shards = {layer: [bench.store.get(shard_recipe(series, layer, span)) for span in spans] for layer in bench.layers}
     size = sum(shard.manifest.size for of_layer in shards.values() for shard in of_layer)
     return Outcome(
@@ -84,8 +84,9 @@ def _collect(
     series: Series,
     spans: Sequence[tuple[int, int]],
     advance: Callable[[int], None],
-) -> None:
-    """Build the shards of ``spans``, one after the other, for every layer that lacks one."""
+) -> int:
+    """Build the shards of ``spans``, one after the other, for every layer that lacks one; gives the rows it built."""
+    built = 0
     reader = KeyReader(bench, stream)
     dtype = np.dtype(bench.settings.corpus.key_dtype)
     width = bench.checkpoint.key_width
@@ -106,4 +107,6 @@ def _collect(
                         writer.append(unit[layer].numpy())
                 for writer in writers.values():
                     writer.check_complete()
+                built += rows
         advance(rows)
+    return built

@@ -16,6 +16,7 @@ from factsmith.artifacts.rows import Row, RowSeries
 from factsmith.artifacts.store import Artifact, Draft
 from factsmith.tasks.bench import Bench
 from factsmith.tasks.contexts import Contexts
+from factsmith.tasks.editing.fit import check_requests
 from factsmith.tasks.editing.request import EditRequest
 from factsmith.tasks.editing.values import NonFiniteValueError, optimise_values
 from factsmith.tasks.model import ModelName
@@ -61,12 +62,13 @@ def values(bench: Bench, model: ModelName, contexts: Contexts) -> Outcome[Values
     """Optimise a value vector for every fact of every batch that has none yet.
 
     Raises:
-        InputError: a vector is NaN or infinite; names the fact.
+        InputError: a fact is too long for the model behind a context, or its vector is NaN or infinite; names it.
     """
     layer = bench.layers[-1]
     method = bench.settings.method
     series = value_series(bench, model, contexts.digest)
-    requests = {digest_of(one.request.fact): one.request for batch in bench.batches for one in batch}
+    requests = {digest_of(request.fact): request for request in bench.requests}
+    check_requests(bench.tokenizer, list(requests.values()), contexts.templates, bench.checkpoint.context_length)
     with work("values", len(requests)) as advance:
 
         def build(draft: Draft, digests: list[str]) -> None:

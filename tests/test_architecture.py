@@ -14,7 +14,7 @@ LAYERS = ["artifacts", "tasks", "flows"]
 
 SCIENCE = ["corpora", "editing", "embedded", "metrics", "models", "numerics", "preservation", "records", "suites"]
 SERVICES = {"prefect", "mlflow"}
-STORE = {"store", "rows", "formats", "keys", "manifest", "checksums"}
+STORE = {"store", "rows", "formats", "keys", "manifest", "checksums", "locks", "removal"}
 """Modules of ``artifacts`` that read or write. Errors and digests are for everybody."""
 
 

@@ -19,7 +19,7 @@ from factsmith.tasks.models.decoder import Decoder
 from factsmith.tasks.models.text import EncodedPrompt, encode_prompt
 from factsmith.tasks.records.record import Record
 
-__all__ = ["METRICS", "NAME", "SCHEMA", "VERSION", "score", "summarise"]
+__all__ = ["METRICS", "NAME", "SCHEMA", "VERSION", "score", "skipped", "summarise"]
 
 NAME = "counterfact"
 VERSION = 1
@@ -39,7 +39,8 @@ SCHEMA = pa.schema(
         ("correct_true", pa.int32()),
     ]
 )
-"""One row a (record, kind of prompt, prompt). A record without a true object leaves its columns null."""
+"""One row a (record, kind of prompt, prompt). A record without a true object leaves its columns null; a prompt that
+does not fit the model leaves those of both objects null, and counts in no metric."""
 
 METRICS = ("ES", "PS", "NS", "S", "EM", "PM", "NM", "Eff*", "Gen*", "Spe*")
 
@@ -71,8 +72,13 @@ def score(
     places: list[list[int | None]] = []
     for record, _, _, prompt in asked:
         targets = (record.request.target_new, record.request.target_true)
-        places.append([None if target is None else len(encoded) + i for i, target in enumerate(targets)])
-        encoded += [encode_prompt(decoder.tokenizer, prompt, target=target) for target in targets if target is not None]
+        continued = [encode_prompt(decoder.tokenizer, prompt, target=one) for one in targets if one is not None]
+        fits = all(_fits(one, decoder.context_length) for one in continued)
+        places.append([len(encoded) + i if one is not None and fits else None for i, one in enumerate(targets)])
+        if fits:
+            encoded += continued
+        else:
+            advance(len(continued))
     found = continuation_likelihoods(decoder, encoded, most_tokens=most_tokens, advance=advance)
     rows = []
     for (record, kind, index, prompt), pair in zip(asked, places, strict=True):
@@ -93,6 +99,16 @@ def score(
                 }
         rows.append(row)
     return pa.Table.from_pylist(rows, schema=SCHEMA)
+
+
+def _fits(prompt: EncodedPrompt, context_length: int) -> bool:
+    """Whether the model can be fed all of a prompt, and both it and its continuation have tokens."""
+    return 0 < prompt.continued <= len(prompt.inputs) <= context_length
+
+
+def skipped(rows: pa.Table) -> int:
+    """How many prompts were not scored, because they do not fit the model."""
+    return int(rows["nll_new"].null_count)
 
 
 def summarise(rows: pa.Table) -> dict[str, float | None]:

@@ -1,8 +1,7 @@
-"""Records out of JSON and JSON lines files; whatever is wrong with one is said with its file, index and field."""
+"""Records out of JSON, JSON lines and CSV; what is wrong with one is said with its file, index, line and field."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from factsmith.artifacts.errors import InputError, closest
 from factsmith.tasks.models.text import PLACEHOLDER
+from factsmith.tasks.records.files import json_lines, json_list, parse_json, read_text, table_rows
 
 __all__ = ["RawRecord", "read_json", "read_records"]
 
@@ -22,14 +22,17 @@ class RawRecord:
         where: the file, for messages.
         index: of the record, from 0.
         fields: the object.
+        line: it begins on, from 1, where that is known.
     """
 
     where: Path | str
     index: int
     fields: Mapping[str, Any]
+    line: int | None = None
 
     def error(self, problem: str, **details: Any) -> InputError:
-        return InputError(f"Record {self.index} of {self.where} (counted from 0): {problem}.", **details)
+        line = f"; line {self.line}" if self.line else ""
+        return InputError(f"Record {self.index} of {self.where} (counted from 0{line}): {problem}.", **details)
 
     def text(self, *names: str) -> str:
         """The text under ``names``, one inside the other: must be there and not blank."""
@@ -92,47 +95,25 @@ def read_json(path: Path) -> Any:
     Raises:
         InputError: there is no such file, or it does not hold JSON.
     """
-    text = _read_text(path)
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not JSON.", got=str(error)) from None
+    return parse_json(read_text(path), str(path))
+
+
+_READERS = {".jsonl": json_lines, ".ndjson": json_lines, ".csv": table_rows, ".tsv": table_rows}
+"""By suffix; any other file holds a JSON list."""
 
 
 def read_records(path: Path) -> Iterator[RawRecord]:
-    """The objects of a JSON list, or of JSON lines (``.jsonl``).
+    """The records of a JSON list, of JSON lines (``.jsonl``) or of a table (``.csv``, ``.tsv``).
 
     Raises:
-        InputError: no such file, no record in it, not JSON, or something that is not an object; says which.
+        InputError: no such file, no record in it, not what its suffix says, or something that is not an object; says
+            which.
     """
-    if path.suffix == ".jsonl":
-        lines = [(number, line) for number, line in enumerate(_read_text(path).split("\n"), 1) if line.strip()]
-        values = [_parse_line(path, number, line) for number, line in lines]
-    else:
-        values = read_json(path)
-        if not isinstance(values, list):
-            raise InputError(f"{path} does not hold a list of records.", got=type(values).__name__)
+    values = list(_READERS.get(path.suffix.lower(), json_list)(path.expanduser()))
     if not values:
         raise InputError(f"{path} is empty.", expected="at least one record")
-    for index, value in enumerate(values):
+    for index, (line, value) in enumerate(values):
+        raw = RawRecord(path, index, value if isinstance(value, Mapping) else {}, line)
         if not isinstance(value, Mapping):
-            raise InputError(f"Record {index} of {path} (counted from 0) is not an object.", got=type(value).__name__)
-        yield RawRecord(path, index, value)
-
-
-def _parse_line(path: Path, number: int, line: str) -> Any:
-    try:
-        return json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"Line {number} of {path} is not JSON.", got=str(error)) from None
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist.", remedy="check the path; it is taken from where you are") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text.", got=str(error)) from None
-    except OSError as error:
-        raise InputError(f"{path} cannot be read.", got=error.strerror) from None
+            raise raw.error("it is not an object", got=type(value).__name__)
+        yield raw

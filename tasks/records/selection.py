@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from collections import Counter
 from pathlib import Path
 from typing import Literal
 
@@ -76,4 +77,8 @@ def _with_cases(records: list[Record], settings: DatasetSettings) -> list[Record
             f"{where} asks for cases that dataset={settings.name} does not have.",
             got=f"{len(missing)} of {len(cases)} missing, {', '.join(map(str, missing[:5]))} among them",
         )
+    counts = Counter(record.request.case_id for record in records)
+    for case in cases:
+        if counts[case] > 1:
+            raise InputError(f"{counts[case]} records of dataset={settings.name} go by case {case}.", got=where)
     return [by_case[case] for case in dict.fromkeys(cases)]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from factsmith.artifacts.store import Artifact, Store
+from factsmith.flows import cli
 from factsmith.flows.configuration import compose
 from factsmith.flows.report import Report
 from factsmith.flows.run import run
@@ -52,3 +55,45 @@ def contents(store: Store) -> dict[str, str]:
 
 def states(report: Report) -> dict[str, str]:
     return {stage.name: stage.state for stage in report.stages}
+
+
+@dataclass
+class Result:
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def factsmith(monkeypatch, capsys, home) -> Callable[..., Result]:
+    """Run the command line in this process, in a home of its own."""
+
+    def call(*arguments: str) -> Result:
+        monkeypatch.setattr(sys, "argv", ["factsmith", *map(str, arguments)])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as leave:
+            code = leave.code if isinstance(leave.code, int) else 1 if leave.code else 0
+        captured = capsys.readouterr()
+        return Result(code, captured.out, captured.err)
+
+    return call
+
+
+@pytest.fixture
+def refused(factsmith, home) -> Callable[..., str]:
+    """A call that must end with exit code 2, one clear message and nothing left behind; gives the message."""
+
+    def call(*arguments: str, clean: bool = True) -> str:
+        result = factsmith(*arguments)
+        assert result.code == 2, result
+        assert result.out == ""
+        assert "Traceback" not in result.err
+        if clean:
+            assert not list(home.glob("artifacts/*/*/*"))
+            assert not (home / "mlflow.db").exists()
+        assert not list(home.glob("staging/*"))
+        return result.err
+
+    return call

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+import time
 from pathlib import Path
 
 import pytest
@@ -14,51 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from factsmith.artifacts.store import Store
-from factsmith.flows import cli
 from factsmith.tasks.models.decoder import Decoder
-
-
-@dataclass
-class Result:
-    code: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def factsmith(monkeypatch, capsys, home) -> Callable[..., Result]:
-    """Run the command line in this process, in a home of its own."""
-
-    def call(*arguments: str) -> Result:
-        monkeypatch.setattr(sys, "argv", ["factsmith", *map(str, arguments)])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as leave:
-            code = leave.code if isinstance(leave.code, int) else 1 if leave.code else 0
-        captured = capsys.readouterr()
-        return Result(code, captured.out, captured.err)
-
-    return call
-
-
-@pytest.fixture
-def refused(factsmith, home) -> Callable[..., str]:
-    """A call that must end with exit code 2, one clear message and nothing left behind; gives the message."""
-
-    def call(*arguments: str, clean: bool = True) -> str:
-        result = factsmith(*arguments)
-        assert result.code == 2, result
-        assert result.out == ""
-        assert "Traceback" not in result.err
-        if clean:
-            assert not list(home.glob("artifacts/*/*/*"))
-            assert not (home / "mlflow.db").exists()
-        assert not list(home.glob("staging/*"))
-        return result.err
-
-    return call
-
 
 FACT = {"subject": "Mara Flousano", "prompt": "{} speaks", "target_new": "Danish"}
 
@@ -196,6 +154,33 @@ def test_settings_that_cannot_be_used(refused, arguments, message):
 )
 def test_facts_that_cannot_be_used(refused, tmp_path, record, message):
     assert message in refused("edit", facts_file(tmp_path, FACT, record))
+
+
+def test_a_fact_longer_than_the_model_takes(refused, prefect_server, words, tmp_path):
+    given = [word for word in words() if "dataset" not in word and "batch_size" not in word]
+    long = {**FACT, "prompt": "{} is" + " is" * 200}
+    message = refused("edit", facts_file(tmp_path, FACT, long), *given)
+    assert "Case 1 does not fit" in message
+    assert "at most 96 tokens" in message
+    nearly = {**FACT, "prompt": "{}" + " is" * 85}  # fits as it stands, not behind a sampled sentence
+    message = refused("edit", facts_file(tmp_path, FACT, nearly), *given, clean=False)
+    assert "Case 1 does not fit" in message
+    assert "in context" in message
+
+
+def test_prompts_longer_than_the_model_takes_are_told_of(factsmith, prefect_server, words, tmp_path, home, caplog):
+    from mlflow import MlflowClient
+
+    given = [word for word in words() if "dataset" not in word]
+    facts = facts_file(tmp_path, {**FACT, "target_true": "Greek", "paraphrase_prompts": ["x " * 300, "A"]})
+    result = factsmith("run", *given, "dataset=facts", f"dataset.path={facts}", "--json")
+    assert result.code == 0, result
+    assert "1 of 3 prompts do not fit" in caplog.text
+    assert json.loads(result.out)["metrics"]["after"]["PS"] is not None
+    client = MlflowClient(f"sqlite:///{home / 'mlflow.db'}")
+    (experiment,) = (one for one in client.search_experiments() if one.name == "factsmith")
+    (stage,) = client.search_runs([experiment.experiment_id], "tags.stage = 'evaluation'")
+    assert stage.data.metrics["prompts_skipped"] == 1
 
 
 def test_a_file_that_is_no_json(refused, tmp_path):
@@ -358,3 +343,84 @@ def test_a_failed_run_is_logged_as_failed(refused, prefect_server, words, home):
     (experiment,) = (one for one in client.search_experiments() if one.name == "factsmith")
     runs = client.search_runs([experiment.experiment_id])
     assert {run.info.run_name for run in runs if run.info.status == "FAILED"} == {"run memit on local", "factor"}
+
+
+# ------------------------------------------------------------------------------------------------- the surroundings
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", f"model.path={'a' * 300}"], "File name too long"),
+        (["run", "corpus=local", f"corpus.path={'a' * 300}.jsonl"], "File name too long"),
+        (["edit", "dataset=embedded", "--out", "a" * 300], "File name too long"),
+        (["edit", "dataset=embedded", "--out", "/proc/edited"], "not a folder one may write to"),
+        (["run", "runtime.threads=1000000"], "no 1000000 cores"),
+        (["run", "model.path=a\udcffb"], "cannot be"),
+        (["run", "dataset.seed=99999999999999999999"], "64 bits"),
+        (["run", "method.batch_size=true"], "no truth value"),
+        (["run", "method=../config"], "no method"),
+        (["edit", "."], "Is a directory"),
+        (["ui", "--port", "70000"], "port"),
+        (["pretrain", "--out", "/dev/null"], "cannot be made a folder"),
+        (["store", "rm", ""], "No artifacts"),
+        (["store", "gc", "--unused", "-1"], "unused"),
+    ],
+)
+def test_surroundings_that_cannot_be_used(refused, arguments, message):
+    assert message in refused(*arguments)
+
+
+def test_a_port_that_is_taken(refused, home, monkeypatch):
+    import socket
+
+    home.mkdir()
+    (home / "mlflow.db").touch()
+    monkeypatch.setattr("os.execv", lambda *_: pytest.fail("the server was started"))
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        assert f"Port {port} of 127.0.0.1 cannot be used" in refused("ui", "--port", port, clean=False)
+
+
+def command_line(*arguments: str, **more) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-m", "factsmith.flows.cli", *arguments],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **more,
+    )  # fmt: skip
+
+
+def test_a_reader_that_leaves_early_sees_no_traceback(home):
+    process = command_line("conf")
+    process.stdout.close()
+    assert "Traceback" not in process.stderr.read()
+    assert process.wait(60) != 0
+
+
+def test_nobody_at_the_keyboard(home):
+    process = command_line("conf", "--json", stdin=subprocess.DEVNULL)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert json.loads(out)["model"]["name"] == "embedded"
+
+
+def test_a_run_that_is_stopped_says_so_and_can_go_on(prefect_server, home, words):
+    from prefect.settings import PREFECT_API_URL
+
+    environment = {**os.environ, "PREFECT_API_URL": PREFECT_API_URL.value()}
+    process = command_line("run", *words("method.value.steps=100000", "method.value.stop_loss=0"), env=environment)
+    try:
+        deadline = time.monotonic() + 90
+        while "contexts" not in kinds(home):  # it is at the value vectors, and would stay there for long
+            assert process.poll() is None, process.stderr.read()
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert "goes on from here" in err
+    assert "Traceback" not in err
+    assert not list(home.glob("staging/*"))

@@ -123,3 +123,31 @@ def test_scores_have_a_row_a_prompt(decoder):
     assert rows["index"].to_pylist() == [0, 0, 1, 0]
     assert set(rows["case_id"].to_pylist()) == {7}
     assert rows["nll_new"].null_count == 0
+
+
+def test_a_prompt_that_does_not_fit_is_counted_and_changes_no_other_score(decoder):
+    request = EditRequest(7, "Mara Flousano", "{} speaks", "Danish", "Greek")
+    tokens = decoder.context_length - len(encode_prompt(decoder.tokenizer, "", target="Danish").inputs)
+    fitting = [" A" * count for count in range(tokens // 2, 2 * tokens)]
+    lengths = {
+        text: max(len(encode_prompt(decoder.tokenizer, text, target=one).inputs) for one in ("Danish", "Greek"))
+        for text in fitting
+    }
+    longest = max((text for text in fitting if lengths[text] <= decoder.context_length), key=len)
+    shortest = min((text for text in fitting if lengths[text] > decoder.context_length), key=len)
+    assert len(shortest) == len(longest) + 2
+    prompts = {"rewrite": (request.prompt,), "paraphrase": (longest, shortest), "neighborhood": ("B",)}
+    done = []
+    rows = counterfact.score(decoder, [Record(request, prompts, 0)], most_tokens=1000, advance=done.append)
+    assert sum(done) == 8
+    assert counterfact.skipped(rows) == 1
+    assert [value is None for value in rows["nll_true"].to_pylist()] == [False, False, True, False]
+    without = Record(request, {**prompts, "paraphrase": (longest,)}, 0)
+    assert counterfact.summarise(counterfact.score(decoder, [without], most_tokens=1000)) == counterfact.summarise(rows)
+
+
+def test_a_record_whose_prompts_are_all_too_long_is_counted_in_nothing(decoder):
+    request = EditRequest(7, "Mara Flousano", "{} speaks", "Danish " * 200, "Greek")
+    rows = counterfact.score(decoder, [Record(request, {"rewrite": (request.prompt,)}, 0)], most_tokens=1000)
+    assert counterfact.skipped(rows) == len(rows) == 1
+    assert set(counterfact.summarise(rows).values()) == {None}

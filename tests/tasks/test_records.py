@@ -175,3 +175,87 @@ def test_real_counterfact(shared):
     assert len(records) == 1906
     assert records[0].request.prompt == "The mother tongue of Danielle Darrieux is"
     assert len(records[0].prompts["neighborhood"]) == 10
+
+
+# --------------------------------------------------------------------------------------------------------- tables
+
+
+TABLE = (
+    'subject,prompt,target_new,target_true,paraphrase_prompts,note\r\n'
+    '"Lovelace, Ada",{} was born in,London,,"The town of Lovelace, Ada is | She, ""Ada"", is from",\r\n'
+    '\r\n'
+    'Bob,"Bob\r\nwas born in",Paris,Rome,,x\r\n'
+    ',,,,,\r\n'
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+@pytest.mark.parametrize("newline", ["\n", "\r\n", "\r"])
+def test_a_table_says_what_json_says(tmp_path, encoding, newline):
+    path = tmp_path / "facts.CSV"
+    path.write_bytes(TABLE.replace("\r\n", newline).encode(encoding))
+    as_json = [
+        {
+            "subject": "Lovelace, Ada",
+            "prompt": "{} was born in",
+            "target_new": "London",
+            "paraphrase_prompts": ["The town of Lovelace, Ada is", 'She, "Ada", is from'],
+        },
+        {"subject": "Bob", "prompt": "Bob\nwas born in", "target_new": "Paris", "target_true": "Rome"},
+    ]
+    table = load_suite(DatasetSettings(name="facts", suite="facts", path=path))
+    assert table == load_suite(facts(tmp_path, as_json))
+    assert [record.place for record in table] == [0, 1]
+
+
+@pytest.mark.parametrize(("name", "delimiter"), [("a.csv", ","), ("a.csv", ";"), ("a.csv", "\t"), ("a.tsv", "\t")])
+def test_the_delimiter_is_the_one_that_finds_the_columns(tmp_path, name, delimiter):
+    rows = [["subject", "prompt", "target_new", "a,b;c"], ["Ada", "{}, who; was", "a, b; c", ""]]
+    text = "\n".join(delimiter.join(f'"{cell}"' for cell in row) for row in rows)
+    (record,) = load_suite(facts(tmp_path, text, name))
+    assert (record.request.template, record.request.target_new) == ("{}, who; was", "a, b; c")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "is empty"),
+        ("subject,prompt,target_new\n", "is empty"),
+        ("subject,prompt\nAda,{} is\n", "no column 'target_new'"),
+        ("Subject,prompt,target_new\nAda,{} is,x\n", "no column 'subject'(.|\n)*did you mean 'subject'"),
+        ("subject,prompt,target_new,prompt\n", "two columns 'prompt'"),
+        ("subject,prompt,target_new\nAda,{} is,x\nBob,{} is, or was,x\n", "Line 3 of .* has 4 cells"),
+        ('subject,prompt,target_new\nAda,"{}\nis",x\nBob,{} is,\n', "Record 1 of .*line 4.*'target_new' is empty"),
+        ('subject,prompt,target_new\nAda,"{} is" or,x\n', "Line 2 of .* is not a row"),
+        ('subject,prompt,target_new\nAda,{} is,"x\n', "Line 2 of .* is not a row"),
+        ("subject,prompt,target_new,target_tru\nAda,{} is,x,y\n", "'target_tru' is not known"),
+        ("subject,prompt,target_new,paraphrase_prompts\nAda,{} is,x,a||b\n", "line 2.*'paraphrase_prompts' is not"),
+        ("subject,prompt,target_new\nAda,{} is,x\nAda,{} is,y\n", "Records 0 and 1 of .* contradict"),
+        (f"subject,prompt,target_new\nAda,{{}} is,{'x' * 200_000}\n", "Line 2 of .* is not a row"),
+    ],
+)  # fmt: skip
+def test_a_bad_table_is_named_with_file_line_and_column(tmp_path, text, message):
+    with pytest.raises(InputError, match=message) as caught:
+        load_suite(facts(tmp_path, text, "facts.csv"))
+    assert "facts.csv" in str(caught.value)
+
+
+def test_a_field_given_twice_is_refused(tmp_path):
+    twice = '{"subject": "Ada", "prompt": "{} is", "target_new": "x", "target_new": "y"}'
+    for name, text in (("facts.json", f"[{twice}]"), ("facts.jsonl", twice)):
+        with pytest.raises(InputError, match="'target_new' is given twice"):
+            load_suite(facts(tmp_path, text, name))
+
+
+def test_a_fault_in_json_lines_is_named_with_its_line(tmp_path):
+    text = f"{json.dumps(FACT)}\n\n{json.dumps({**FACT, 'subject': 3})}"
+    with pytest.raises(InputError, match=r"Record 1 of .*facts\.jsonl \(counted from 0; line 3\)"):
+        load_suite(facts(tmp_path, text, "facts.jsonl"))
+
+
+def test_a_case_that_two_records_go_by_is_not_asked_for(tmp_path):
+    records = World(people_count=60).records()[:3]
+    records[2]["case_id"] = 1
+    with pytest.raises(InputError, match="go by case 1"):
+        select_batches(counterfact(tmp_path, records, cases=[1]), 1)
+    assert len(select_batches(counterfact(tmp_path, records, cases=[0]), 1)) == 1

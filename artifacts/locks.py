@@ -1,0 +1,53 @@
+"""Locks between processes: files that the kernel unlocks when whoever holds one ends, however it ends."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+__all__ = ["IN_USE", "held", "held_at_once", "shared"]
+
+logger = logging.getLogger(__name__)
+
+IN_USE = "in-use"
+"""Name of the lock that everybody shares who uses a store."""
+
+
+@contextlib.contextmanager
+def held(path: Path, whom: str) -> Iterator[None]:
+    """Hold the lock ``path`` alone, waiting for ``whom`` if need be."""
+    with _locked(path, fcntl.LOCK_EX, whom):
+        yield
+
+
+@contextlib.contextmanager
+def shared(path: Path, whom: str) -> Iterator[None]:
+    """Hold the lock ``path`` with others, waiting for ``whom`` if need be."""
+    with _locked(path, fcntl.LOCK_SH, whom):
+        yield
+
+
+@contextlib.contextmanager
+def held_at_once(path: Path) -> Iterator[None]:
+    """Hold the lock ``path`` alone, or not at all.
+
+    Raises:
+        BlockingIOError: somebody else holds it.
+    """
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+
+
+@contextlib.contextmanager
+def _locked(path: Path, kind: int, whom: str) -> Iterator[None]:
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            logger.info("waiting for %s", whom)
+            fcntl.flock(file, kind)
+        yield

@@ -1,0 +1,134 @@
+"""Taking things out of a store: what nothing needs, what nobody used for long, and what somebody names.
+
+Whoever removes holds the store alone, so that no run is reading it. An artifact goes by one rename, out of every
+reader's sight, and is deleted afterwards.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from factsmith.artifacts.errors import DamagedArtifactError, InputError
+from factsmith.artifacts.locks import IN_USE, held_at_once
+from factsmith.artifacts.manifest import MANIFEST_NAME, Manifest
+from factsmith.artifacts.store import Store, unwritable
+
+__all__ = ["alone", "dependants", "leftovers", "remove", "size", "unused"]
+
+_TRASH = "trash"
+
+
+@contextlib.contextmanager
+def alone(store: Store) -> Iterator[None]:
+    """While open, nobody uses the store.
+
+    Raises:
+        InputError: somebody does, or the store cannot be written.
+    """
+    store.check_writable()
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(held_at_once(store.lock_path(IN_USE)))
+        except BlockingIOError:
+            raise InputError(
+                f"The store {store.root} is in use.",
+                got="a run that is going on, and may be reading what would be removed",
+                remedy="wait until it has ended",
+            ) from None
+        yield
+
+
+def leftovers(store: Store) -> list[Path]:
+    """What nothing needs while nobody uses the store.
+
+    Drafts of processes that were killed, damaged artifacts that were set aside, removed ones whose deletion was
+    interrupted, and locks that nobody holds.
+    """
+    folders = [store.root / name for name in ("staging", "damaged", _TRASH, "locks")]
+    return [
+        path
+        for folder in folders
+        if folder.is_dir()
+        for path in sorted(folder.iterdir())
+        if path != store.lock_path(IN_USE)
+    ]
+
+
+def unused(store: Store, days: float) -> list[Path]:
+    """Folders of the artifacts that no run has used for ``days``; those that made an artifact still in use stay.
+
+    A run notes every artifact it finds, to the hour.
+    """
+    before = time.time() - 86_400 * days
+    paths = {path for path in store.all_paths() if path.stat().st_mtime < before}
+    users = _users(store)
+    while needed := {path for path in paths if any(user not in paths for user in users[path])}:
+        paths -= needed
+    return sorted(paths)
+
+
+def dependants(store: Store, paths: Iterable[Path]) -> list[Path]:
+    """Folders of the artifacts that were made from those at ``paths``, directly or not, without these themselves."""
+    users = _users(store)
+    given = set(paths)
+    found: set[Path] = set()
+    waiting = list(given)
+    while waiting:
+        new = users.get(waiting.pop(), set()) - found
+        found |= new
+        waiting += new
+    return sorted(found - given)
+
+
+def _users(store: Store) -> dict[Path, set[Path]]:
+    """For each artifact, those that were made from it: they list it in their lineage, or their recipe names it."""
+    paths = store.all_paths()
+    by_digest: dict[str, Path] = {path.name: path for path in paths}
+    users: dict[Path, set[Path]] = {path: set() for path in paths}
+    for path in paths:
+        try:
+            manifest = Manifest.load(path / MANIFEST_NAME)
+        except DamagedArtifactError:
+            continue  # nothing can be made of it, and it cannot tell what it was made from
+        sources = {address.rpartition("/")[2] for address in manifest.lineage}
+        sources |= set(manifest.recipe["series"]["inputs"].values())
+        for digest in sources & set(by_digest):
+            users[by_digest[digest]].add(path)
+    return users
+
+
+def remove(store: Store, paths: Iterable[Path], *, advance: Callable[[int], None] = lambda paths: None) -> None:
+    """Remove files and folders below the store's root; hold it ``alone`` around this.
+
+    Raises:
+        InputError: one cannot be removed.
+    """
+    trash = store.root / _TRASH
+    try:
+        for path in paths:
+            if path.is_dir():
+                gone = path
+                if path.parent != trash:
+                    trash.mkdir(exist_ok=True)
+                    gone = path.rename(trash / f"{path.name}-{uuid.uuid4().hex[:8]}")
+                shutil.rmtree(gone)
+                with contextlib.suppress(OSError):  # it holds others of its series
+                    if path.parent.parent.parent == store.root / "artifacts":
+                        path.parent.rmdir()
+            else:
+                path.unlink()
+            advance(1)
+    except OSError as error:
+        raise unwritable(store.root, error) from None
+    store.checksums.forget_missing()
+
+
+def size(path: Path) -> int:
+    """Bytes of a file, or of all files below a folder."""
+    files = [path] if path.is_file() else path.rglob("*")
+    return sum(file.lstat().st_size for file in files if file.is_file())

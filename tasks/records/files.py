@@ -1,0 +1,152 @@
+"""What a file of records is made of: text, the JSON in it, or the rows of a table; faults are said with their place."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from factsmith.artifacts.errors import InputError, closest
+
+__all__ = ["json_list", "json_lines", "parse_json", "read_text", "table_rows"]
+
+DELIMITERS = (",", ";", "\t")
+SEPARATOR = "|"
+"""Between the prompts in one cell of a table."""
+
+_COLUMNS = ("subject", "prompt", "target_new")
+_OPTIONAL_COLUMNS = ("target_true", "paraphrase_prompts", "neighborhood_prompts")
+_LISTS = ("paraphrase_prompts", "neighborhood_prompts")
+
+
+def read_text(path: Path) -> str:
+    """Text of a UTF-8 file, without its byte order mark.
+
+    Raises:
+        InputError: there is no such file, it cannot be read, or it is not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist.", remedy="check the path; it is taken from where you are") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 text.", got=str(error), remedy="save it as UTF-8") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read.", got=error.strerror) from None
+    except ValueError as error:  # a path that no file can have
+        raise InputError(f"{str(path)!r} cannot be read.", got=str(error)) from None
+
+
+def parse_json(text: str, what: str) -> Any:
+    """The JSON value in ``text``; ``what`` names it in messages.
+
+    Raises:
+        InputError: it is none, or an object says a thing twice.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_object)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{what} is not JSON.", got=str(error)) from None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
+        raise ValueError(f"the field {ascii(twice)[:80]} is given twice in one object")
+    return found
+
+
+def json_list(path: Path) -> Iterator[tuple[int | None, Any]]:
+    """Values of a JSON list, each with its line, which is not known."""
+    values = parse_json(read_text(path), str(path))
+    if not isinstance(values, list):
+        raise InputError(f"{path} does not hold a list of records.", got=type(values).__name__)
+    for value in values:
+        yield None, value
+
+
+def json_lines(path: Path) -> Iterator[tuple[int | None, Any]]:
+    """Values of JSON lines, each with its line, from 1. Blank lines are none."""
+    for number, line in enumerate(read_text(path).split("\n"), 1):
+        if line.strip():
+            yield number, parse_json(line, f"Line {number} of {path}")
+
+
+def table_rows(path: Path) -> Iterator[tuple[int | None, Any]]:
+    """Rows of a delimited table (RFC 4180) as objects, each with the line it begins on, from 1.
+
+    The first row names the columns; it also tells the delimiter, which is the one of ``DELIMITERS`` that finds the
+    columns a fact needs. An optional cell that is blank is not there, and a row of blank cells is no row. A cell of
+    prompts holds several, apart by ``SEPARATOR``.
+
+    Raises:
+        InputError: a column is missing or there twice, a row has other cells than the header, or a quote is astray.
+    """
+    text = read_text(path)
+    delimiter = max(DELIMITERS, key=lambda one: len({*_COLUMNS} & set(_header(text, one))))
+    reader = csv.reader(io.StringIO(text), delimiter=delimiter, strict=True)
+    names: list[str] | None = None
+    line = 1
+    try:
+        for cells in reader:
+            if any(cell.strip() for cell in cells):
+                if names is None:
+                    names = _checked([cell.strip() for cell in cells], path)
+                else:
+                    yield line, _record(names, cells, f"Line {line} of {path}")
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise InputError(
+            f"Line {line} of {path} is not a row of a table.",
+            got=str(error),
+            expected=f"cells apart by {delimiter!r}, quotes doubled inside quotes",
+        ) from None
+
+
+def _header(text: str, delimiter: str) -> list[str]:
+    try:
+        for cells in csv.reader(io.StringIO(text), delimiter=delimiter, strict=True):
+            if any(cell.strip() for cell in cells):
+                return [cell.strip() for cell in cells]
+    except csv.Error:
+        pass
+    return []
+
+
+def _checked(names: list[str], path: Path) -> list[str]:
+    given = [name for name in names if name]
+    for name in given:
+        if given.count(name) > 1:
+            raise InputError(f"{path} has two columns {name!r}.", expected="a first row that names each column once")
+    for name in _COLUMNS:
+        if name not in given:
+            unknown = set(given) - {*_COLUMNS, *_OPTIONAL_COLUMNS}
+            found = closest(name.casefold(), {one.casefold() for one in unknown}) if unknown else None
+            raise InputError(
+                f"{path} has no column {name!r}.",
+                got=f"columns {', '.join(map(repr, given))}"[:200],
+                expected=f"a first row that names {', '.join(_COLUMNS)}",
+                remedy=found if found and found.startswith("did") else None,
+            )
+    return names
+
+
+def _record(names: list[str], cells: list[str], where: str) -> dict[str, Any]:
+    if len(cells) != len(names):
+        raise InputError(
+            f"{where} has {len(cells)} cells.",
+            expected=f"{len(names)}, as the first row has",
+            remedy="put a cell that holds the delimiter in double quotes",
+        )
+    record: dict[str, Any] = {}
+    for name, cell in zip(names, cells, strict=True):
+        if name in _LISTS:
+            record[name] = [prompt.strip() for prompt in cell.split(SEPARATOR)] if cell.strip() else []
+        elif name and (cell.strip() or name in _COLUMNS):
+            record[name] = cell
+    return record
