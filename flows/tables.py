@@ -154,12 +154,20 @@ def choices_table() -> Table:
 def settings_table(settings: Settings) -> Group:
     """Every setting, resolved."""
     values = _flat(settings.model_dump(mode="json"))
-    by_group: dict[str, Table] = defaultdict(lambda: Table(show_header=False, title_justify="left"))
+    by_group: dict[str, Table] = defaultdict(_keys_table)
     for key, meaning in describe_settings():
         group = key.partition(".")[0]
         by_group[group].title = group
-        by_group[group].add_row(key, str(values[key]), meaning)
+        by_group[group].add_row(key, "null" if values[key] is None else str(values[key]), meaning)
     return Group(*by_group.values())
+
+
+def _keys_table() -> Table:
+    table = Table(show_header=False, title_justify="left")
+    table.add_column(no_wrap=True)
+    table.add_column(max_width=24)
+    table.add_column()
+    return table
 
 
 def _flat(content: dict[str, object], prefix: str = "") -> dict[str, object]:
