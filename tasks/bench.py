@@ -24,7 +24,7 @@ from factsmith.tasks.corpora.local import open_local
 from factsmith.tasks.corpora.source import CorpusSource
 from factsmith.tasks.editing.contexts import read_contexts
 from factsmith.tasks.home import home
-from factsmith.tasks.models.checkpoint import Checkpoint, open_checkpoint
+from factsmith.tasks.models.checkpoint import Checkpoint, open_checkpoint, open_model
 from factsmith.tasks.models.decoder import Decoder
 from factsmith.tasks.records.record import Record
 from factsmith.tasks.records.selection import select_batches
@@ -75,10 +75,10 @@ class Bench:
 
     @cached_property
     def checkpoint(self) -> Checkpoint:
-        path = self.settings.model.path
-        if path == EMBEDDED:
+        settings = self.settings.model
+        if settings.path == EMBEDDED:
             return open_checkpoint(Path(str(resources.files("factsmith.tasks.embedded") / "assets")))
-        return open_checkpoint(Path(path).expanduser())
+        return open_model(settings.path, settings.revision)
 
     @cached_property
     def layers(self) -> list[int]:
@@ -135,7 +135,8 @@ class Bench:
                 expected=f"at most {self.checkpoint.context_length}",
                 remedy="set corpus.block_length",
             )
-        _ = self.layers, self.corpus, self.device, self.checkpoint.weight_files, self.tokenizer
+        self.checkpoint.check_readable()
+        _ = self.layers, self.corpus, self.device, self.tokenizer
         if dataset:
             _ = self.batches, self.given_contexts
         if out is not None:

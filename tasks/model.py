@@ -50,6 +50,8 @@ def model(bench: Bench) -> Outcome[ModelName]:
     files = [checkpoint.path / "config.json", *checkpoint.weight_files]
     series = Series("model", 1, {"files": {file.name: checksum(file) for file in files}})
     recipe = series.member()
+    # Where the bytes came from is worth knowing, but is not what they are: it is no part of the recipe.
+    source = {"hub": checkpoint.hub.address} if checkpoint.hub else {}
 
     def build(draft: Draft) -> None:
         draft.summary = {
@@ -58,10 +60,11 @@ def model(bench: Bench) -> Outcome[ModelName]:
             "blocks": checkpoint.block_count,
             "key_width": checkpoint.key_width,
             "bytes": sum(file.stat().st_size for file in checkpoint.weight_files),
+            **source,
         }
         save_json(draft.path / "model.json", draft.summary)
 
     artifact, built = bench.store.get_or_build(recipe, build)
     tokenizer = digest_of({file.name: checksum(file) for file in checkpoint.tokenizer_files})
     name = ModelName(artifact.digest, tokenizer, bench.settings.model.dtype)
-    return Outcome(name, artifact.address, built, {"parameters": artifact.summary["parameters"]})
+    return Outcome(name, artifact.address, built, {"parameters": artifact.summary["parameters"]}, source)

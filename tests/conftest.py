@@ -98,6 +98,15 @@ def decoder(model_folder: Path):
     return load(model_folder)
 
 
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A Hugging Face hub on this machine, empty."""
+    from tests.fake_hub import fake_hub
+
+    with fake_hub(tmp_path / "hf", monkeypatch) as fake:
+        yield fake
+
+
 def load(folder: Path, dtype: str = "float32"):
     from factsmith.tasks.models.checkpoint import open_checkpoint
 
