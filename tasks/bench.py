@@ -24,8 +24,9 @@ from factsmith.tasks.corpora.local import open_local
 from factsmith.tasks.corpora.source import CorpusSource
 from factsmith.tasks.editing.contexts import read_contexts
 from factsmith.tasks.home import home
-from factsmith.tasks.models.checkpoint import Checkpoint, open_checkpoint, open_model
+from factsmith.tasks.models.checkpoint import Checkpoint, open_checkpoint, open_model, refuse_revision
 from factsmith.tasks.models.decoder import Decoder
+from factsmith.tasks.models.placement import DeviceMap
 from factsmith.tasks.records.record import Record
 from factsmith.tasks.records.selection import select_batches
 from factsmith.tasks.settings import EMBEDDED, Settings
@@ -77,6 +78,7 @@ class Bench:
     def checkpoint(self) -> Checkpoint:
         settings = self.settings.model
         if settings.path == EMBEDDED:
+            refuse_revision(EMBEDDED, settings.revision)
             return open_checkpoint(Path(str(resources.files("factsmith.tasks.embedded") / "assets")))
         return open_model(settings.path, settings.revision)
 
@@ -136,7 +138,7 @@ class Bench:
                 remedy="set corpus.block_length",
             )
         self.checkpoint.check_readable()
-        _ = self.layers, self.corpus, self.device, self.tokenizer
+        _ = self.layers, self.corpus, self.device, self.device_map, self.tokenizer
         if dataset:
             _ = self.batches, self.given_contexts
         if out is not None:
@@ -178,6 +180,29 @@ class Bench:
         return device
 
     @cached_property
+    def device_map(self) -> DeviceMap | None:
+        """Where each part of the model lies; ``None`` if it is whole on ``device``.
+
+        Raises:
+            InputError: it fits nowhere, or memory is limited for a model that is not spread.
+        """
+        runtime = self.settings.runtime
+        if runtime.device_map is not None:
+            return self.checkpoint.device_map(
+                dtype=self.settings.model.dtype,
+                device=self.device,
+                gpu_memory_mb=runtime.gpu_memory_mb,
+                cpu_memory_mb=runtime.cpu_memory_mb,
+            )
+        if runtime.gpu_memory_mb is not None or runtime.cpu_memory_mb is not None:
+            raise InputError(
+                "runtime.gpu_memory_mb and runtime.cpu_memory_mb limit a model that is spread over devices.",
+                got="runtime.device_map=null",
+                remedy="set runtime.device_map=auto, or leave them out",
+            )
+        return None
+
+    @cached_property
     def tokenizer(self) -> PreTrainedTokenizerFast:
         return self.checkpoint.load_tokenizer()
 
@@ -186,13 +211,16 @@ class Bench:
         """The model in memory, loaded when the first stage asks for it."""
         if threads := self.settings.runtime.threads:
             torch.set_num_threads(threads)
-        return self.checkpoint.load(self.tokenizer, dtype=self.settings.model.dtype, device=str(self.device))
+        return self.checkpoint.load(
+            self.tokenizer, dtype=self.settings.model.dtype, device=str(self.device), device_map=self.device_map
+        )
 
     @property
     def made(self) -> dict[str, Any]:
         """What a manifest records of how a run computes."""
         return {
             "device": str(self.device),
+            "device_map": self.device_map,
             "tokens_per_pass": self.settings.runtime.tokens_per_pass,
             "memory_mb": self.settings.runtime.memory_mb,
         }

@@ -27,7 +27,7 @@ def export(bench: Bench, edit: Artifact, out: Path) -> Outcome[Path]:
     staging = out.with_name(f".{out.name}-{uuid.uuid4().hex[:8]}")
     try:
         with applied(bench.decoder, read_deltas(edit)):
-            bench.decoder.model.save_pretrained(staging)
+            bench.decoder.save(staging)
         bench.decoder.tokenizer.save_pretrained(staging)
         save_json(
             staging / "factsmith.json",

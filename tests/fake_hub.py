@@ -15,7 +15,7 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
-TOKEN = "hf_let_me_in"
+TOKEN = "hf_let_me_in"  # noqa: S105 - of a hub that is none
 """Opens what is private or gated."""
 
 

@@ -18,8 +18,9 @@ from factsmith.tasks.hub.repository import is_identifier
 from factsmith.tasks.models.decoder import Decoder
 from factsmith.tasks.models.hub import HubWeights, open_hub, weight_names
 from factsmith.tasks.models.layout import HFModel, Layout, layout_for
+from factsmith.tasks.models.placement import DeviceMap, device_map
 
-__all__ = ["Checkpoint", "open_checkpoint", "open_model"]
+__all__ = ["Checkpoint", "open_checkpoint", "open_model", "refuse_revision"]
 
 _TOKENIZER_FILES = (
     "tokenizer.json",
@@ -141,14 +142,17 @@ class Checkpoint:
         tokenizer.padding_side = "right"
         return tokenizer
 
-    def load(self, tokenizer: PreTrainedTokenizerFast, *, dtype: str, device: str) -> Decoder:
-        """The model in memory, weights in ``dtype`` on ``device``."""
+    def load(
+        self, tokenizer: PreTrainedTokenizerFast, *, dtype: str, device: str, device_map: DeviceMap | None = None
+    ) -> Decoder:
+        """The model in memory, weights in ``dtype``, whole on ``device`` or spread as ``device_map`` says."""
         with _quiet():
             try:
                 model: HFModel = AutoModelForCausalLM.from_pretrained(
                     self.path,
                     config=self.config,
                     dtype=getattr(torch, dtype),
+                    device_map=device_map,
                     attn_implementation="sdpa",
                     local_files_only=True,
                     use_safetensors=True,
@@ -156,7 +160,21 @@ class Checkpoint:
                 )
             except (OSError, ValueError, RuntimeError) as error:
                 raise InputError(f"The model {self.path} cannot be loaded.", got=str(error).splitlines()[0]) from None
-        return Decoder(model.to(device), tokenizer, self.layout)
+        return Decoder(model.to(device) if device_map is None else model, tokenizer, self.layout)
+
+    def device_map(
+        self, *, dtype: str, device: torch.device, gpu_memory_mb: int | None, cpu_memory_mb: int | None
+    ) -> DeviceMap:
+        """Where each part of the model would lie; ``placement.device_map`` says how it is decided."""
+        with _quiet():
+            return device_map(
+                self.config,
+                self.layout.blocks,
+                dtype=getattr(torch, dtype),
+                device=device,
+                gpu_memory_mb=gpu_memory_mb,
+                cpu_memory_mb=cpu_memory_mb,
+            )
 
 
 def open_model(name: str, revision: str | None = None) -> Checkpoint:
@@ -173,15 +191,23 @@ def open_model(name: str, revision: str | None = None) -> Checkpoint:
     """
     folder = Path(name).expanduser()
     if folder.is_dir() or not is_identifier(name):
-        if revision is not None:
-            raise InputError(
-                f"The model {name} is a folder, which has no revisions.",
-                got=f"model.revision={revision}",
-                remedy="set model.revision=null, or model.path to the id of a repository on the hub",
-            )
+        refuse_revision(name, revision)
         return open_checkpoint(folder)
     path, weights = open_hub(name, revision, _SMALL_FILES)
     return replace(open_checkpoint(path), hub=weights)
+
+
+def refuse_revision(name: str, revision: str | None) -> None:
+    """
+    Raises:
+        InputError: a revision is asked of the model ``name``, which is not on the hub.
+    """
+    if revision is not None:
+        raise InputError(
+            f"The model {name} has no revisions: it is not on the hub.",
+            got=f"model.revision={revision}",
+            remedy="set model.revision=null, or model.path to the id of a repository on the hub",
+        )
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
@@ -217,7 +243,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
 
 class _quiet:  # noqa: N801 - reads as a word
-    """No progress bars or advice from transformers while a checkpoint is read."""
+    """No progress bars or advice from transformers and accelerate while a checkpoint is read."""
 
     def __enter__(self) -> None:
         from transformers.utils import logging as transformers_logging
@@ -226,10 +252,13 @@ class _quiet:  # noqa: N801 - reads as a word
         self._level = transformers_logging.get_verbosity()
         transformers_logging.disable_progress_bar()
         transformers_logging.set_verbosity(logging.ERROR)
+        self._accelerate = logging.getLogger("accelerate").level
+        logging.getLogger("accelerate").setLevel(logging.ERROR)
 
     def __exit__(self, *_: object) -> None:
         from transformers.utils import logging as transformers_logging
 
         transformers_logging.set_verbosity(self._level)
+        logging.getLogger("accelerate").setLevel(self._accelerate)
         if self._bar:
             transformers_logging.enable_progress_bar()
