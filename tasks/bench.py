@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
@@ -30,6 +30,7 @@ from factsmith.tasks.models.placement import DeviceMap
 from factsmith.tasks.records.record import Record
 from factsmith.tasks.records.selection import select_batches
 from factsmith.tasks.settings import EMBEDDED, Settings
+from factsmith.tasks.shortage import shortages
 from factsmith.tasks.tracking import Tracker
 
 __all__ = ["Bench", "StageReport", "open_bench"]
@@ -230,20 +231,26 @@ class Bench:
     @contextmanager
     def logged(self, name: str) -> Iterator[None]:
         """A run in MLflow, open while the stages go on."""
-        self._tracker = Tracker(
-            self.store.root,
-            experiment=self.settings.tracking.experiment,
-            name=name,
-            settings=self.settings.model_dump(mode="json"),
-        )
-        failed = True
+        with shortages("Logging the run", self.store.root, self.settings.runtime):
+            self._tracker = Tracker(
+                self.store.root,
+                experiment=self.settings.tracking.experiment,
+                name=name,
+                settings=self.settings.model_dump(mode="json"),
+            )
         try:
             yield
-            failed = False
-        finally:
-            self._tracker.tags({f"artifact.{report.name}": report.artifact for report in self.reports})
-            self._tracker.metrics({f"seconds/{report.name}": report.seconds for report in self.reports})
-            self._tracker.end(failed=failed)
+        except BaseException:
+            with suppress(Exception):  # what ended the run matters more than the end of its log
+                self._log_end(failed=True)
+            raise
+        with shortages("Logging the run", self.store.root, self.settings.runtime):
+            self._log_end(failed=False)
+
+    def _log_end(self, *, failed: bool) -> None:
+        self.tracker.tags({f"artifact.{report.name}": report.artifact for report in self.reports})
+        self.tracker.metrics({f"seconds/{report.name}": report.seconds for report in self.reports})
+        self.tracker.end(failed=failed)
 
 
 @contextmanager
