@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
@@ -27,11 +27,13 @@ from factsmith.tasks.editing.contexts import CLEAN, read_contexts
 from factsmith.tasks.editing.fit import check_requests
 from factsmith.tasks.editing.request import EditRequest
 from factsmith.tasks.home import home
-from factsmith.tasks.models.checkpoint import Checkpoint, open_checkpoint
+from factsmith.tasks.models.checkpoint import Checkpoint, open_checkpoint, open_model, refuse_revision
 from factsmith.tasks.models.decoder import Decoder
+from factsmith.tasks.models.placement import DeviceMap
 from factsmith.tasks.records.record import Record
 from factsmith.tasks.records.selection import select_batches
 from factsmith.tasks.settings import EMBEDDED, Settings
+from factsmith.tasks.shortage import shortages
 from factsmith.tasks.tracking import Tracker
 
 __all__ = ["Bench", "StageReport", "open_bench"]
@@ -78,10 +80,11 @@ class Bench:
 
     @cached_property
     def checkpoint(self) -> Checkpoint:
-        path = self.settings.model.path
-        if path == EMBEDDED:
+        settings = self.settings.model
+        if settings.path == EMBEDDED:
+            refuse_revision(EMBEDDED, settings.revision)
             return open_checkpoint(Path(str(resources.files("factsmith.tasks.embedded") / "assets")))
-        return open_checkpoint(Path(path).expanduser())
+        return open_model(settings.path, settings.revision)
 
     @cached_property
     def layers(self) -> list[int]:
@@ -148,7 +151,8 @@ class Bench:
             raise InputError(
                 f"There are no {threads} cores here.", expected=f"at most {cores}", remedy="lower runtime.threads"
             )
-        _ = self.layers, self.corpus, self.device, self.checkpoint.weight_files, self.tokenizer
+        self.checkpoint.check_readable()
+        _ = self.layers, self.corpus, self.device, self.device_map, self.tokenizer
         if dataset:
             self._check_method(max(map(len, self.batches)))
             check_requests(
@@ -212,6 +216,29 @@ class Bench:
         return device
 
     @cached_property
+    def device_map(self) -> DeviceMap | None:
+        """Where each part of the model lies; ``None`` if it is whole on ``device``.
+
+        Raises:
+            InputError: it fits nowhere, or memory is limited for a model that is not spread.
+        """
+        runtime = self.settings.runtime
+        if runtime.device_map is not None:
+            return self.checkpoint.device_map(
+                dtype=self.settings.model.dtype,
+                device=self.device,
+                gpu_memory_mb=runtime.gpu_memory_mb,
+                cpu_memory_mb=runtime.cpu_memory_mb,
+            )
+        if runtime.gpu_memory_mb is not None or runtime.cpu_memory_mb is not None:
+            raise InputError(
+                "runtime.gpu_memory_mb and runtime.cpu_memory_mb limit a model that is spread over devices.",
+                got="runtime.device_map=null",
+                remedy="set runtime.device_map=auto, or leave them out",
+            )
+        return None
+
+    @cached_property
     def tokenizer(self) -> PreTrainedTokenizerFast:
         return self.checkpoint.load_tokenizer()
 
@@ -220,13 +247,16 @@ class Bench:
         """The model in memory, loaded when the first stage asks for it."""
         if threads := self.settings.runtime.threads:
             torch.set_num_threads(threads)
-        return self.checkpoint.load(self.tokenizer, dtype=self.settings.model.dtype, device=str(self.device))
+        return self.checkpoint.load(
+            self.tokenizer, dtype=self.settings.model.dtype, device=str(self.device), device_map=self.device_map
+        )
 
     @property
     def made(self) -> dict[str, Any]:
         """What a manifest records of how a run computes."""
         return {
             "device": str(self.device),
+            "device_map": self.device_map,
             "tokens_per_pass": self.settings.runtime.tokens_per_pass,
             "memory_mb": self.settings.runtime.memory_mb,
         }
@@ -236,21 +266,27 @@ class Bench:
     @contextmanager
     def logged(self, name: str) -> Iterator[None]:
         """A run in MLflow, open while the stages go on."""
-        with self.store.lock("mlflow"):  # of two first runs at once, one makes the database and the experiment
+        # Of two first runs at once, one makes the database and the experiment.
+        with shortages("Logging the run", self.store.root, self.settings.runtime), self.store.lock("mlflow"):
             self._tracker = Tracker(
                 self.store.root,
                 experiment=self.settings.tracking.experiment,
                 name=name,
                 settings=self.settings.model_dump(mode="json"),
             )
-        failed = True
         try:
             yield
-            failed = False
-        finally:
-            self._tracker.tags({f"artifact.{report.name}": report.artifact for report in self.reports})
-            self._tracker.metrics({f"seconds/{report.name}": report.seconds for report in self.reports})
-            self._tracker.end(failed=failed)
+        except BaseException:
+            with suppress(Exception):  # what ended the run matters more than the end of its log
+                self._log_end(failed=True)
+            raise
+        with shortages("Logging the run", self.store.root, self.settings.runtime):
+            self._log_end(failed=False)
+
+    def _log_end(self, *, failed: bool) -> None:
+        self.tracker.tags({f"artifact.{report.name}": report.artifact for report in self.reports})
+        self.tracker.metrics({f"seconds/{report.name}": report.seconds for report in self.reports})
+        self.tracker.end(failed=failed)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from factsmith.artifacts.store import Artifact
 from factsmith.tasks.bench import Bench
 from factsmith.tasks.edit import read_deltas
 from factsmith.tasks.editing.edit import applied
+from factsmith.tasks.shortage import shortages
 from factsmith.tasks.stage import Outcome, stage
 
 __all__ = ["export"]
@@ -23,20 +24,21 @@ def export(bench: Bench, edit: Artifact, out: Path) -> Outcome[Path]:
     ``factsmith.json`` beside the weights says which edit it is and which facts it holds.
     """
     out = out.absolute()
-    out.parent.mkdir(parents=True, exist_ok=True)
     staging = out.with_name(f".{out.name}-{uuid.uuid4().hex[:8]}")
-    try:
-        with applied(bench.decoder, read_deltas(edit)):
-            bench.decoder.model.save_pretrained(staging)
-        bench.decoder.tokenizer.save_pretrained(staging)
-        save_json(
-            staging / "factsmith.json",
-            {"edit": edit.address, "facts": load_json(edit.path / "requests.json")},
-        )
-        if out.exists():
-            out.rmdir()
-        staging.rename(out)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+    with shortages("Stage export", out.parent, bench.settings.runtime):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with applied(bench.decoder, read_deltas(edit)):
+                bench.decoder.save(staging)
+            bench.decoder.tokenizer.save_pretrained(staging)
+            save_json(
+                staging / "factsmith.json",
+                {"edit": edit.address, "facts": load_json(edit.path / "requests.json")},
+            )
+            if out.exists():
+                out.rmdir()
+            staging.rename(out)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
     size = sum(file.stat().st_size for file in out.iterdir())
     return Outcome(out, edit.address, True, {"bytes": size}, {"out": str(out)})

@@ -62,6 +62,8 @@ def model(bench: Bench) -> Outcome[ModelName]:
         InputError: NaN or infinity in a weight; names the tensor.
     """
     checkpoint = bench.checkpoint
+    # Where the bytes came from is worth knowing, but is not what they are: it is no part of the recipe.
+    source = {"hub": checkpoint.hub.address} if checkpoint.hub else {}
 
     def build(draft: Draft) -> None:
         draft.summary = {
@@ -70,8 +72,9 @@ def model(bench: Bench) -> Outcome[ModelName]:
             "blocks": checkpoint.block_count,
             "key_width": checkpoint.key_width,
             "bytes": sum(file.stat().st_size for file in checkpoint.weight_files),
+            **source,
         }
         save_json(draft.path / "model.json", draft.summary)
 
     artifact, built = bench.store.get_or_build(model_recipe(bench), build)
-    return Outcome(model_name(bench), artifact.address, built, {"parameters": artifact.summary["parameters"]})
+    return Outcome(model_name(bench), artifact.address, built, {"parameters": artifact.summary["parameters"]}, source)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import time
 from collections.abc import Callable, Mapping
@@ -14,6 +15,7 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
 from factsmith.tasks.bench import Bench, StageReport
+from factsmith.tasks.shortage import shortages
 
 __all__ = ["Outcome", "stage"]
 
@@ -52,21 +54,24 @@ def stage(name: str) -> Callable[[Callable[Concatenate[Bench, P], Outcome[T]]], 
         @functools.wraps(function)
         def run(bench: Bench, /, *args: P.args, **kwargs: P.kwargs) -> State[T]:
             began, started = time.time(), time.perf_counter()
-            try:
-                outcome = function(bench, *args, **kwargs)
-            except BaseException:
-                bench.tracker.stage(name, started=began, metrics={}, tags={"state": "failed"}, failed=True)
-                raise
-            seconds = time.perf_counter() - started
-            report = StageReport(name, "built" if outcome.built else "cached", round(seconds, 3), outcome.artifact)
-            bench.reports.append(report)
-            bench.tracker.stage(
-                name,
-                started=began,
-                metrics={"seconds": seconds, **outcome.metrics},
-                tags={"state": report.state, "artifact": report.artifact, **outcome.tags},
-                failed=False,
-            )
+            with shortages(f"Stage {name}", bench.store.root, bench.settings.runtime):
+                try:
+                    outcome = function(bench, *args, **kwargs)
+                except BaseException:
+                    # A log that cannot be written, to a full disk say, must not hide what went wrong.
+                    with contextlib.suppress(Exception):
+                        bench.tracker.stage(name, started=began, metrics={}, tags={"state": "failed"}, failed=True)
+                    raise
+                seconds = time.perf_counter() - started
+                report = StageReport(name, "built" if outcome.built else "cached", round(seconds, 3), outcome.artifact)
+                bench.reports.append(report)
+                bench.tracker.stage(
+                    name,
+                    started=began,
+                    metrics={"seconds": seconds, **outcome.metrics},
+                    tags={"state": report.state, "artifact": report.artifact, **outcome.tags},
+                    failed=False,
+                )
             name_of_state = "Completed" if outcome.built else "Cached"
             return Completed(name=name_of_state, message=outcome.artifact, data=outcome.value)
 

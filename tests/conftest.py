@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -162,6 +164,30 @@ def hidden_of(output):
 def decoder(model_folder: Path):
     """Each of the tiny models in memory."""
     return load(model_folder)
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A Hugging Face hub on this machine, empty."""
+    from tests.fake_hub import fake_hub
+
+    with fake_hub(tmp_path / "hf", monkeypatch) as fake:
+        yield fake
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path):
+    """A folder on a disk of its own, and a function that sets the disk's size in kB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount, unmount = shutil.which("mount"), shutil.which("umount")
+    command = [str(mount), "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    if mount is None or unmount is None or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("needs the right to mount a small disk")
+    try:
+        yield folder, lambda size: subprocess.run([mount, "-o", f"remount,size={size}k", str(folder)], check=True)
+    finally:
+        subprocess.run([unmount, "-l", str(folder)], check=True)
 
 
 def load(folder: Path, dtype: str = "float32"):

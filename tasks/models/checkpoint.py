@@ -1,11 +1,11 @@
-"""Checkpoints on disk: what they are, what they hold, and how a model is loaded from one."""
+"""Checkpoints, in a folder or on the hub: what they are, what they hold, and how a model is loaded from one."""
 
 from __future__ import annotations
 
 import json
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -14,10 +14,13 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerFast
 
 from factsmith.artifacts.errors import InputError
+from factsmith.tasks.hub.repository import is_identifier
 from factsmith.tasks.models.decoder import Decoder
+from factsmith.tasks.models.hub import HubWeights, open_hub, weight_names
 from factsmith.tasks.models.layout import HFModel, Layout, layout_for
+from factsmith.tasks.models.placement import DeviceMap, device_map
 
-__all__ = ["Checkpoint", "open_checkpoint"]
+__all__ = ["Checkpoint", "open_checkpoint", "open_model", "refuse_revision"]
 
 _TOKENIZER_FILES = (
     "tokenizer.json",
@@ -29,20 +32,25 @@ _TOKENIZER_FILES = (
     "tokenizer.model",
 )
 
+_SMALL_FILES = ("config.json", "generation_config.json", "chat_template.jinja", *_TOKENIZER_FILES)
+"""What is fetched from the hub before anything is decided."""
+
 
 @dataclass(frozen=True)
 class Checkpoint:
     """A folder with a Hugging Face checkpoint of a family that can be edited.
 
     Attributes:
-        path: the folder.
+        path: the folder; of a repository on the hub, that of its commit in the cache.
         config: of the model.
         layout: of its family.
+        hub: where the weights come from, if not from the folder.
     """
 
     path: Path
     config: PretrainedConfig
     layout: Layout
+    hub: HubWeights | None = None
 
     @property
     def block_count(self) -> int:
@@ -58,17 +66,14 @@ class Checkpoint:
 
     @cached_property
     def weight_files(self) -> list[Path]:
-        """The safetensors files that hold the weights.
+        """The safetensors files that hold the weights; those on the hub are fetched now.
 
         Raises:
-            InputError: there are none.
+            InputError: there are none, or they cannot be fetched.
         """
-        index = self.path / "model.safetensors.index.json"
-        if index.is_file():
-            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        else:
-            names = ["model.safetensors"]
-        files = [self.path / name for name in names]
+        if self.hub is not None:
+            self.hub.fetch()
+        files = [self.path / name for name in weight_names(self.path)]
         for file in files:
             if not file.is_file():
                 raise InputError(
@@ -77,6 +82,15 @@ class Checkpoint:
                     remedy="save it with save_pretrained; pickled weights (.bin, .pt) are never loaded",
                 )
         return files
+
+    def check_readable(self) -> None:
+        """See that there are weights and a tokenizer, without fetching what is large.
+
+        Raises:
+            InputError: there are not.
+        """
+        if self.hub is None:
+            _ = self.weight_files
 
     @cached_property
     def tokenizer_files(self) -> list[Path]:
@@ -128,14 +142,17 @@ class Checkpoint:
         tokenizer.padding_side = "right"
         return tokenizer
 
-    def load(self, tokenizer: PreTrainedTokenizerFast, *, dtype: str, device: str) -> Decoder:
-        """The model in memory, weights in ``dtype`` on ``device``."""
+    def load(
+        self, tokenizer: PreTrainedTokenizerFast, *, dtype: str, device: str, device_map: DeviceMap | None = None
+    ) -> Decoder:
+        """The model in memory, weights in ``dtype``, whole on ``device`` or spread as ``device_map`` says."""
         with _quiet():
             try:
                 model: HFModel = AutoModelForCausalLM.from_pretrained(
                     self.path,
                     config=self.config,
                     dtype=getattr(torch, dtype),
+                    device_map=device_map,
                     attn_implementation=self.layout.attention,
                     local_files_only=True,
                     use_safetensors=True,
@@ -143,7 +160,54 @@ class Checkpoint:
                 )
             except (OSError, ValueError, RuntimeError) as error:
                 raise InputError(f"The model {self.path} cannot be loaded.", got=str(error).splitlines()[0]) from None
-        return Decoder(model.to(device), tokenizer, self.layout)
+        return Decoder(model.to(device) if device_map is None else model, tokenizer, self.layout)
+
+    def device_map(
+        self, *, dtype: str, device: torch.device, gpu_memory_mb: int | None, cpu_memory_mb: int | None
+    ) -> DeviceMap:
+        """Where each part of the model would lie; ``placement.device_map`` says how it is decided."""
+        with _quiet():
+            return device_map(
+                self.config,
+                self.layout.blocks,
+                dtype=getattr(torch, dtype),
+                device=device,
+                gpu_memory_mb=gpu_memory_mb,
+                cpu_memory_mb=cpu_memory_mb,
+            )
+
+
+def open_model(name: str, revision: str | None = None) -> Checkpoint:
+    """The checkpoint that ``name`` means: a folder if there is one, else ``owner/name`` on the hub.
+
+    Reads, and of the hub fetches, its config and tokenizer only.
+
+    Args:
+        name: folder or id.
+        revision: of an id: branch, tag or commit.
+
+    Raises:
+        InputError: there is neither, it may not be read, or it cannot be edited.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir() or not is_identifier(name):
+        refuse_revision(name, revision)
+        return open_checkpoint(folder)
+    path, weights = open_hub(name, revision, _SMALL_FILES)
+    return replace(open_checkpoint(path), hub=weights)
+
+
+def refuse_revision(name: str, revision: str | None) -> None:
+    """
+    Raises:
+        InputError: a revision is asked of the model ``name``, which is not on the hub.
+    """
+    if revision is not None:
+        raise InputError(
+            f"The model {name} has no revisions: it is not on the hub.",
+            got=f"model.revision={revision}",
+            remedy="set model.revision=null, or model.path to the id of a repository on the hub",
+        )
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
@@ -153,7 +217,10 @@ def open_checkpoint(path: Path) -> Checkpoint:
         InputError: no such folder, no config in it, or a family that no layout knows.
     """
     if not path.is_dir():
-        raise InputError(f"The model {path} does not exist.", expected="a folder with a Hugging Face checkpoint")
+        raise InputError(
+            f"The model {path} does not exist.",
+            expected="a folder with a Hugging Face checkpoint, or owner/name of one on the hub",
+        )
     if not (path / "config.json").is_file():
         raise InputError(
             f"The model {path} has no config.json.",
@@ -176,7 +243,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
 
 class _quiet:  # noqa: N801 - reads as a word
-    """No progress bars or advice from transformers while a checkpoint is read."""
+    """No progress bars or advice from transformers and accelerate while a checkpoint is read."""
 
     def __enter__(self) -> None:
         from transformers.utils import logging as transformers_logging
@@ -185,10 +252,13 @@ class _quiet:  # noqa: N801 - reads as a word
         self._level = transformers_logging.get_verbosity()
         transformers_logging.disable_progress_bar()
         transformers_logging.set_verbosity(logging.ERROR)
+        self._accelerate = logging.getLogger("accelerate").level
+        logging.getLogger("accelerate").setLevel(logging.ERROR)
 
     def __exit__(self, *_: object) -> None:
         from transformers.utils import logging as transformers_logging
 
         transformers_logging.set_verbosity(self._level)
+        logging.getLogger("accelerate").setLevel(self._accelerate)
         if self._bar:
             transformers_logging.enable_progress_bar()

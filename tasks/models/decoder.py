@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedTokenizerFast
 
 from factsmith.tasks.models.layout import HFModel, Layout, canonical_weight
+from factsmith.tasks.models.placement import execution_device, is_offloaded, state_dict
 from factsmith.tasks.models.prefix_cache import PrefixCache
 
 __all__ = ["Decoder", "StopForward"]
@@ -22,8 +27,9 @@ class StopForward(Exception):  # noqa: N818 - it ends a pass, it is not an error
 class Decoder:
     """A causal language model with its tokenizer and its family's layout.
 
-    Tensors of tokens and positions are (n, length), int64, on ``device``; hidden states are (n, length, d_model) in
-    the model's dtype. Layers count from 0. The weights never take a gradient.
+    Tensors of tokens and positions are (n, length), int64; hidden states are (n, length, d_model) in the model's dtype.
+    All that comes or goes is on ``device``, wherever the blocks run. Layers count from 0. The weights never take a
+    gradient.
     """
 
     def __init__(self, model: HFModel, tokenizer: PreTrainedTokenizerFast, layout: Layout) -> None:
@@ -31,12 +37,13 @@ class Decoder:
         self.tokenizer = tokenizer
         self.layout = layout
         self.blocks = layout.blocks(model)
+        self._offloaded = [is_offloaded(block) for block in self.blocks]
         self.key_width = layout.key_width(model.config)
         self.context_length = layout.context_length(model.config)
 
     @property
     def device(self) -> torch.device:
-        return torch.device(self.model.get_input_embeddings().weight.device)
+        return execution_device(self.model.get_input_embeddings())
 
     @property
     def block_count(self) -> int:
@@ -56,16 +63,22 @@ class Decoder:
         return self.layout.projection(self.blocks[layer])
 
     def weight(self, layer: int) -> Tensor:
-        """The edited weight of ``layer``, (d_out, d_in): a view of the parameter."""
+        """The edited weight of ``layer``, (d_out, d_in): a view of the parameter, on the CPU if it lies there."""
         return canonical_weight(self.projection(layer))
+
+    def save(self, folder: Path) -> None:
+        """Write the weights as they are now, as a checkpoint without tokenizer."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Attempting to save a model with offloaded modules")
+            # Transformers would take tied weights that are offloaded for two.
+            self.model.save_pretrained(folder, state_dict=state_dict(self.model))
 
     # ------------------------------------------------------------------ running
 
     def embed(self, tokens: Tensor, positions: Tensor | None = None) -> Tensor:
         """Hidden states before block 0 of right-padded ``tokens`` (n, length), at 0, 1, ... if not told otherwise."""
-        return self.layout.embed(
-            self.model, tokens, self._positions(tokens.shape[1]) if positions is None else positions
-        )
+        positions = self._positions(tokens.shape[1]) if positions is None else positions
+        return self.layout.embed(self.model, tokens, positions).to(self.device)
 
     def run(
         self,
@@ -91,14 +104,20 @@ class Decoder:
         if positions is None:
             positions = self._positions(hidden.shape[1])
         shared = self.layout.shared(self.model, hidden, positions)
-        for block in self.blocks[start:stop]:
-            hidden = self.layout.run_block(block, hidden, mask, cache, shared)
-        return hidden
+        for layer in range(start, stop):
+            step = partial(self.layout.run_block, self.blocks[layer], mask=mask, cache=cache, shared=shared)
+            if self._offloaded[layer] and hidden.requires_grad and torch.is_grad_enabled():
+                # The graph would hold every block's weights until the backward pass, all of them on the device at
+                # once. Run again there instead, to the end, so that the hook takes the weights away again.
+                hidden = checkpoint(step, hidden, use_reentrant=False, preserve_rng_state=False, early_stop=False)
+            else:
+                hidden = step(hidden)
+        return hidden.to(self.device)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores (..., vocabulary) of the next token, in float32, from the last block's output (..., d_model)."""
         scores: Tensor = self.model.get_output_embeddings()(self.layout.final_norm(self.model)(hidden))
-        return scores.float()
+        return scores.to(self.device).float()
 
     @contextmanager
     def tapped(self, layers: Sequence[int], sink: Callable[[int, Tensor], None], *, stop: bool) -> Iterator[None]:
@@ -110,7 +129,7 @@ class Decoder:
 
         def hook(layer: int) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
             def take(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-                sink(layer, inputs[0])
+                sink(layer, inputs[0].to(self.device))
                 if stop and layer == last:
                     raise StopForward
 

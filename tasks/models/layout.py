@@ -17,6 +17,7 @@ from transformers import PretrainedConfig
 from transformers.pytorch_utils import Conv1D
 
 from factsmith.artifacts.errors import InputError
+from factsmith.tasks.models.placement import stored
 from factsmith.tasks.models.prefix_cache import PrefixCache
 
 __all__ = ["HFModel", "HFModule", "Layout", "canonical_weight", "layout_for"]
@@ -89,14 +90,14 @@ class Layout(ABC):
 
 
 def canonical_weight(projection: nn.Module) -> Tensor:
-    """The projection's weight as (d_out, d_in), a view that shares memory with the parameter.
+    """The projection's weight as (d_out, d_in), a view that shares memory with the parameter where it lies.
 
     GPT-2's ``Conv1D`` stores (d_in, d_out); the type decides, since a square weight's shape could not.
     """
     if isinstance(projection, Conv1D):
-        return projection.weight.T
+        return stored(projection, "weight").T
     if isinstance(projection, nn.Linear):
-        return projection.weight
+        return stored(projection, "weight")
     raise TypeError(f"{type(projection).__name__} is neither Linear nor Conv1D: its layout must not name it.")
 
 

@@ -49,7 +49,7 @@ class PrefixCache:
         """The first ``length`` positions of some rows, in that order."""
         return PrefixCache(
             {
-                layer: (keys[rows, :, :length].contiguous(), values[rows, :, :length].contiguous())
+                layer: (_rows(keys, rows, length), _rows(values, rows, length))
                 for layer, (keys, values) in self._prefix.items()
             }
         )
@@ -65,6 +65,12 @@ class PrefixCache:
             )
             joined[layer] = keys, values
         return PrefixCache(joined)
+
+
+def _rows(states: Tensor, rows: Tensor | slice, length: int) -> Tensor:
+    # Blocks of one model may run on several devices, and what they attend to stays with them.
+    here = rows.to(states.device) if isinstance(rows, Tensor) else rows
+    return states[here, :, :length].contiguous()
 
 
 def _padded(states: Tensor, length: int) -> Tensor:

@@ -38,7 +38,8 @@ class GPT2Layout(Layout):
         return model.transformer.ln_f
 
     def embed(self, model: HFModel, tokens: Tensor, positions: Tensor) -> Tensor:
-        return model.transformer.drop(model.transformer.wte(tokens) + model.transformer.wpe(positions))
+        embedded = model.transformer.wte(tokens)
+        return model.transformer.drop(embedded + model.transformer.wpe(positions).to(embedded.device))
 
     def run_block(
         self, block: HFModule, hidden: Tensor, mask: Tensor | None, cache: PrefixCache | None, shared: dict[str, Any]

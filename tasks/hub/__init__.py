@@ -1,0 +1,1 @@
+"""Repositories on the Hugging Face hub, whatever they hold."""
