@@ -9,7 +9,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from factsmith.tasks.settings import Settings
 
 __all__ = ["app", "main"]
+
+T = TypeVar("T")
 
 # What a command needs is imported in it: most of it is heavy, and none of it may load before ``embedded_services``.
 
@@ -97,6 +99,31 @@ def evaluate(words: Words = None, as_json: AsJson = False) -> None:
     from factsmith.flows.evaluate import evaluate as flow
 
     _report(lambda: flow(settings), settings, as_json)
+
+
+@app.command()
+def locate(words: Words = None, as_json: AsJson = False) -> None:
+    """Find the layers that carry a model's facts: which ones to edit."""
+    from factsmith.flows.configuration import UNUSED_BY_LOCATE
+
+    settings = _compose(words, stand_ins=UNUSED_BY_LOCATE)
+    _preflight(settings, dataset=True, editing=False)
+    from factsmith.flows.locate import locate as flow
+
+    report = _complete(lambda: flow(settings))
+    if as_json:
+        typer.echo(report.model_dump_json())
+        return
+    from factsmith.flows.tables import effects_table, stages_table
+
+    _print(effects_table(report, settings))
+    _print(stages_table(report.stages))
+    if report.unknown:
+        typer.echo(f"{report.unknown} facts were passed over: the model does not know them.")
+    if report.layers:
+        typer.echo(f"Edit here: 'method.layers={json.dumps(report.layers, separators=(',', ':'))}'")
+    else:
+        typer.echo("No layer stands out: these facts do not go through the MLPs at the subject's last token.")
 
 
 @app.command()
@@ -222,28 +249,29 @@ def _start() -> None:
     logging.getLogger("factsmith").setLevel(logging.INFO)
 
 
-def _compose(words: list[str] | None) -> Settings:
+def _compose(words: list[str] | None, **options: Any) -> Settings:
     _start()
     from factsmith.flows.configuration import compose
 
-    return compose(words or [])
+    return compose(words or [], **options)
 
 
-def _preflight(settings: Settings, *, dataset: bool, out: Path | None = None) -> None:
+def _preflight(settings: Settings, *, dataset: bool, editing: bool = True, out: Path | None = None) -> None:
     """Look at the user's input before Prefect starts and anything is written, then make the folders it needs."""
     from factsmith.tasks.bench import Bench
 
-    Bench(settings, Store(home())).check(dataset=dataset, out=out)
+    Bench(settings, Store(home())).check(dataset=dataset, editing=editing, out=out)
     Path(os.environ["PREFECT_HOME"]).mkdir(parents=True, exist_ok=True)
 
 
-def _report(flow: Callable[[], Report], settings: Settings, as_json: bool, out: Path | None = None) -> None:
+def _complete(flow: Callable[[], T]) -> T:
+    """What ``flow`` gives back, or a clear word on a server that does not answer."""
     from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
     # Nobody watches a run at the command line by its heartbeat, and stopping it costs a second a flow.
     try:
         with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
-            report = flow()
+            return flow()
     except RuntimeError as error:
         if not str(error).startswith("Failed to reach API"):
             raise
@@ -252,6 +280,10 @@ def _report(flow: Callable[[], Report], settings: Settings, as_json: bool, out: 
             got=f"PREFECT_API_URL={os.environ.get('PREFECT_API_URL')}",
             remedy="start the server, or unset PREFECT_API_URL to have one started for the run",
         ) from None
+
+
+def _report(flow: Callable[[], Report], settings: Settings, as_json: bool, out: Path | None = None) -> None:
+    report = _complete(flow)
     if as_json:
         typer.echo(report.model_dump_json())
         return
@@ -259,7 +291,7 @@ def _report(flow: Callable[[], Report], settings: Settings, as_json: bool, out: 
 
     if report.metrics:
         _print(scores_table(report, settings))
-    _print(stages_table(report))
+    _print(stages_table(report.stages))
     if out is not None:
         typer.echo(f"Edited model: {out}")
     command = "factsmith" if shutil.which("factsmith") else sys.argv[0]

@@ -19,7 +19,7 @@ from yaml import YAMLError
 from factsmith.artifacts.errors import InputError, closest
 from factsmith.tasks.settings import Settings
 
-__all__ = ["GROUPS", "choices", "compose", "describe_settings"]
+__all__ = ["GROUPS", "UNUSED_BY_LOCATE", "choices", "compose", "describe_settings"]
 
 GROUPS = ("model", "corpus", "method", "dataset")
 
@@ -37,11 +37,16 @@ def choices(group: str) -> dict[str, str]:
     return found
 
 
-def compose(words: Sequence[str] = ()) -> Settings:
+UNUSED_BY_LOCATE: Mapping[str, Any] = {"method": {"layers": [0]}, "corpus": {"path": None}}
+"""What stands in for values that must be given to edit, in runs that neither edit nor read a corpus."""
+
+
+def compose(words: Sequence[str] = (), *, stand_ins: Mapping[str, Any] | None = None) -> Settings:
     """Settings of a run.
 
     Args:
         words: ``group=choice`` (a name in ``conf/<group>``, or a YAML file of your own) and ``key.path=value``.
+        stand_ins: for values that must be given, where this run makes no use of them.
 
     Raises:
         InputError: a word that is not understood, an unknown choice or key, a missing or unusable value.
@@ -71,6 +76,10 @@ def compose(words: Sequence[str] = ()) -> Settings:
     try:
         given = OmegaConf.from_dotlist([f"{name}={value}" for name, value in values.items()])
         composed = _merge(OmegaConf.create({"model": model, **parts}), given)
+        for group, stood_in in (stand_ins or {}).items():
+            for name, value in stood_in.items():
+                if OmegaConf.is_missing(composed[group], name):
+                    composed[group][name] = value
         _check_missing(composed)
         content = OmegaConf.to_container(composed, resolve=True)
     except (OmegaConfBaseException, YAMLError, ValueError, TypeError) as error:

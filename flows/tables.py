@@ -10,10 +10,13 @@ from rich.table import Table
 
 from factsmith.artifacts.manifest import Manifest
 from factsmith.flows.configuration import GROUPS, choices, describe_settings
+from factsmith.flows.locate import LocateReport
 from factsmith.flows.report import Report
+from factsmith.tasks.bench import StageReport
+from factsmith.tasks.locating.effects import LAST_SUBJECT, LAST_TOKEN
 from factsmith.tasks.settings import Settings
 
-__all__ = ["choices_table", "scores_table", "settings_table", "stages_table", "store_table"]
+__all__ = ["choices_table", "effects_table", "scores_table", "settings_table", "stages_table", "store_table"]
 
 
 _MEANINGS = {
@@ -49,21 +52,45 @@ def scores_table(report: Report, settings: Settings) -> Table:
     return table
 
 
-def stages_table(report: Report) -> Table:
+def effects_table(report: LocateReport, settings: Settings) -> Table:
+    """Average indirect effects by layer where they matter most, in percent; proposed layers stand out."""
+    table = Table(
+        title=f"{settings.model.name}: indirect effects on {report.facts} facts it knows, percent "
+        f"(P(object) is {100 * report.clean:.1f}, under noise {100 * report.corrupted:.1f})",
+        title_justify="left",
+    )
+    columns = {
+        "state": report.effects["hidden"][LAST_SUBJECT],
+        "MLPs": report.effects["mlp"][LAST_SUBJECT],
+        "attentions": report.effects["attention"][LAST_SUBJECT],
+        "through MLPs above": report.mediated,
+        "state, last token": report.effects["hidden"].get(LAST_TOKEN),
+        "attentions, last token": report.effects["attention"].get(LAST_TOKEN),
+    }
+    shown = {name: values for name, values in columns.items() if values}
+    for name in ("layer", *shown):
+        table.add_column(name, justify="right")
+    for layer in range(len(report.mediated)):
+        cells = [f"{100 * values[layer]:.1f}" for values in shown.values()]
+        table.add_row(str(layer), *cells, style="bold green" if layer in report.layers else "")
+    return table
+
+
+def stages_table(stages: Sequence[StageReport]) -> Table:
     """What each stage took, and whether it was there already."""
     table = Table(title="stages", title_justify="left")
     table.add_column("stage")
     table.add_column("state")
     table.add_column("seconds", justify="right")
     table.add_column("artifact")
-    for stage in report.stages:
+    for stage in stages:
         kind, _, digest = stage.artifact.partition("/")
         colour = "green" if stage.state == "cached" else "yellow"
         table.add_row(stage.name, f"[{colour}]{stage.state}", f"{stage.seconds:.2f}", f"{kind}/{digest[:12]}")
     table.add_section()
-    cached = sum(stage.state == "cached" for stage in report.stages)
-    seconds = sum(stage.seconds for stage in report.stages)
-    table.add_row(f"{len(report.stages)} stages", f"{cached} cached", f"{seconds:.2f}", "")
+    cached = sum(stage.state == "cached" for stage in stages)
+    seconds = sum(stage.seconds for stage in stages)
+    table.add_row(f"{len(stages)} stages", f"{cached} cached", f"{seconds:.2f}", "")
     return table
 
 

@@ -27,7 +27,7 @@ from factsmith.tasks.home import home
 from factsmith.tasks.models.checkpoint import Checkpoint, open_checkpoint
 from factsmith.tasks.models.decoder import Decoder
 from factsmith.tasks.records.record import Record
-from factsmith.tasks.records.selection import select_batches
+from factsmith.tasks.records.selection import select_batches, select_records
 from factsmith.tasks.settings import EMBEDDED, Settings
 from factsmith.tasks.tracking import Tracker
 
@@ -108,6 +108,11 @@ class Bench:
         return open_local(path, field=settings.field, seed=settings.seed, checksum=self.store.checksums.sha256)
 
     @cached_property
+    def records(self) -> list[Record]:
+        """The dataset's records, whichever batches they would be written in."""
+        return select_records(self.settings.dataset)
+
+    @cached_property
     def batches(self) -> list[list[Record]]:
         """Records of each batch of facts that are written together."""
         return select_batches(self.settings.dataset, self.settings.method.batch_size)
@@ -118,16 +123,27 @@ class Bench:
         path = self.settings.method.contexts
         return read_contexts(path) if path else None
 
-    def check(self, *, dataset: bool, out: Path | None = None) -> None:
+    def check(self, *, dataset: bool, editing: bool = True, out: Path | None = None) -> None:
         """Look at everything the user gave before anything is written.
 
         Args:
             dataset: whether facts are read.
+            editing: whether they are to be written; if not, method and corpus do not matter.
             out: folder for the edited model.
 
         Raises:
             InputError: says what is wrong.
         """
+        _ = self.device, self.checkpoint.weight_files, self.tokenizer
+        if editing:
+            self._check_editing()
+        if dataset:
+            _ = (self.batches, self.given_contexts) if editing else self.records
+        if out is not None:
+            self._check_out(out)
+        self.store.check_writable()
+
+    def _check_editing(self) -> None:
         length = self.settings.corpus.block_length
         if length > self.checkpoint.context_length:
             raise InputError(
@@ -135,12 +151,7 @@ class Bench:
                 expected=f"at most {self.checkpoint.context_length}",
                 remedy="set corpus.block_length",
             )
-        _ = self.layers, self.corpus, self.device, self.checkpoint.weight_files, self.tokenizer
-        if dataset:
-            _ = self.batches, self.given_contexts
-        if out is not None:
-            self._check_out(out)
-        self.store.check_writable()
+        _ = self.layers, self.corpus
 
     def _check_out(self, out: Path) -> None:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -199,13 +210,20 @@ class Bench:
     # ---------------------------------------------------------------------- the run
 
     @contextmanager
-    def logged(self, name: str) -> Iterator[None]:
-        """A run in MLflow, open while the stages go on."""
+    def logged(self, name: str, *, unused: frozenset[str] = frozenset(), parent: str | None = None) -> Iterator[None]:
+        """A run in MLflow, open while the stages go on.
+
+        Args:
+            name: of the run.
+            unused: groups of settings that do not matter to it and are not logged.
+            parent: the run that it is a part of.
+        """
         self._tracker = Tracker(
             self.store.root,
             experiment=self.settings.tracking.experiment,
             name=name,
-            settings=self.settings.model_dump(mode="json"),
+            settings=self.settings.model_dump(mode="json", exclude=set(unused)),
+            parent=parent,
         )
         failed = True
         try:
@@ -218,19 +236,23 @@ class Bench:
 
 
 @contextmanager
-def open_bench(settings: Settings, flow: str, *, dataset: bool = True, out: Path | None = None) -> Iterator[Bench]:
+def open_bench(
+    settings: Settings, flow: str, *, dataset: bool = True, editing: bool = True, out: Path | None = None
+) -> Iterator[Bench]:
     """A bench whose input has been looked at and whose run is being logged.
 
     Args:
         settings: resolved.
         flow: that begins the run.
         dataset: whether the run reads facts.
+        editing: whether it prepares or makes an edit; if not, method and corpus do not matter.
         out: folder for the edited model.
 
     Raises:
         InputError: before anything is written, if the input cannot be used.
     """
     bench = Bench(settings, Store(home()))
-    bench.check(dataset=dataset, out=out)
-    with bench.logged(f"{flow} {settings.method.name} on {settings.model.name}"):
+    bench.check(dataset=dataset, editing=editing, out=out)
+    words = [flow, *([settings.method.name] if editing else []), "on", settings.model.name]
+    with bench.logged(" ".join(words), unused=frozenset() if editing else frozenset({"method", "corpus"})):
         yield bench

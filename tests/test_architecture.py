@@ -12,7 +12,18 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = ["artifacts", "tasks", "flows"]
 """Each may import those before it."""
 
-SCIENCE = ["corpora", "editing", "embedded", "metrics", "models", "numerics", "preservation", "records", "suites"]
+SCIENCE = [
+    "corpora",
+    "editing",
+    "embedded",
+    "locating",
+    "metrics",
+    "models",
+    "numerics",
+    "preservation",
+    "records",
+    "suites",
+]
 SERVICES = {"prefect", "mlflow"}
 STORE = {"store", "rows", "formats", "keys", "manifest", "checksums"}
 """Modules of ``artifacts`` that read or write. Errors and digests are for everybody."""
