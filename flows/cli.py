@@ -114,16 +114,36 @@ def locate(words: Words = None, as_json: AsJson = False) -> None:
     if as_json:
         typer.echo(report.model_dump_json())
         return
-    from factsmith.flows.tables import effects_table, stages_table
+    from factsmith.flows.findings import effects_table, words_of_location
+    from factsmith.flows.tables import stages_table
 
-    _print(effects_table(report, settings))
-    _print(stages_table(report.stages))
-    if report.unknown:
-        typer.echo(f"{report.unknown} facts were passed over: the model does not know them.")
-    if report.layers:
-        typer.echo(f"Edit here: 'method.layers={json.dumps(report.layers, separators=(',', ':'))}'")
-    else:
-        typer.echo("No layer stands out: these facts do not go through the MLPs at the subject's last token.")
+    _print(effects_table(report, settings), stages_table(report.stages))
+    typer.echo("\n".join(words_of_location(report)))
+
+
+@app.command()
+def tune(
+    words: Words = None,
+    trials: Annotated[int, typer.Option(min=1, help="settings to try at most, those given first")] = 12,
+    seed: Annotated[int, typer.Option(min=0, help="of the search")] = 0,
+    out: Annotated[Path | None, typer.Option(help="YAML file for what is found, to use as model=FILE")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Find lambda, clamp and learning rate on half of the records, and judge them on the other half."""
+    settings = _compose(words)
+    from factsmith.flows.tune import check_tune
+    from factsmith.flows.tune import tune as flow
+
+    check_tune(settings, out)
+    _make_folders()
+    report = _complete(lambda: flow(settings, trials, seed, out))
+    if as_json:
+        typer.echo(report.model_dump_json())
+        return
+    from factsmith.flows.findings import trials_table, words_of_tuning
+
+    _print(trials_table(report, settings))
+    typer.echo("\n".join(words_of_tuning(report, out)))
 
 
 @app.command()
@@ -261,6 +281,10 @@ def _preflight(settings: Settings, *, dataset: bool, editing: bool = True, out: 
     from factsmith.tasks.bench import Bench
 
     Bench(settings, Store(home())).check(dataset=dataset, editing=editing, out=out)
+    _make_folders()
+
+
+def _make_folders() -> None:
     Path(os.environ["PREFECT_HOME"]).mkdir(parents=True, exist_ok=True)
 
 
@@ -298,10 +322,10 @@ def _report(flow: Callable[[], Report], settings: Settings, as_json: bool, out: 
     typer.echo(f"Compare runs in the MLflow UI: {command} ui")
 
 
-def _print(table: Any) -> None:
+def _print(*tables: Any) -> None:
     from rich.console import Console
 
-    Console().print(table)
+    Console().print(*tables, sep="\n")
 
 
 if __name__ == "__main__":

@@ -10,13 +10,19 @@ from rich.table import Table
 
 from factsmith.artifacts.manifest import Manifest
 from factsmith.flows.configuration import GROUPS, choices, describe_settings
-from factsmith.flows.locate import LocateReport
 from factsmith.flows.report import Report
 from factsmith.tasks.bench import StageReport
-from factsmith.tasks.locating.effects import LAST_SUBJECT, LAST_TOKEN
 from factsmith.tasks.settings import Settings
 
-__all__ = ["choices_table", "effects_table", "scores_table", "settings_table", "stages_table", "store_table"]
+__all__ = [
+    "choices_table",
+    "effects_table",
+    "scores_table",
+    "settings_table",
+    "stages_table",
+    "store_table",
+    "trials_table",
+]
 
 
 _MEANINGS = {
@@ -49,30 +55,6 @@ def scores_table(report: Report, settings: Settings) -> Table:
         table.add_row(name, *cells, _MEANINGS[name], style="bold" if name == "S" else "")
         if name == "S":
             table.add_section()
-    return table
-
-
-def effects_table(report: LocateReport, settings: Settings) -> Table:
-    """Average indirect effects by layer where they matter most, in percent; proposed layers stand out."""
-    table = Table(
-        title=f"{settings.model.name}: indirect effects on {report.facts} facts it knows, percent "
-        f"(P(object) is {100 * report.clean:.1f}, under noise {100 * report.corrupted:.1f})",
-        title_justify="left",
-    )
-    columns = {
-        "state": report.effects["hidden"][LAST_SUBJECT],
-        "MLPs": report.effects["mlp"][LAST_SUBJECT],
-        "attentions": report.effects["attention"][LAST_SUBJECT],
-        "through MLPs above": report.mediated,
-        "state, last token": report.effects["hidden"].get(LAST_TOKEN),
-        "attentions, last token": report.effects["attention"].get(LAST_TOKEN),
-    }
-    shown = {name: values for name, values in columns.items() if values}
-    for name in ("layer", *shown):
-        table.add_column(name, justify="right")
-    for layer in range(len(report.mediated)):
-        cells = [f"{100 * values[layer]:.1f}" for values in shown.values()]
-        table.add_row(str(layer), *cells, style="bold green" if layer in report.layers else "")
     return table
 
 

@@ -108,9 +108,19 @@ class Bench:
         return open_local(path, field=settings.field, seed=settings.seed, checksum=self.store.checksums.sha256)
 
     @cached_property
-    def records(self) -> list[Record]:
-        """The dataset's records, whichever batches they would be written in."""
-        return select_records(self.settings.dataset)
+    def true_records(self) -> list[Record]:
+        """The dataset's records that say what is true today, whichever batches they would be written in.
+
+        Raises:
+            InputError: there is none.
+        """
+        records = [one for one in select_records(self.settings.dataset) if one.request.target_true is not None]
+        if not records:
+            raise InputError(
+                f"dataset={self.settings.dataset.name} has no fact to trace.",
+                expected="records with target_true, what the model says today",
+            )
+        return records
 
     @cached_property
     def batches(self) -> list[list[Record]]:
@@ -138,7 +148,7 @@ class Bench:
         if editing:
             self._check_editing()
         if dataset:
-            _ = (self.batches, self.given_contexts) if editing else self.records
+            _ = (self.batches, self.given_contexts) if editing else self.true_records
         if out is not None:
             self._check_out(out)
         self.store.check_writable()
@@ -209,6 +219,10 @@ class Bench:
 
     # ---------------------------------------------------------------------- the run
 
+    def variant(self, settings: Settings) -> Bench:
+        """A bench for other settings of method and dataset that shares this one's model in memory."""
+        return _Variant(self, settings)
+
     @contextmanager
     def logged(self, name: str, *, unused: frozenset[str] = frozenset(), parent: str | None = None) -> Iterator[None]:
         """A run in MLflow, open while the stages go on.
@@ -233,6 +247,26 @@ class Bench:
             self._tracker.tags({f"artifact.{report.name}": report.artifact for report in self.reports})
             self._tracker.metrics({f"seconds/{report.name}": report.seconds for report in self.reports})
             self._tracker.end(failed=failed)
+
+
+class _Variant(Bench):
+    """A bench that borrows the model of ``lender``."""
+
+    def __init__(self, lender: Bench, settings: Settings) -> None:
+        super().__init__(settings, lender.store)
+        self._lender = lender
+
+    @cached_property
+    def checkpoint(self) -> Checkpoint:
+        return self._lender.checkpoint
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        return self._lender.tokenizer
+
+    @cached_property
+    def decoder(self) -> Decoder:
+        return self._lender.decoder
 
 
 @contextmanager

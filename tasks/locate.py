@@ -121,17 +121,12 @@ def locate(bench: Bench, model: ModelName) -> Outcome[Location]:
 
 
 def _facts(bench: Bench) -> list[dict[str, str]]:
-    facts = [
+    requests = [record.request for record in bench.true_records]
+    return [
         {"subject": request.subject, "template": request.template, "object": request.target_true}
-        for request in (record.request for record in bench.records)
+        for request in requests
         if request.target_true is not None
     ]
-    if not facts:
-        raise InputError(
-            f"dataset={bench.settings.dataset.name} has no fact to trace.",
-            expected="records with target_true, what the model says today",
-        )
-    return facts
 
 
 def _known(bench: Bench, model: ModelName, facts: dict[str, dict[str, str]]) -> tuple[list[str], int, int]:

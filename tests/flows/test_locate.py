@@ -77,7 +77,7 @@ def test_neither_layers_nor_a_corpus_need_be_given(factsmith, prefect_server, gp
     path = tmp_path / "facts.jsonl"
     path.write_text(json.dumps({"subject": "Mara", "prompt": "{} speaks", "target_new": "Danish"}))
     words = ["model=local", f"model.path={gpt2_folder}", f"dataset.path={path}"]
-    message = refused("locate", *words, clean=False)
+    message = refused("locate", *words)
     assert "no fact to trace" in message
     assert "target_true" in message
 
