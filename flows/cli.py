@@ -131,11 +131,11 @@ def tune(
 ) -> None:
     """Find lambda, clamp and learning rate on half of the records, and judge them on the other half."""
     settings = _compose(words)
-    from factsmith.flows.tune import check_tune
+    from factsmith.flows.tune import check_tune, on_half
     from factsmith.flows.tune import tune as flow
 
     check_tune(settings, out)
-    _make_folders()
+    _preflight(on_half(settings, "tune"), dataset=True)
     report = _complete(lambda: flow(settings, trials, seed, out))
     if as_json:
         typer.echo(report.model_dump_json())
@@ -281,10 +281,6 @@ def _preflight(settings: Settings, *, dataset: bool, editing: bool = True, out: 
     from factsmith.tasks.bench import Bench
 
     Bench(settings, Store(home())).check(dataset=dataset, editing=editing, out=out)
-    _make_folders()
-
-
-def _make_folders() -> None:
     Path(os.environ["PREFECT_HOME"]).mkdir(parents=True, exist_ok=True)
 
 

@@ -16,12 +16,10 @@ from factsmith.tasks.settings import Settings
 
 __all__ = [
     "choices_table",
-    "effects_table",
     "scores_table",
     "settings_table",
     "stages_table",
     "store_table",
-    "trials_table",
 ]
 
 

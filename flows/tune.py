@@ -24,7 +24,7 @@ from factsmith.tasks.progress import work
 from factsmith.tasks.search import Point, Search, settings_at
 from factsmith.tasks.settings import EMBEDDED, Settings
 
-__all__ = ["SCORES", "HeldOut", "Trial", "TuneReport", "check_tune", "editing_yaml", "tune"]
+__all__ = ["SCORES", "HeldOut", "Trial", "TuneReport", "check_tune", "on_half", "tune"]
 
 SCORES = ("ES", "PS", "NS", "S")
 
@@ -169,7 +169,7 @@ def tune(settings: Settings, trials: int = 12, seed: int = 0, out: Path | None =
         )
         bench.tracker.client.log_dict(bench.tracker.run_id, report.editing, "editing.yaml")
     if out is not None:
-        out.write_text(editing_yaml(settings, report), encoding="utf-8")
+        out.write_text(_editing_yaml(settings, report), encoding="utf-8")
     return report
 
 
@@ -221,7 +221,7 @@ def _editing(settings: Settings) -> dict[str, Any]:
     }
 
 
-def editing_yaml(settings: Settings, report: TuneReport) -> str:
+def _editing_yaml(settings: Settings, report: TuneReport) -> str:
     """A model's YAML with the settings found; its ``editing`` can be pasted into another."""
     model = settings.model
     content: dict[str, Any] = {"name": model.name, "path": _absolute(model.path)}
