@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from factsmith.tasks.settings import Settings
 
 __all__ = ["app", "main"]
+
+T = TypeVar("T")
 
 # What a command needs is imported in it: most of it is heavy, and none of it may load before ``embedded_services``.
 
@@ -157,6 +159,51 @@ def serve(
 
 
 @app.command()
+def locate(words: Words = None, as_json: AsJson = False) -> None:
+    """Find the layers that carry a model's facts: which ones to edit."""
+    from factsmith.flows.configuration import UNUSED_BY_LOCATE
+
+    settings = _compose(words, stand_ins=UNUSED_BY_LOCATE)
+    _preflight(settings, dataset=True, editing=False)
+    from factsmith.flows.locate import locate as flow
+
+    report = _complete(lambda: flow(settings))
+    if as_json:
+        typer.echo(report.model_dump_json())
+        return
+    from factsmith.flows.findings import effects_table, words_of_location
+    from factsmith.flows.tables import stages_table
+
+    _print(effects_table(report, settings), stages_table(report.stages))
+    typer.echo("\n".join(words_of_location(report)))
+
+
+@app.command()
+def tune(
+    words: Words = None,
+    trials: Annotated[int, typer.Option(min=1, help="settings to try at most, those given first")] = 12,
+    seed: Annotated[int, typer.Option(min=0, help="of the search")] = 0,
+    out: Annotated[Path | None, typer.Option(help="YAML file for what is found, to use as model=FILE")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Find lambda, clamp and learning rate on half of the records, and judge them on the other half."""
+    settings = _compose(words)
+    from factsmith.flows.tune import check_tune, on_half
+    from factsmith.flows.tune import tune as flow
+
+    check_tune(settings, out)
+    _preflight(on_half(settings, "tune"), dataset=True)
+    report = _complete(lambda: flow(settings, trials, seed, out))
+    if as_json:
+        typer.echo(report.model_dump_json())
+        return
+    from factsmith.flows.findings import trials_table, words_of_tuning
+
+    _print(trials_table(report, settings))
+    typer.echo("\n".join(words_of_tuning(report, out)))
+
+
+@app.command()
 def pretrain(
     out: Annotated[Path, typer.Option(help="folder to write the model to; a rerun goes on where it was")] = Path(
         "embedded-model"
@@ -231,11 +278,11 @@ def _start() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
 
 
-def _compose(words: list[str] | None) -> Settings:
+def _compose(words: list[str] | None, **options: Any) -> Settings:
     _start()
     from factsmith.flows.configuration import compose
 
-    return compose(words or [])
+    return compose(words or [], **options)
 
 
 def _check_port(port: int) -> None:
@@ -249,13 +296,14 @@ def _check_port(port: int) -> None:
             ) from None
 
 
-def _preflight(settings: Settings, *, dataset: bool, out: Path | None = None) -> Bench:
+def _preflight(settings: Settings, *, dataset: bool, editing: bool = True, out: Path | None = None) -> Bench:
     """Look at the user's input before Prefect starts and anything is written, then make the folders it needs."""
     from factsmith.tasks.bench import Bench
+    from factsmith.tasks.preflight import check_input
 
     bench = Bench(settings, Store(home()))
     try:
-        bench.check(dataset=dataset, out=out)
+        check_input(bench, dataset=dataset, editing=editing, out=out)
         if prefect_home := os.environ.get("PREFECT_HOME"):
             Path(prefect_home).mkdir(parents=True, exist_ok=True)
     except OSError as error:  # so far only what the user named was touched: too long a name, no permission, ...
@@ -263,13 +311,14 @@ def _preflight(settings: Settings, *, dataset: bool, out: Path | None = None) ->
     return bench
 
 
-def _report(flow: Callable[[], Report], settings: Settings, as_json: bool, out: Path | None = None) -> None:
+def _complete(flow: Callable[[], T]) -> T:
+    """What ``flow`` gives back, or a clear word on a server that does not answer."""
     from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
     # Nobody watches a run at the command line by its heartbeat, and stopping it costs a second a flow.
     try:
         with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
-            report = flow()
+            return flow()
     except RuntimeError as error:
         if not str(error).startswith("Failed to reach API"):
             raise
@@ -278,6 +327,10 @@ def _report(flow: Callable[[], Report], settings: Settings, as_json: bool, out: 
             got=f"PREFECT_API_URL={os.environ.get('PREFECT_API_URL')}",
             remedy="start the server, or unset PREFECT_API_URL to have one started for the run",
         ) from None
+
+
+def _report(flow: Callable[[], Report], settings: Settings, as_json: bool, out: Path | None = None) -> None:
+    report = _complete(flow)
     if as_json:
         typer.echo(report.model_dump_json())
         return
@@ -285,17 +338,17 @@ def _report(flow: Callable[[], Report], settings: Settings, as_json: bool, out: 
 
     if report.metrics:
         _print(scores_table(report, settings))
-    _print(stages_table(report))
+    _print(stages_table(report.stages))
     if out is not None:
         typer.echo(f"Edited model: {out}")
     command = "factsmith" if shutil.which("factsmith") else sys.argv[0]
     typer.echo(f"Compare runs in the MLflow UI: {command} ui")
 
 
-def _print(table: Any) -> None:
+def _print(*tables: Any) -> None:
     from rich.console import Console
 
-    Console().print(table)
+    Console().print(*tables, sep="\n")
 
 
 if __name__ == "__main__":

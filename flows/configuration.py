@@ -21,7 +21,16 @@ from yaml import YAMLError
 from factsmith.artifacts.errors import InputError, closest
 from factsmith.tasks.settings import Settings
 
-__all__ = ["GROUPS", "choices", "compose", "compose_parts", "describe_settings", "parse", "starting_choices"]
+__all__ = [
+    "GROUPS",
+    "UNUSED_BY_LOCATE",
+    "choices",
+    "compose",
+    "compose_parts",
+    "describe_settings",
+    "parse",
+    "starting_choices",
+]
 
 GROUPS = ("model", "corpus", "method", "dataset")
 
@@ -39,16 +48,21 @@ def choices(group: str) -> dict[str, str]:
     return found
 
 
-def compose(words: Sequence[str] = ()) -> Settings:
+UNUSED_BY_LOCATE: Mapping[str, Any] = {"method": {"layers": [0]}, "corpus": {"path": None}}
+"""What stands in for values that must be given to edit, in runs that neither edit nor read a corpus."""
+
+
+def compose(words: Sequence[str] = (), *, stand_ins: Mapping[str, Any] | None = None) -> Settings:
     """Settings of a run.
 
     Args:
         words: ``group=choice`` (a name in ``conf/<group>``, or a YAML file of your own) and ``key.path=value``.
+        stand_ins: for values that must be given, where this run makes no use of them.
 
     Raises:
         InputError: a word that is not understood, an unknown choice or key, a missing or unusable value.
     """
-    return compose_parts(*parse(words))
+    return compose_parts(*parse(words), stand_ins=stand_ins)
 
 
 def parse(words: Sequence[str]) -> tuple[dict[str, str], dict[str, Any]]:
@@ -82,12 +96,15 @@ def starting_choices() -> dict[str, str]:
     return {str(group): str(name) for group, name in _load(conf_folder() / "config.yaml")["defaults"].items()}
 
 
-def compose_parts(picked: Mapping[str, str], given: Mapping[str, Any]) -> Settings:
+def compose_parts(
+    picked: Mapping[str, str], given: Mapping[str, Any], *, stand_ins: Mapping[str, Any] | None = None
+) -> Settings:
     """Settings of a run.
 
     Args:
         picked: choices by group.
         given: settings that win over those of the choices, nested.
+        stand_ins: for values that must be given, where this run makes no use of them.
 
     Raises:
         InputError: an unknown choice or key, a missing or unusable value.
@@ -104,6 +121,10 @@ def compose_parts(picked: Mapping[str, str], given: Mapping[str, Any]) -> Settin
     try:
         parts["method"] = _merge(parts["method"], editing, _part(by_method, str(parts["method"].get("name"))))
         composed = _merge(OmegaConf.create({"model": model, **parts}), OmegaConf.create(dict(given)))
+        for group, stood_in in (stand_ins or {}).items():
+            for name, value in stood_in.items():
+                if OmegaConf.is_missing(composed[group], name):
+                    composed[group][name] = value
         _check_missing(composed)
         content = OmegaConf.to_container(composed, resolve=True)
     except _UNUSABLE as error:

@@ -10,10 +10,11 @@ from factsmith.artifacts.store import Artifact
 from factsmith.flows.form import RunSettings
 from factsmith.flows.precompute import Prepared, prepare
 from factsmith.flows.report import Report
-from factsmith.tasks.bench import Bench, open_bench
+from factsmith.tasks.bench import Bench
 from factsmith.tasks.contexts import contexts
 from factsmith.tasks.edit import edit as edit_stage
 from factsmith.tasks.export import export
+from factsmith.tasks.preflight import open_bench
 from factsmith.tasks.values import values
 
 __all__ = ["edit", "write"]

@@ -10,8 +10,9 @@ from factsmith.flows.figures import before_and_after
 from factsmith.flows.form import RunSettings
 from factsmith.flows.precompute import Prepared, prepare
 from factsmith.flows.report import Report
-from factsmith.tasks.bench import Bench, open_bench
+from factsmith.tasks.bench import Bench
 from factsmith.tasks.evaluation import TABLE, Scores, evaluation
+from factsmith.tasks.preflight import open_bench
 
 __all__ = ["evaluate", "score"]
 

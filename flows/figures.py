@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure
 
-__all__ = ["before_and_after"]
+__all__ = ["before_and_after", "effects_by_role"]
 
 
 def before_and_after(before: Mapping[str, float | None], after: Mapping[str, float | None]) -> Figure:
@@ -23,4 +23,24 @@ def before_and_after(before: Mapping[str, float | None], after: Mapping[str, flo
     axes.set_ylabel("percent")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, ncols=2, loc="upper center", bbox_to_anchor=(0.5, 1.12))
+    return figure
+
+
+_KIND_TITLES = {"hidden": "output of a block", "mlp": "MLPs of a window", "attention": "attentions of a window"}
+
+
+def effects_by_role(effects: Mapping[str, Mapping[str, Sequence[float]]], layers: Sequence[int]) -> Figure:
+    """Heat maps of the average indirect effect in percent, roles by layers, the proposed layers framed."""
+    figure = Figure(figsize=(13, 3.2), layout="constrained")
+    for axes, (kind, title) in zip(figure.subplots(1, len(_KIND_TITLES)), _KIND_TITLES.items(), strict=True):
+        by_role = effects[kind]
+        cells = [[100 * value for value in row] for row in by_role.values()]
+        image = axes.imshow(cells, aspect="auto", cmap="Purples", vmin=0, vmax=max(map(max, cells)) or 1)
+        axes.set_title(title)
+        axes.set_xlabel("layer")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.set_yticks(range(len(by_role)), list(by_role) if kind == "hidden" else [""] * len(by_role))
+        if layers:
+            axes.axvspan(layers[0] - 0.5, layers[-1] + 0.5, fill=False, edgecolor="#d1495b", linewidth=1.5)
+        figure.colorbar(image, ax=axes, label="percent")
     return figure

@@ -9,12 +9,13 @@ from prefect import flow
 from factsmith.flows.form import RunSettings
 from factsmith.flows.report import Report
 from factsmith.tasks.accumulation import accumulate
-from factsmith.tasks.bench import Bench, open_bench
+from factsmith.tasks.bench import Bench
 from factsmith.tasks.covariance import covariance
 from factsmith.tasks.factor import Factors, factor
 from factsmith.tasks.key_reader import corpus_tokens, shard_rows
 from factsmith.tasks.keys import keys
 from factsmith.tasks.model import ModelName, model
+from factsmith.tasks.preflight import open_bench
 from factsmith.tasks.tokens import tokens
 
 __all__ = ["Prepared", "precompute", "prepare"]

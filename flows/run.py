@@ -12,7 +12,7 @@ from factsmith.flows.evaluate import score
 from factsmith.flows.form import RunSettings
 from factsmith.flows.precompute import prepare
 from factsmith.flows.report import Report
-from factsmith.tasks.bench import open_bench
+from factsmith.tasks.preflight import open_bench
 
 __all__ = ["run"]
 

@@ -11,6 +11,7 @@ from rich.table import Table
 from factsmith.artifacts.manifest import Manifest
 from factsmith.flows.configuration import GROUPS, choices, describe_settings
 from factsmith.flows.report import Report
+from factsmith.tasks.bench import StageReport
 from factsmith.tasks.planning import StagePlan
 from factsmith.tasks.settings import Settings
 
@@ -58,21 +59,21 @@ def scores_table(report: Report, settings: Settings) -> Table:
     return table
 
 
-def stages_table(report: Report) -> Table:
+def stages_table(stages: Sequence[StageReport]) -> Table:
     """What each stage took, and whether it was there already."""
     table = Table(title="stages", title_justify="left")
     table.add_column("stage")
     table.add_column("state")
     table.add_column("seconds", justify="right")
     table.add_column("artifact")
-    for stage in report.stages:
+    for stage in stages:
         kind, _, digest = stage.artifact.partition("/")
         colour = "green" if stage.state == "cached" else "yellow"
         table.add_row(stage.name, f"[{colour}]{stage.state}", f"{stage.seconds:.2f}", f"{kind}/{digest[:12]}")
     table.add_section()
-    cached = sum(stage.state == "cached" for stage in report.stages)
-    seconds = sum(stage.seconds for stage in report.stages)
-    table.add_row(f"{len(report.stages)} stages", f"{cached} cached", f"{seconds:.2f}", "")
+    cached = sum(stage.state == "cached" for stage in stages)
+    seconds = sum(stage.seconds for stage in stages)
+    table.add_row(f"{len(stages)} stages", f"{cached} cached", f"{seconds:.2f}", "")
     return table
 
 

@@ -5,8 +5,6 @@ It is made where a run begins and handed down; nothing below looks for state of 
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -23,20 +21,18 @@ from factsmith.artifacts.store import Store
 from factsmith.tasks.corpora.embedded import EmbeddedCorpus
 from factsmith.tasks.corpora.local import open_local
 from factsmith.tasks.corpora.source import CorpusSource
-from factsmith.tasks.editing.contexts import CLEAN, read_contexts
-from factsmith.tasks.editing.fit import check_requests
+from factsmith.tasks.editing.contexts import read_contexts
 from factsmith.tasks.editing.request import EditRequest
-from factsmith.tasks.home import home
 from factsmith.tasks.models.checkpoint import Checkpoint, open_checkpoint, open_model, refuse_revision
 from factsmith.tasks.models.decoder import Decoder
 from factsmith.tasks.models.placement import DeviceMap
 from factsmith.tasks.records.record import Record
-from factsmith.tasks.records.selection import select_batches
+from factsmith.tasks.records.selection import select_batches, select_records
 from factsmith.tasks.settings import EMBEDDED, Settings
 from factsmith.tasks.shortage import shortages
 from factsmith.tasks.tracking import Tracker
 
-__all__ = ["Bench", "StageReport", "open_bench"]
+__all__ = ["Bench", "StageReport"]
 
 
 @dataclass(frozen=True)
@@ -114,6 +110,21 @@ class Bench:
         return open_local(path, field=settings.field, seed=settings.seed, checksum=self.store.checksums.sha256)
 
     @cached_property
+    def true_records(self) -> list[Record]:
+        """The dataset's records that say what is true today, whichever batches they would be written in.
+
+        Raises:
+            InputError: there is none.
+        """
+        records = [one for one in select_records(self.settings.dataset) if one.request.target_true is not None]
+        if not records:
+            raise InputError(
+                f"dataset={self.settings.dataset.name} has no fact to trace.",
+                expected="records with target_true, what the model says today",
+            )
+        return records
+
+    @cached_property
     def batches(self) -> list[list[Record]]:
         """Records of each batch of facts that are written together."""
         return select_batches(self.settings.dataset, self.settings.method.batch_size)
@@ -128,71 +139,6 @@ class Bench:
         """Context templates of ``method.contexts``; ``None`` if they are to be sampled."""
         path = self.settings.method.contexts
         return read_contexts(path) if path else None
-
-    def check(self, *, dataset: bool, out: Path | None = None) -> None:
-        """Look at everything the user gave before anything is written.
-
-        Args:
-            dataset: whether facts are read.
-            out: folder for the edited model.
-
-        Raises:
-            InputError: says what is wrong.
-        """
-        length = self.settings.corpus.block_length
-        if length > self.checkpoint.context_length:
-            raise InputError(
-                f"Blocks of {length} tokens do not fit model {self.settings.model.name}.",
-                expected=f"at most {self.checkpoint.context_length}",
-                remedy="set corpus.block_length",
-            )
-        threads, cores = self.settings.runtime.threads, os.cpu_count()
-        if threads and cores and threads > cores:
-            raise InputError(
-                f"There are no {threads} cores here.", expected=f"at most {cores}", remedy="lower runtime.threads"
-            )
-        self.checkpoint.check_readable()
-        _ = self.layers, self.corpus, self.device, self.device_map, self.tokenizer
-        if dataset:
-            self._check_method(max(map(len, self.batches)))
-            check_requests(
-                self.tokenizer, self.requests, self.given_contexts or (CLEAN,), self.checkpoint.context_length
-            )
-        if out is not None:
-            self._check_out(out)
-        self.store.check_writable()
-
-    def _check_method(self, facts: int) -> None:
-        """See that the method can write ``facts`` together, at these layers."""
-        method = self.settings.method
-        if method.read_keys == "clean" and facts > 1:
-            raise InputError(
-                f"method={method.name} writes one fact at a time.",
-                got=f"batches of {facts}",
-                remedy="set method.batch_size=1, or choose method=memit or method=emmet",
-            )
-        if method.value.site == "mlp" and len(self.layers) > 1:
-            raise InputError(
-                f"method={method.name} edits one layer: a value at the MLP's output belongs to that MLP alone.",
-                got=f"method.layers={self.layers}",
-                remedy="set method.layers to one of them",
-            )
-
-    def _check_out(self, out: Path) -> None:
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise InputError(f"{out} is there already.", expected="a folder that is empty or new")
-        if len(self.batches) > 1:
-            raise InputError(
-                f"{len(self.batches)} batches are edited independently: that is no one model to write to {out}.",
-                expected="one batch",
-                remedy="set method.batch_size=all",
-            )
-        above = next(parent for parent in out.absolute().parents if parent.exists())
-        try:
-            with tempfile.TemporaryDirectory(dir=above):
-                pass
-        except OSError:
-            raise InputError(f"{out} cannot be made.", got=f"{above} is not a folder one may write to") from None
 
     # ------------------------------------------------------------------ the model
 
@@ -263,16 +209,27 @@ class Bench:
 
     # ---------------------------------------------------------------------- the run
 
+    def variant(self, settings: Settings) -> Bench:
+        """A bench for other settings of method and dataset that shares this one's model in memory."""
+        return _Variant(self, settings)
+
     @contextmanager
-    def logged(self, name: str) -> Iterator[None]:
-        """A run in MLflow, open while the stages go on."""
+    def logged(self, name: str, *, unused: frozenset[str] = frozenset(), parent: str | None = None) -> Iterator[None]:
+        """A run in MLflow, open while the stages go on.
+
+        Args:
+            name: of the run.
+            unused: groups of settings that do not matter to it and are not logged.
+            parent: the run that it is a part of.
+        """
         # Of two first runs at once, one makes the database and the experiment.
         with shortages("Logging the run", self.store.root, self.settings.runtime), self.store.lock("mlflow"):
             self._tracker = Tracker(
                 self.store.root,
                 experiment=self.settings.tracking.experiment,
                 name=name,
-                settings=self.settings.model_dump(mode="json"),
+                settings=self.settings.model_dump(mode="json", exclude=set(unused)),
+                parent=parent,
             )
         try:
             yield
@@ -289,21 +246,21 @@ class Bench:
         self.tracker.end(failed=failed)
 
 
-@contextmanager
-def open_bench(settings: Settings, flow: str, *, dataset: bool = True, out: Path | None = None) -> Iterator[Bench]:
-    """A bench whose input has been looked at and whose run is being logged.
+class _Variant(Bench):
+    """A bench that borrows the model of ``lender``."""
 
-    Args:
-        settings: resolved.
-        flow: that begins the run.
-        dataset: whether the run reads facts.
-        out: folder for the edited model.
+    def __init__(self, lender: Bench, settings: Settings) -> None:
+        super().__init__(settings, lender.store)
+        self._lender = lender
 
-    Raises:
-        InputError: before anything is written, if the input cannot be used.
-    """
-    store = Store(home())
-    bench = Bench(settings, store)
-    bench.check(dataset=dataset, out=out)
-    with store.in_use(), bench.logged(f"{flow} {settings.method.name} on {settings.model.name}"):
-        yield bench
+    @cached_property
+    def checkpoint(self) -> Checkpoint:
+        return self._lender.checkpoint
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        return self._lender.tokenizer
+
+    @cached_property
+    def decoder(self) -> Decoder:
+        return self._lender.decoder

@@ -50,8 +50,8 @@ def model_recipe(bench: Bench) -> Recipe:
 def model_name(bench: Bench) -> ModelName:
     """The names that later stages know the checkpoint by."""
     files = {file.name: bench.store.checksums.sha256(file) for file in bench.checkpoint.tokenizer_files}
-    layout = bench.checkpoint.layout
-    return ModelName(model_recipe(bench).digest, digest_of(files), bench.settings.model.dtype, layout.attention)
+    attention = bench.checkpoint.layout.attention_implementation
+    return ModelName(model_recipe(bench).digest, digest_of(files), bench.settings.model.dtype, attention)
 
 
 @stage("model")

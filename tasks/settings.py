@@ -16,6 +16,7 @@ from factsmith.tasks.editing.contexts import ContextSample
 from factsmith.tasks.editing.edit import ReadKeys, Spread
 from factsmith.tasks.editing.values import ValueSettings
 from factsmith.tasks.embedded.world import Split
+from factsmith.tasks.locating.trace import TraceSettings
 
 __all__ = [
     "CorpusSettings",
@@ -101,7 +102,7 @@ class DatasetSettings(_Frozen):
     name: str = Field(description="of the choice, for tables")
     suite: str = Field(description="how records are read: counterfact, embedded, facts")
     path: Path | None = Field(None, description="of the file")
-    split: Split = Field("all", description="of the embedded world: the half that settings were tuned on, or the other")
+    split: Split = Field("all", description="tune: the half that settings are tuned on; test: the other")
     cases: Path | list[int] | None = Field(None, description="case ids to take, or a JSON file that lists them")
     limit: int | None = Field(None, ge=1, description="records to take at most")
     seed: int | None = Field(0, ge=0, description="of the records' order; null for that of the file")
@@ -141,5 +142,6 @@ class Settings(_Frozen):
     corpus: CorpusSettings
     method: MethodSettings
     dataset: DatasetSettings
+    trace: TraceSettings = Field(default_factory=TraceSettings)
     runtime: RuntimeSettings = Field(default_factory=RuntimeSettings)
     tracking: TrackingSettings = Field(default_factory=TrackingSettings)

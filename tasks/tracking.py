@@ -45,9 +45,12 @@ class Tracker:
         experiment: of MLflow.
         name: of the run.
         settings: resolved.
+        parent: the run that this one is a part of.
     """
 
-    def __init__(self, home: Path, *, experiment: str, name: str, settings: Mapping[str, Any]) -> None:
+    def __init__(
+        self, home: Path, *, experiment: str, name: str, settings: Mapping[str, Any], parent: str | None = None
+    ) -> None:
         uri = tracking_uri(home)
         self.client = MlflowClient(tracking_uri=uri)
         try:
@@ -64,7 +67,7 @@ class Tracker:
             self.experiment = self.client.create_experiment(experiment, artifact_location=place)
         else:
             self.experiment = found.experiment_id
-        self.run_id = self._start(name, {})
+        self.run_id = self._start(name, {"mlflow.parentRunId": parent} if parent else {})
         self._log(self.run_id, params=flatten(settings))
         self.client.log_dict(self.run_id, dict(settings), "config.json")
 

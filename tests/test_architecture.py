@@ -17,6 +17,7 @@ SCIENCE = [
     "editing",
     "embedded",
     "hub",
+    "locating",
     "metrics",
     "models",
     "numerics",

@@ -153,7 +153,7 @@ class Checkpoint:
                     config=self.config,
                     dtype=getattr(torch, dtype),
                     device_map=device_map,
-                    attn_implementation=self.layout.attention,
+                    attn_implementation=self.layout.attention_implementation,
                     local_files_only=True,
                     use_safetensors=True,
                     trust_remote_code=False,

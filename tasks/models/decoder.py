@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,10 @@ from factsmith.tasks.models.layout import HFModel, Layout, canonical_weight
 from factsmith.tasks.models.placement import execution_device, is_offloaded, state_dict
 from factsmith.tasks.models.prefix_cache import PrefixCache
 
-__all__ = ["Decoder", "StopForward"]
+__all__ = ["Decoder", "Part", "StopForward"]
+
+Part = Literal["mlp", "attention"]
+"""What a block adds to the residual stream."""
 
 
 class StopForward(Exception):  # noqa: N818 - it ends a pass, it is not an error
@@ -143,6 +147,30 @@ class Decoder:
         finally:
             for handle in handles:
                 handle.remove()
+
+    @contextmanager
+    def rewritten(self, part: Part, layers: Sequence[int], change: Callable[[int, Tensor], Tensor]) -> Iterator[None]:
+        """While open, ``change(layer, output)`` stands in for what a part of each of ``layers`` puts out.
+
+        Args:
+            part: the MLP, at its output projection, or the attention.
+            layers: where.
+            change: gives (n, length, d_model) for (n, length, d_model); the output itself to only look at it.
+        """
+
+        def hook(layer: int) -> Callable[[nn.Module, Any, Any], Any]:
+            def put(_: nn.Module, __: Any, output: Any) -> Any:
+                if isinstance(output, tuple):
+                    return change(layer, output[0]), *output[1:]
+                return change(layer, output)
+
+            return put
+
+        with ExitStack() as stack:
+            for layer in layers:
+                module = self.projection(layer) if part == "mlp" else self.layout.attention(self.blocks[layer])
+                stack.callback(module.register_forward_hook(hook(layer)).remove)
+            yield
 
     def _positions(self, length: int) -> Tensor:
         return torch.arange(length, device=self.device)[None]

@@ -31,7 +31,7 @@ class Layout(ABC):
     """The anatomy of one ``model_type``."""
 
     model_type: ClassVar[str]
-    attention: ClassVar[str] = "sdpa"
+    attention_implementation: ClassVar[str] = "sdpa"
     """Implementation that transformers is asked for; part of what decides a model's numbers."""
 
     # ------------------------------------------------ from the config alone
@@ -64,6 +64,14 @@ class Layout(ABC):
     @abstractmethod
     def projection(self, block: HFModule) -> nn.Module:
         """The MLP output projection of a block: its input is the key, its weight is what gets edited."""
+
+    def attention(self, block: HFModule) -> nn.Module:
+        """The attention of a block: what it puts out (alone, or first of a tuple) goes into the residual stream."""
+        for name in ("attn", "self_attn", "attention", "self_attention"):
+            found = getattr(block, name, None)
+            if isinstance(found, nn.Module):
+                return found
+        raise TypeError(f"{type(block).__name__} names its attention otherwise: its layout must say where it is.")
 
     @abstractmethod
     def final_norm(self, model: HFModel) -> nn.Module:

@@ -24,11 +24,13 @@ class EncodedPrompt:
         tokens: all of them, with the tokenizer's own special tokens.
         continued: how many of the last tokens are the continuation's.
         lookup: index of the subject's last token; -1 if the prompt names no subject.
+        first: index of the subject's first token; -1 likewise.
     """
 
     tokens: tuple[int, ...]
     continued: int
     lookup: int = -1
+    first: int = -1
 
     @property
     def inputs(self) -> tuple[int, ...]:
@@ -62,4 +64,5 @@ def encode_prompt(
         tokens=tuple(encoding["input_ids"]),
         continued=sum(last > len(prompt) for _, last in offsets),
         lookup=overlapping[-1] if overlapping else -1,
+        first=overlapping[0] if overlapping else -1,
     )

@@ -16,7 +16,10 @@ from factsmith.tasks.records.reading import read_json
 from factsmith.tasks.records.record import Record
 from factsmith.tasks.settings import DatasetSettings
 
-__all__ = ["load_suite", "select_batches"]
+__all__ = ["load_suite", "select_batches", "select_records"]
+
+_SPLIT_BY_THEMSELVES = {"embedded"}
+"""Suites whose ``load`` minds ``dataset.split``."""
 
 
 def load_suite(settings: DatasetSettings) -> list[Record]:
@@ -34,11 +37,13 @@ def load_suite(settings: DatasetSettings) -> list[Record]:
     return records
 
 
-def select_batches(settings: DatasetSettings, batch_size: int | Literal["all"]) -> list[list[Record]]:
-    """The records of each batch: chosen by case, without contradictions, shuffled by seed, cut to the limit.
+def select_records(settings: DatasetSettings) -> list[Record]:
+    """The records: chosen by case, without contradictions, shuffled by seed, one half if asked for, cut to the limit.
+
+    ``split`` takes every other record, ``tune`` the first and ``test`` the second of each two: no record is in both.
 
     Raises:
-        InputError: a case that is not there, or fewer records than the batches need.
+        InputError: a case that is not there, or no record in that half.
     """
     records = load_suite(settings)
     if settings.cases is not None:
@@ -47,7 +52,20 @@ def select_batches(settings: DatasetSettings, batch_size: int | Literal["all"]) 
     if settings.seed is not None:
         order = torch.randperm(len(records), generator=torch.Generator().manual_seed(settings.seed)).tolist()
         records = [records[place] for place in order]
-    records = records[: settings.limit]
+    if settings.split != "all" and settings.suite not in _SPLIT_BY_THEMSELVES:
+        records = records[0 if settings.split == "tune" else 1 :: 2]
+        if not records:
+            raise InputError(f"dataset={settings.name} has too few records for dataset.split={settings.split}.")
+    return records[: settings.limit]
+
+
+def select_batches(settings: DatasetSettings, batch_size: int | Literal["all"]) -> list[list[Record]]:
+    """The records of each batch, selected as by ``select_records``.
+
+    Raises:
+        InputError: as there, or fewer records than the batches need.
+    """
+    records = select_records(settings)
     size = len(records) if batch_size == "all" else batch_size
     batches = [records[first : first + size] for first in range(0, len(records), size)]
     if settings.batches is None:

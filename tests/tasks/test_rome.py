@@ -13,6 +13,7 @@ from factsmith.tasks.editing.edit import applied, compute_edit
 from factsmith.tasks.editing.request import EditRequest
 from factsmith.tasks.editing.values import ValueSettings, optimise_values
 from factsmith.tasks.models.text import encode_prompt
+from factsmith.tasks.preflight import check_input
 from factsmith.tasks.preservation.full import FullPreservation
 from tests.flows.conftest import tiny_words
 
@@ -93,4 +94,4 @@ def test_a_value_at_the_mlp_starts_from_its_output(decoder):
 def test_what_rome_cannot_do_is_refused(gpt2_folder, tmp_path, words, message):
     settings = compose(tiny_words(gpt2_folder, "method=rome", *words))
     with pytest.raises(InputError, match=message):
-        Bench(settings, Store(tmp_path)).check(dataset=True)
+        check_input(Bench(settings, Store(tmp_path)), dataset=True)

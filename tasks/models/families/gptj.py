@@ -14,7 +14,7 @@ from factsmith.tasks.models.prefix_cache import PrefixCache
 
 class GPTJLayout(Layout):
     model_type = "gptj"
-    attention = "eager"  # transformers has no other for it that runs everywhere
+    attention_implementation = "eager"  # transformers has no other for it that runs everywhere
 
     def block_count(self, config: PretrainedConfig) -> int:
         return int(config.n_layer)

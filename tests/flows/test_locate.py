@@ -1,0 +1,92 @@
+"""``locate``: traced once, cached afterwards, and clear about what it cannot use."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from mlflow import MlflowClient
+
+from factsmith.artifacts.errors import InputError
+from factsmith.artifacts.formats import load_table
+from factsmith.flows.configuration import UNUSED_BY_LOCATE, compose
+from factsmith.flows.locate import locate
+from factsmith.tasks.models.checkpoint import Checkpoint
+from factsmith.tasks.tracking import tracking_uri
+from tests.flows.conftest import artifacts, contents, states
+from tests.flows.test_cli import factsmith, refused  # noqa: F401 - fixtures
+
+
+@pytest.fixture
+def traced(prefect_server, home):
+    """Trace the embedded model, a little."""
+
+    def call(*words):
+        given = ["trace.facts=3", "trace.samples=2", "dataset.limit=6", *words]
+        return locate(compose(given, stand_ins=UNUSED_BY_LOCATE))
+
+    return call
+
+
+def test_a_second_trace_is_cached_and_loads_no_model(traced, store, home, monkeypatch):
+    first = traced()
+    before = contents(store)
+    monkeypatch.setattr(Checkpoint, "load", lambda *_, **__: pytest.fail("a model was loaded"))
+    second = traced()
+    assert set(states(first).values()) == {"built"}
+    assert set(states(second).values()) == {"cached"}
+    assert contents(store) == before
+    assert (first.layers, first.effects, first.mediated) == (second.layers, second.effects, second.mediated)
+    assert first.facts == 3
+    assert first.clean > 0.5 > first.corrupted
+    run = MlflowClient(tracking_uri(home)).get_run(second.mlflow_run_id)
+    assert run.data.metrics["mediated/layer_0"] == pytest.approx(first.mediated[0])
+    assert run.data.tags["layers"] == str(first.layers)
+    assert not [name for name in run.data.params if name.startswith(("method.", "corpus."))]
+
+
+def test_more_facts_trace_only_those_that_are_new(traced, store):
+    traced()
+    traced("trace.facts=5")
+    (small, large) = sorted((one.summary["facts"], one) for one in artifacts(store, "location"))
+    assert (small[0], large[0]) == (3, 5)
+    assert sorted(one.summary["facts"] for one in artifacts(store, "effects")) == [2, 3]
+    table = load_table(large[1].path / "effects.parquet")
+    assert len(set(table["fact"].to_pylist())) == 5
+
+
+def test_facts_that_the_model_does_not_know_are_passed_over(traced, tmp_path):
+    path = tmp_path / "facts.jsonl"
+    from factsmith.tasks.embedded.world import World
+
+    lines = []
+    for at, record in enumerate(World().records()[:4]):
+        asked = record["requested_rewrite"]
+        true = asked["target_true"]["str"] if at != 1 else "nothing of the kind"
+        fact = {"subject": asked["subject"], "prompt": asked["prompt"], "target_new": "x", "target_true": true}
+        lines.append(json.dumps({name: value for name, value in fact.items() if at != 2 or name != "target_true"}))
+    path.write_text("\n".join(lines))
+    report = traced("dataset=facts", f"dataset.path={path}")
+    assert (report.facts, report.unknown) == (2, 1)
+    path.write_text("\n".join(lines[1:3]))
+    with pytest.raises(InputError, match="knows none of the 1 facts"):
+        traced("dataset=facts", f"dataset.path={path}")
+
+
+def test_neither_layers_nor_a_corpus_need_be_given(factsmith, prefect_server, gpt2_folder, tmp_path, refused):  # noqa: F811
+    path = tmp_path / "facts.jsonl"
+    path.write_text(json.dumps({"subject": "Mara", "prompt": "{} speaks", "target_new": "Danish"}))
+    words = ["model=local", f"model.path={gpt2_folder}", f"dataset.path={path}"]
+    message = refused("locate", *words)
+    assert "no fact to trace" in message
+    assert "target_true" in message
+
+
+def test_the_command_prints_what_to_do(factsmith, prefect_server):  # noqa: F811
+    words = ["trace.facts=3", "trace.samples=2", "dataset.limit=3"]
+    result = factsmith("locate", *words)
+    assert result.code == 0, result
+    document = json.loads(factsmith("locate", "--json", *words).out)
+    assert f"method.layers={json.dumps(document['layers'], separators=(',', ':'))}" in result.out
+    assert len(document["mediated"]) == 6
+    assert set(document["effects"]) == {"hidden", "mlp", "attention", "severed"}

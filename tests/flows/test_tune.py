@@ -1,0 +1,140 @@
+"""``tune``: chosen on one half, judged on the other, and answered from the store the second time."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from mlflow import MlflowClient
+
+from factsmith.artifacts.errors import InputError
+from factsmith.flows.configuration import compose
+from factsmith.flows.run import run
+from factsmith.flows.tune import on_half, tune
+from factsmith.tasks import values as values_stage
+from factsmith.tasks.bench import Bench
+from factsmith.tasks.embedded.world import World
+from factsmith.tasks.models.checkpoint import Checkpoint
+from factsmith.tasks.search import Point, settings_at
+from factsmith.tasks.tracking import tracking_uri
+from tests.flows.conftest import artifacts, contents
+from tests.flows.test_cli import factsmith, refused  # noqa: F401 - fixtures
+
+
+def without_times(report):
+    return [trial.model_copy(update={"seconds": 0}) for trial in report.trials]
+
+
+def test_a_rerun_loads_no_model_and_says_the_same(prefect_server, home, words, store, monkeypatch):
+    settings = compose(words("dataset.batches=1"))
+    first = tune(settings, 4)
+    before = contents(store)
+    monkeypatch.setattr(Checkpoint, "load", lambda *_, **__: pytest.fail("a model was loaded"))
+    second = tune(settings, 4)
+    assert contents(store) == before
+    assert without_times(first) == without_times(second)
+    assert first.held_out == second.held_out
+    assert [trial.number for trial in first.trials] == [0, 1, 2, 3]
+    scores = [trial.metrics["S"] for trial in first.trials]
+    assert first.best == scores.index(max(scores))
+
+    client = MlflowClient(tracking_uri(home))
+    children = client.search_runs(
+        [client.get_run(first.mlflow_run_id).info.experiment_id],
+        f"tags.mlflow.parentRunId = '{first.mlflow_run_id}'",
+    )
+    names = {child.info.run_name for child in children}
+    assert {"trial 0", "trial 1", "trial 2", "trial 3", "held-out start"} <= names
+    logged = {child.info.run_name: child.data for child in children}
+    assert float(logged["trial 1"].params["method.preservation_weight"]) == first.trials[1].preservation_weight
+    assert logged["trial 1"].metrics["after/S"] == pytest.approx(first.trials[1].metrics["S"])
+
+
+def test_trials_and_judgement_are_ordinary_runs_on_two_halves(prefect_server, home, words):
+    settings = compose(words("dataset.batches=1"))
+    report = tune(settings, 2)
+    tuned = run(on_half(settings_at(settings, Point(weight=-2)), "tune"))
+    assert tuned.metrics["after"] == report.trials[1].metrics
+    assert {stage.state for stage in tuned.stages} == {"cached"}
+    held_out = run(on_half(settings, "test"))
+    assert held_out.metrics["after"] == report.held_out.start
+    assert {stage.state for stage in held_out.stages} == {"cached"}
+
+
+def test_lambdas_share_their_value_vectors(prefect_server, home, words, store):
+    tune(compose(words("dataset.batches=1")), 3)
+    # Three lambdas, one pair of clamp and learning rate: one artifact of vectors for each half.
+    assert len(artifacts(store, "values")) == 2
+    assert len({one.manifest.series for one in artifacts(store, "factor")}) == 3
+
+
+@pytest.mark.parametrize("suite", ["counterfact", "facts"])
+def test_any_dataset_falls_into_two_halves(suite, tmp_path):
+    path = tmp_path / "records.json"
+    path.write_text(json.dumps(World().records()[:7]))
+    words = [f"dataset={suite}", f"dataset.path={path}", "dataset.seed=5", "method.batch_size=all"]
+    halves = {
+        split: {record.request.case_id for batch in bench.batches for record in batch}
+        for split in ("tune", "test", "all")
+        for bench in [Bench(compose([*words, f"dataset.split={split}"]), None)]
+    }
+    assert halves["tune"].isdisjoint(halves["test"])
+    assert halves["tune"] | halves["test"] == halves["all"] == set(range(7))
+    assert len(halves["tune"]) == 4
+
+
+def test_a_trial_that_fails_is_told_and_the_rest_go_on(prefect_server, home, words, monkeypatch):
+    optimise = values_stage.optimise_values
+
+    def fail_on_others(*arguments, **named):
+        if arguments[4].clamp != 1.5 or arguments[4].learning_rate != 0.2:
+            raise values_stage.NonFiniteValueError(arguments[1][0])
+        return optimise(*arguments, **named)
+
+    monkeypatch.setattr(values_stage, "optimise_values", fail_on_others)
+    settings = compose(words("dataset.batches=1", "method.value.clamp=1.5"))
+    report = tune(settings, 5)
+    failed = [trial.number for trial in report.trials if trial.error]
+    assert len(report.trials) == 5
+    assert 0 < len(failed) < 5
+    assert report.best not in failed
+    assert all("NaN" in report.trials[number].error for number in failed)
+    monkeypatch.setattr(values_stage, "optimise_values", lambda *a, **_: fail_on_others(*a[:4], compose().method.value))
+    with pytest.raises(InputError, match="All 2 trials failed"):
+        tune(compose(words("dataset.batches=1", "dataset.seed=9")), 2)
+
+
+def test_what_is_found_is_a_model_to_choose(factsmith, prefect_server, words, tmp_path):  # noqa: F811
+    out = tmp_path / "tuned.yaml"
+    for _ in range(2):  # what an earlier call wrote may be written again
+        result = factsmith("tune", *words("dataset.batches=1"), "--trials", "3", "--json", "--out", out)
+        assert result.code == 0, result
+    document = json.loads(result.out)
+    best = document["trials"][document["best"]]
+    settings = compose([f"model={out}"])
+    assert settings.method.preservation_weight == best["preservation_weight"]
+    assert settings.method.value.clamp == best["clamp"]
+    assert settings.method.value.learning_rate == best["learning_rate"]
+    assert settings.method.layers == [0, 1]
+    assert settings.dataset.name == "embedded"
+    table = factsmith("tune", *words("dataset.batches=1"), "--trials", "3")
+    assert "held out" in table.out
+    assert f"method.preservation_weight={best['preservation_weight']:g}" in table.out
+
+
+def test_what_cannot_be_tuned_on_is_refused(refused, words, tmp_path):  # noqa: F811
+    facts = [{"subject": f"Mara{at}", "prompt": "{} speaks", "target_new": "Danish"} for at in range(6)]
+    path = tmp_path / "facts.json"
+    path.write_text(json.dumps(facts))
+    given = words("dataset=facts", f"dataset.path={path}", "dataset.batches=1")
+    assert "neighborhood_prompts" in refused("tune", *given)
+    whole = World().records()[:1]
+    path.write_text(json.dumps(whole))
+    given = words("dataset=facts", f"dataset.path={path}", "dataset.batches=1", "method.batch_size=all")
+    assert "too few records" in refused("tune", *given)
+    here = tmp_path / "mine.yaml"
+    here.write_text("name: mine\n")
+    assert "is there already" in refused("tune", *words(), "--out", here)
+    assert ".yaml" in refused("tune", *words(), "--out", tmp_path / "mine.txt")
+    assert "no folder" in refused("tune", *words(), "--out", tmp_path / "nowhere" / "mine.yaml")
+    assert here.read_text() == "name: mine\n"
