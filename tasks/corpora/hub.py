@@ -9,11 +9,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import fsspec
+import pyarrow.parquet as pq
+
 from factsmith.artifacts.errors import InputError, closest
 from factsmith.tasks.corpora.repository import Repository, find_repository
 from factsmith.tasks.corpora.source import release
 
-__all__ = ["HubCorpus", "open_hub"]
+__all__ = ["HubCorpus", "open_hub", "parquet_rows"]
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +102,7 @@ class HubCorpus:
             # What the files are called does not matter, only which ones are read, in which order and how.
             data = {
                 "files": [self.checksum(Path(file)) for file in self._files],
-                "format": type(self._builder.config).__module__.rpartition(".")[2],
+                "format": self._format,
                 "cards": [self.checksum(card) for card in repository.cards()],
             }
         shuffled = {"pool": self.pool, "datasets": release("datasets")} if self.seed is not None else {}
@@ -161,6 +164,11 @@ class HubCorpus:
     def _builder(self) -> Any:
         return self.repository.open(self.subset)
 
+    @property
+    def _format(self) -> str:
+        """What `datasets` calls the reader of these files: parquet, json, csv, text, ..."""
+        return type(self._builder.config).__module__.rpartition(".")[2]
+
     @cached_property
     def _files(self) -> list[str]:
         """Data files of the split, in the order in which they are read."""
@@ -178,11 +186,12 @@ class HubCorpus:
     @cached_property
     def _rows(self) -> Any:
         """The ``datasets.IterableDataset``, without columns that nobody asks for where the format allows it."""
-        builder = self._builder
+        from datasets import IterableDataset
+
         self.repository.check_complete(self._files)
         try:
             with self.repository.errors_explained():
-                rows = builder.as_streaming_dataset(self.split)
+                rows = self._builder.as_streaming_dataset(self.split)
                 if rows.features is None:  # JSON lines tell with the first row
                     return rows
                 if self.field not in rows.features:
@@ -190,9 +199,10 @@ class HubCorpus:
                         name for name, kind in rows.features.items() if getattr(kind, "dtype", "").endswith("string")
                     ]
                     raise self._no_field("a row", texts)
-                if hasattr(builder.config, "columns"):  # Parquet: the others are not even fetched
-                    builder.config.columns = [self.field]
-                    rows = builder.as_streaming_dataset(self.split)
+                if self._format == "parquet":
+                    return IterableDataset.from_generator(
+                        parquet_rows, gen_kwargs={"files": self._files, "field": self.field}
+                    )
                 return rows.select_columns([self.field])
         except ValueError as error:
             raise InputError(
@@ -205,3 +215,20 @@ class HubCorpus:
             got=f"text in {', '.join(known) or 'no field'} of {where}",
             remedy=f"set corpus.field: {closest(self.field, known)}" if known else None,
         )
+
+
+def parquet_rows(files: list[str], field: str) -> Iterator[dict[str, Any]]:
+    """One column of Parquet files, fetched a row group at a time in the thread that asks.
+
+    The reader of `datasets` has Arrow fetch ahead in threads of its own; a process that leaves while they are at it
+    crashes or hangs (pyarrow 25, apache/arrow#45214), and it reads more than the column.
+
+    Args:
+        files: paths or URLs that fsspec knows.
+        field: name of the column.
+    """
+    for file in files:
+        with fsspec.open(file, "rb") as opened, pq.ParquetFile(opened, pre_buffer=False) as parquet:
+            for group in range(parquet.num_row_groups):
+                table = parquet.read_row_group(group, columns=[field], use_threads=False)
+                yield from table.to_pylist()

@@ -42,9 +42,7 @@ def _embedded(settings: CorpusSettings, checksum: Checksum) -> CorpusSource:
 def _local(settings: CorpusSettings, checksum: Checksum) -> CorpusSource:
     if settings.path is None:
         raise InputError(f"corpus={settings.name} needs a file.", remedy="set corpus.path=FILE")
-    return open_local(
-        settings.path.expanduser(), field=settings.field, seed=_order_seed(settings), checksum=checksum
-    )
+    return open_local(settings.path.expanduser(), field=settings.field, seed=_order_seed(settings), checksum=checksum)
 
 
 def _hub(settings: CorpusSettings, checksum: Checksum) -> CorpusSource:

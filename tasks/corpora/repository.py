@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -21,7 +22,6 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils import httpx, validate_repo_id
 
 from factsmith.artifacts.errors import InputError, closest
 
@@ -34,10 +34,18 @@ T = TypeVar("T")
 _DELAYS = (1.0, 2.0, 4.0, 8.0)
 """Seconds between one question to the hub and the next, when it does not answer."""
 
+_PATIENCE = 30.0
+"""Seconds after which nothing is asked again."""
+
 _CARDS = ("README.md", ".huggingface.yaml")
 """Files that may say which data files make up a subset, and how they are read."""
 
+_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+
 _OVERLOADED = 429
+
+_HTTPError: type[Exception] = HfHubHTTPError.__bases__[0]
+"""Of whichever HTTP library the hub's client uses; failed connections are such, too."""
 
 
 @dataclass(frozen=True)
@@ -100,9 +108,7 @@ class Repository:
         except CachedRepoTreeNotFoundError:
             raise self._unreachable("the list of its files is not in the cache") from None
         paths = [Path(entry.path) for entry in tree]
-        missing = [
-            path for path in paths if (path.parent, path.suffix) in kinds and not (self.folder / path).is_file()
-        ]
+        missing = [path for path in paths if (path.parent, path.suffix) in kinds and not (self.folder / path).is_file()]
         if missing:
             raise self._unreachable(f"{len(missing)} of its files are not in the cache, {missing[0]} is one")
 
@@ -135,7 +141,8 @@ class Repository:
             ) from None
         except RevisionNotFoundError:
             raise InputError(
-                f"The dataset {self.name} has no such revision.", remedy="set corpus.revision to a branch, tag or commit"
+                f"The dataset {self.name} has no such revision.",
+                remedy="set corpus.revision to a branch, tag or commit",
             ) from None
         except (DataFilesNotFoundError, EmptyDatasetError):
             if self.commit is not None and self.folder is not None:
@@ -151,7 +158,7 @@ class Repository:
                 f"The dataset {self.name} is a script, and foreign code is not run.",
                 remedy="find a copy in Parquet: many datasets have one as corpus.revision=refs/convert/parquet",
             ) from None
-        except (OSError, httpx.HTTPError) as error:
+        except (OSError, _HTTPError) as error:
             if not _no_answer(error):
                 raise InputError(f"The dataset {self.name} cannot be read.", got=_first_line(error)) from None
             raise self._unreachable(f"{type(error).__name__}: {_first_line(error)}") from None
@@ -185,34 +192,28 @@ def find_repository(name: str, revision: str | None) -> Repository:
         return Repository(name, None, path.resolve())
     if path.is_file():
         raise InputError(f"{name} is a file, not a dataset.", remedy=f"set corpus=local corpus.path={name}")
-    try:
-        validate_repo_id(name)
-        valid = name.count("/") == 1
-    except HFValidationError:
-        valid = False
-    if not valid:
-        raise InputError(
-            f"There is no dataset {name!r}.", expected="owner/name on the hub, or a folder that is there"
-        )
+    unknown = InputError(f"There is no dataset {name!r}.", expected="owner/name on the hub, or a folder that is there")
+    if not _NAME.fullmatch(name):
+        raise unknown
     with Repository(name, "", None).errors_explained():
-        # Answers from the hub's cache where there is no network.
-        snapshot = Path(
-            _patiently(
-                lambda: snapshot_download(
-                    name, repo_type="dataset", revision=revision, allow_patterns=list(_CARDS), tqdm_class=None
-                )
+        try:  # the hub's cache answers where there is no network
+            snapshot = _patiently(
+                lambda: snapshot_download(name, repo_type="dataset", revision=revision, allow_patterns=list(_CARDS))
             )
-        )
-    return Repository(name, snapshot.name, snapshot if constants.HF_HUB_OFFLINE else None)
+        except HFValidationError:
+            raise unknown from None
+    return Repository(name, Path(snapshot).name, Path(snapshot) if constants.HF_HUB_OFFLINE else None)
 
 
 def _patiently(ask: Callable[[], T]) -> T:
     """What the hub answers, asked again after a while if it does not."""
+    started = time.monotonic()
     for delay in () if constants.HF_HUB_OFFLINE else _DELAYS:
         try:
             return ask()
-        except (OSError, httpx.HTTPError) as error:
-            if not _no_answer(error):
+        except (OSError, _HTTPError) as error:
+            # The libraries ask again themselves when a server says that it is busy.
+            if not _no_answer(error) or time.monotonic() - started > _PATIENCE:
                 raise
             logger.info("The hub does not answer; asking again in %g s.", delay)
             time.sleep(delay)
@@ -224,7 +225,7 @@ def _no_answer(error: BaseException) -> bool:
     if isinstance(error, HfHubHTTPError):
         status = error.response.status_code if error.response is not None else None
         return status is None or status == _OVERLOADED or status >= 500
-    return isinstance(error, ConnectionError | TimeoutError | LocalEntryNotFoundError | httpx.RequestError)
+    return isinstance(error, (ConnectionError, TimeoutError, LocalEntryNotFoundError, _HTTPError))
 
 
 def _first_line(error: BaseException) -> str:
