@@ -18,14 +18,14 @@ from transformers import PreTrainedTokenizerFast
 
 from factsmith.artifacts.errors import InputError
 from factsmith.artifacts.store import Store
-from factsmith.tasks.corpora.embedded import EmbeddedCorpus
-from factsmith.tasks.corpora.local import open_local
+from factsmith.tasks.corpora.opening import open_corpus
 from factsmith.tasks.corpora.source import CorpusSource
 from factsmith.tasks.editing.contexts import read_contexts
 from factsmith.tasks.editing.request import EditRequest
 from factsmith.tasks.models.checkpoint import Checkpoint, open_checkpoint, open_model, refuse_revision
 from factsmith.tasks.models.decoder import Decoder
 from factsmith.tasks.models.placement import DeviceMap
+from factsmith.tasks.progress import work
 from factsmith.tasks.records.record import Record
 from factsmith.tasks.records.selection import select_batches, select_records
 from factsmith.tasks.settings import EMBEDDED, Settings
@@ -101,13 +101,7 @@ class Bench:
 
     @cached_property
     def corpus(self) -> CorpusSource:
-        settings = self.settings.corpus
-        if settings.source == EMBEDDED:
-            return EmbeddedCorpus(settings.seed)
-        if settings.path is None:
-            raise InputError(f"corpus={settings.name} needs a file.", remedy="set corpus.path=FILE")
-        path = settings.path.expanduser()
-        return open_local(path, field=settings.field, seed=settings.seed, checksum=self.store.checksums.sha256)
+        return open_corpus(self.settings.corpus, checksum=self.store.checksums.sha256, work=work)
 
     @cached_property
     def true_records(self) -> list[Record]:

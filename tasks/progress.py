@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -16,6 +17,9 @@ __all__ = ["work"]
 logger = logging.getLogger(__name__)
 
 _SECONDS_BETWEEN_LINES = 10.0
+
+_bars: ContextVar[Progress | None] = ContextVar("_bars", default=None)
+"""Bars that are being shown, for work within work: two displays would write over each other."""
 
 
 @contextmanager
@@ -28,6 +32,13 @@ def work(what: str, total: int) -> Iterator[Callable[[int], None]]:
 
 @contextmanager
 def _bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    if (above := _bars.get()) is not None:
+        bar = above.add_task(what, total=total)
+        try:
+            yield lambda done: above.advance(bar, done)
+        finally:
+            above.remove_task(bar)
+        return
     columns = (
         TextColumn("{task.description:<12}"),
         BarColumn(),
@@ -37,7 +48,11 @@ def _bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         bar = progress.add_task(what, total=total)
-        yield lambda done: progress.advance(bar, done)
+        token = _bars.set(progress)
+        try:
+            yield lambda done: progress.advance(bar, done)
+        finally:
+            _bars.reset(token)
 
 
 @contextmanager

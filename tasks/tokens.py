@@ -132,8 +132,9 @@ def _build_shard(bench: Bench, draft: Draft, *, first: int, start: int, wanted: 
 
 
 def _too_small(bench: Bench, count: int, wanted: int) -> InputError:
+    settings = bench.settings.corpus
     return InputError(
-        f"The corpus {bench.settings.corpus.path or bench.settings.corpus.name} is too small.",
+        f"The corpus {settings.path or settings.repository or settings.name} is too small.",
         got=f"{count:,} tokens",
         expected=f"{wanted:,} tokens",
         remedy=f"lower corpus.dynamic_multiplier below {count / bench.checkpoint.key_width:.3g}, or add text",

@@ -19,13 +19,13 @@ from factsmith.artifacts.errors import InputError, closest
 __all__ = ["LocalCorpus", "open_local"]
 
 
-def open_local(path: Path, *, field: str, seed: int, checksum: Callable[[Path], str]) -> LocalCorpus:
+def open_local(path: Path, *, field: str, seed: int | None, checksum: Callable[[Path], str]) -> LocalCorpus:
     """The corpus in ``path``, read as its suffix says.
 
     Args:
         path: ``.jsonl`` (one object a line), ``.txt`` (documents apart by blank lines) or ``.parquet``.
         field: of the object or the column that holds the text; unused for ``.txt``.
-        seed: of the documents' order.
+        seed: of the documents' order; ``None`` for that of the file.
         checksum: gives the SHA-256 of a file.
 
     Raises:
@@ -43,9 +43,9 @@ def open_local(path: Path, *, field: str, seed: int, checksum: Callable[[Path], 
 
 
 class LocalCorpus(ABC):
-    """Documents of one file, in the order of a seeded permutation."""
+    """Documents of one file, as they stand or in the order of a seeded permutation."""
 
-    def __init__(self, path: Path, field: str, seed: int, checksum: Callable[[Path], str]) -> None:
+    def __init__(self, path: Path, field: str, seed: int | None, checksum: Callable[[Path], str]) -> None:
         self.path = path
         self.field = field
         self.seed = seed
@@ -68,6 +68,8 @@ class LocalCorpus(ABC):
 
     @cached_property
     def _order(self) -> np.ndarray:
+        if self.seed is None:
+            return np.arange(self.count)
         return torch.randperm(self.count, generator=torch.Generator().manual_seed(self.seed)).numpy()
 
     @property

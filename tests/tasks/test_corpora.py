@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from itertools import islice
+from itertools import islice, pairwise
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -14,6 +15,10 @@ from factsmith.artifacts.errors import InputError
 from factsmith.tasks.corpora.blocks import document_blocks, opening_tokens
 from factsmith.tasks.corpora.embedded import EmbeddedCorpus
 from factsmith.tasks.corpora.local import open_local
+from factsmith.tasks.corpora.opening import open_corpus
+from factsmith.tasks.corpora.stratified import StratifiedCorpus, count_words, take_turns, topics_of
+from factsmith.tasks.progress import work
+from factsmith.tasks.settings import CorpusSettings
 from tests.conftest import load
 
 TEXTS = [f"Document {number} says Zürich {'so ' * (number % 7 * 5)}." for number in range(40)]
@@ -124,3 +129,107 @@ def test_blocks_may_begin_at_any_document(tmp_path, tokenizer):
     later = list(document_blocks(corpus, tokenizer, first=17, length=12, per_document=None, documents_at_once=3))
     assert later == [block for block in blocks if block.place >= 17]
     assert len(list(islice(later, 3))) == 3
+
+
+# -------------------------------------------------------------------------------------------------- sampling
+
+TOPICS = {"sea": "ship wave harbour sail anchor", "wood": "oak moss fern branch fox", "sky": "cloud wind rain sun star"}
+
+
+@pytest.fixture
+def topical(tmp_path):
+    """Nine documents about the sea for every one about the wood, and one about the sky."""
+    names = [("sea",) * 9 + ("wood",), ("sea",) * 9 + ("sky",)]
+    lines = []
+    for number in range(60):
+        for at, name in enumerate(names[number % 2]):
+            words = TOPICS[name].split()
+            lines.append(f"{name}: " + " ".join(words[(at + number + step) % 5] for step in range(12)))
+    path = tmp_path / "topical.jsonl"
+    path.write_text("\n".join(json.dumps({"text": line}) for line in lines))
+    return path
+
+
+def opened(path, **more):
+    settings = CorpusSettings(name="local", source="local", path=path, topics=3, **more)
+    return open_corpus(settings, checksum=Checksums.read, work=work)
+
+
+def test_first_is_the_order_of_the_file(tmp_path):
+    path = write(tmp_path, ".jsonl")
+    assert [index for index, _ in everything(opened(path, sampling="first"))] == list(range(40))
+    assert opened(path, sampling="first", seed=1).recipe() == opened(path, sampling="first", seed=2).recipe()
+    assert everything(opened(path)) == everything(read(path))
+
+
+def test_topics_take_turns_and_nothing_is_lost(topical):
+    drawn = everything(opened(topical))
+    found = everything(opened(topical, sampling="stratified"))
+    assert sorted(found) == sorted(drawn)
+    assert found == everything(opened(topical, sampling="stratified"))
+    assert [name for name, _, _ in (text.partition(":") for _, text in found[:90])].count("sea") == 30
+    for name in TOPICS:  # within a topic, the order is that in which documents were drawn
+        assert [one for one in found if one[1].startswith(name)] == [one for one in drawn if one[1].startswith(name)]
+
+
+def test_behind_the_pool_documents_come_as_they_are_drawn(topical):
+    drawn = everything(opened(topical))
+    found = everything(opened(topical, sampling="stratified", pool=300))
+    assert sorted(found[:300]) == sorted(drawn[:300]) != drawn[:300]
+    assert found[300:] == drawn[300:]
+
+
+def test_topics_do_not_depend_on_threads(topical):
+    from threadpoolctl import threadpool_limits
+
+    words = count_words([text for _, text in everything(opened(topical))])
+    with threadpool_limits(1):
+        alone = topics_of(words, topics=8, seed=0)
+    with threadpool_limits(4):
+        assert np.array_equal(topics_of(words, topics=8, seed=0), alone)
+
+
+def test_few_or_empty_documents_can_be_clustered(tmp_path):
+    path = tmp_path / "few.jsonl"
+    path.write_text("\n".join(json.dumps({"text": text}) for text in ["", "."]))
+    assert len(everything(opened(path, sampling="stratified"))) == 2
+    path.write_text("")
+    assert everything(opened(path, sampling="stratified")) == []
+
+
+def test_turns_are_fair():
+    labels = np.random.default_rng(0).choice(4, size=200, p=[0.7, 0.2, 0.07, 0.03])
+    order = take_turns(labels)
+    assert sorted(order) == list(range(200))
+    seen = np.cumsum(labels[order][:, None] == np.arange(4), axis=0)
+    left = seen[-1] - seen
+    for counts, rest in zip(seen, left, strict=True):  # who has some left is never a whole round behind
+        assert all(counts[label] >= counts.max() - 1 for label in range(4) if rest[label])
+    for label in range(4):
+        assert all(one < other for one, other in pairwise(place for place in order if labels[place] == label))
+
+
+def test_everything_that_changes_the_order_is_in_the_recipe(topical):
+    recipes = [
+        opened(topical, **more).recipe()
+        for more in [
+            {}, {"sampling": "first"}, {"seed": 1}, {"sampling": "stratified"}, {"sampling": "stratified", "seed": 1},
+            {"sampling": "stratified", "pool": 50},
+        ]
+    ]  # fmt: skip
+    assert len({json.dumps(recipe, sort_keys=True) for recipe in recipes}) == len(recipes)
+    assert opened(topical, pool=50).recipe() == opened(topical).recipe()  # a file is shuffled whole
+
+
+def test_the_embedded_corpus_can_be_stratified_and_does_not_end():
+    corpus = StratifiedCorpus(EmbeddedCorpus(0), pool=20, topics=4, seed=0, work=work)
+    head = [corpus.document(place) for place in range(20)]
+    assert sorted(head) == [EmbeddedCorpus(0).document(place) for place in range(20)]
+    assert corpus.document(1000) == EmbeddedCorpus(0).document(1000)
+
+
+@pytest.mark.parametrize(("source", "remedy"), [("local", "corpus.path"), ("hub", "corpus.repository")])
+def test_a_source_that_is_not_named_is_asked_for(source, remedy):
+    with pytest.raises(InputError) as caught:
+        open_corpus(CorpusSettings(name="mine", source=source), checksum=Checksums.read, work=work)
+    assert remedy in caught.value.details["remedy"]
