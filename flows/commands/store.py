@@ -12,13 +12,13 @@ import typer
 
 from factsmith.artifacts.errors import FactsmithError, InputError
 from factsmith.artifacts.store import Store
+from factsmith.flows.commands.common import AsJson
 from factsmith.tasks.home import home
 
 __all__ = ["store_app"]
 
 store_app = typer.Typer(help="Look at the artifact store, and clear it.", no_args_is_help=True)
 
-AsJson = Annotated[bool, typer.Option("--json", help="print one JSON document and nothing else on stdout")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="only tell what would be removed")]
 
 

@@ -1,0 +1,85 @@
+"""Commands that run the pipeline, or a part of it, or say what it would do."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from factsmith.flows.commands.common import AsJson, Words, compose_words, preflight, show, show_report
+
+__all__ = ["edit", "evaluate", "plan", "precompute", "run"]
+
+
+def run(words: Words = None, as_json: AsJson = False) -> None:
+    """Precompute, edit and evaluate: the whole pipeline."""
+    settings = compose_words(words)
+    preflight(settings, dataset=True)
+    from factsmith.flows.run import run as flow
+
+    show_report(lambda: flow(settings), settings, as_json)
+
+
+def precompute(words: Words = None, as_json: AsJson = False) -> None:
+    """Get a model ready: tokens, keys, covariance, factor."""
+    settings = compose_words(words)
+    preflight(settings, dataset=False)
+    from factsmith.flows.precompute import precompute as flow
+
+    show_report(lambda: flow(settings), settings, as_json)
+
+
+def edit(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[FACTS] [WORDS]...", help="facts (.json, .jsonl, .csv), choices and settings"),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="folder to write the edited model to")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write facts into a model, all those of a facts file together.
+
+    A fact is an object with subject, prompt and target_new:
+    {"subject": "Ada Lovelace", "prompt": "{} was born in", "target_new": "London"}
+    """
+    words = words or []
+    if words and "=" not in words[0]:
+        given = ["dataset=facts", f"dataset.path={words[0]}"]
+        if not any(word.startswith("method.batch_size=") for word in words):
+            given.append("method.batch_size=all")
+        words = [*given, *words[1:]]
+    settings = compose_words(words)
+    preflight(settings, dataset=True, out=out)
+    from factsmith.flows.edit import edit as flow
+
+    show_report(lambda: flow(settings, out), settings, as_json, out)
+
+
+def evaluate(words: Words = None, as_json: AsJson = False) -> None:
+    """Score a model before and after its facts are written."""
+    settings = compose_words(words)
+    preflight(settings, dataset=True)
+    from factsmith.flows.evaluate import evaluate as flow
+
+    show_report(lambda: flow(settings), settings, as_json)
+
+
+def plan(
+    words: Words = None,
+    precompute: Annotated[bool, typer.Option("--precompute", help="only what does not depend on facts")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show what a run would do: what is cached, and what the rest would cost in FLOP, bytes and memory."""
+    settings = compose_words(words)
+    bench = preflight(settings, dataset=not precompute)
+    from factsmith.flows.tables import plan_table
+    from factsmith.tasks.planning import plan as plan_stages
+
+    stages = plan_stages(bench, dataset=not precompute)
+    if as_json:
+        typer.echo(json.dumps({"stages": [asdict(stage) for stage in stages]}))
+        return
+    show(plan_table(stages, settings))
