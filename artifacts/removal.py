@@ -16,9 +16,9 @@ from pathlib import Path
 from factsmith.artifacts.errors import DamagedArtifactError, InputError
 from factsmith.artifacts.locks import IN_USE, held_at_once
 from factsmith.artifacts.manifest import MANIFEST_NAME, Manifest
-from factsmith.artifacts.store import Store, unwritable
+from factsmith.artifacts.store import Artifact, Store, unwritable
 
-__all__ = ["alone", "dependants", "leftovers", "remove", "size", "unused"]
+__all__ = ["alone", "dependants", "discard", "leftovers", "remove", "size", "unused"]
 
 _TRASH = "trash"
 
@@ -112,11 +112,7 @@ def remove(store: Store, paths: Iterable[Path], *, advance: Callable[[int], None
     try:
         for path in paths:
             if path.is_dir():
-                gone = path
-                if path.parent != trash:
-                    trash.mkdir(exist_ok=True)
-                    gone = path.rename(trash / f"{path.name}-{uuid.uuid4().hex[:8]}")
-                shutil.rmtree(gone)
+                shutil.rmtree(path if path.parent == trash else _out_of_sight(store, path))
                 with contextlib.suppress(OSError):  # it holds others of its series
                     if path.parent.parent.parent == store.root / "artifacts":
                         path.parent.rmdir()
@@ -126,6 +122,17 @@ def remove(store: Store, paths: Iterable[Path], *, advance: Callable[[int], None
     except OSError as error:
         raise unwritable(store.root, error) from None
     store.checksums.forget_missing()
+
+
+def discard(store: Store, artifact: Artifact) -> None:
+    """Remove an artifact that only its own maker ever reads, while the store is in use."""
+    shutil.rmtree(_out_of_sight(store, artifact.path))
+
+
+def _out_of_sight(store: Store, path: Path) -> Path:
+    trash = store.root / _TRASH
+    trash.mkdir(exist_ok=True)
+    return path.rename(trash / f"{path.name}-{uuid.uuid4().hex[:8]}")
 
 
 def size(path: Path) -> int:

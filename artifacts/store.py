@@ -198,12 +198,6 @@ class Store:
             raise FactsmithError(f"{recipe.address} was built but cannot be read back from {self.root}.")
         return found
 
-    def discard(self, artifact: Artifact) -> None:
-        """Remove ``artifact``; to a reader it is there whole, or gone."""
-        aside = self._writable("staging") / f"{artifact.digest}-{uuid.uuid4().hex[:8]}"
-        artifact.path.rename(aside)
-        shutil.rmtree(aside)
-
     # -------------------------------------------------------------- verifying
 
     def verify(self, path: Path) -> list[str]:

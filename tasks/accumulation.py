@@ -15,6 +15,7 @@ from torch import Tensor
 
 from factsmith.artifacts.formats import load_tensors, save_tensors
 from factsmith.artifacts.recipe import Series
+from factsmith.artifacts.removal import discard
 from factsmith.artifacts.store import Draft
 from factsmith.tasks.bench import Bench
 from factsmith.tasks.covariance import ROWS_AT_ONCE, Covariances, covariance_series, save_moments
@@ -145,5 +146,5 @@ class _Sums:
             draft.summary = {"layers": list(self.moments), "tokens": self.rows}
             draft.made = self._made
         if self._checkpoint:
-            self._store.discard(self._checkpoint)
+            discard(self._store, self._checkpoint)
         self._checkpoint, self.saved = self._store.get(recipe), self.rows

@@ -47,11 +47,12 @@ def model_recipe(bench: Bench) -> Recipe:
     return Series("model", 1, {"files": {file.name: bench.store.checksums.sha256(file) for file in files}}).member()
 
 
-def model_name(bench: Bench) -> ModelName:
-    """The names that later stages know the checkpoint by."""
+def model_name(bench: Bench, weights: str | None = None) -> ModelName:
+    """The names that later stages know the checkpoint by; ``weights`` is the digest of ``model_recipe``, if known."""
     files = {file.name: bench.store.checksums.sha256(file) for file in bench.checkpoint.tokenizer_files}
     attention = bench.checkpoint.layout.attention_implementation
-    return ModelName(model_recipe(bench).digest, digest_of(files), bench.settings.model.dtype, attention)
+    weights = model_recipe(bench).digest if weights is None else weights
+    return ModelName(weights, digest_of(files), bench.settings.model.dtype, attention)
 
 
 @stage("model")

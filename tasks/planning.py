@@ -69,7 +69,8 @@ class _Planner:
 
     def __init__(self, bench: Bench) -> None:
         self.bench = bench
-        self.name = model_name(bench)
+        # Nothing can have been made of weights that are still on the hub: no name finds nothing.
+        self.name = model_name(bench, None if bench.checkpoint.is_here else "")
         self.cost = model_cost(bench.checkpoint)
         self.layers = bench.layers
         self.count = corpus_tokens(bench)
@@ -89,7 +90,7 @@ class _Planner:
 
     def model(self) -> StagePlan:
         largest = 4 * self.cost.vocabulary * self.cost.width
-        missing = self.missing([model_recipe(self.bench)])
+        missing = self.missing([model_recipe(self.bench)]) if self.bench.checkpoint.is_here else 1
         return StagePlan("model", missing, 1, "checkpoint", memory=2 * missing * largest)
 
     def corpus(self) -> list[StagePlan]:

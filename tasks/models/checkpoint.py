@@ -83,6 +83,11 @@ class Checkpoint:
                 )
         return files
 
+    @property
+    def is_here(self) -> bool:
+        """Whether the weights can be read without fetching any."""
+        return all((self.path / name).is_file() for name in weight_names(self.path))
+
     def check_readable(self) -> None:
         """See that there are weights and a tokenizer, without fetching what is large.
 
