@@ -55,6 +55,8 @@ def trials_table(report: TuneReport, settings: Settings) -> Table:
     table = Table(
         title=f"{settings.method.name} on {settings.model.name}: tuned on one half of the records, percent",
         title_justify="left",
+        caption="The last two rows are the other half's, which nothing was chosen on.",
+        caption_justify="left",
     )
     for name in ("trial", "lambda", "clamp", "learning rate", *SCORES, "seconds"):
         table.add_column(name, justify="right")
@@ -69,8 +71,8 @@ def trials_table(report: TuneReport, settings: Settings) -> Table:
         style = "bold green" if trial is best else "red" if trial.error else ""
         row(str(trial.number), trial, trial.metrics, f"{trial.seconds:.1f}", style)
     table.add_section()
-    row("start, held out", start, report.held_out.start, "")
-    row("best, held out", best, report.held_out.best, "", "bold green")
+    row("start", start, report.held_out.start, "")
+    row("best", best, report.held_out.best, "", "bold green")
     return table
 
 

@@ -93,10 +93,10 @@ def test_a_trial_that_fails_is_told_and_the_rest_go_on(prefect_server, home, wor
 
     monkeypatch.setattr(values_stage, "optimise_values", fail_on_others)
     settings = compose(words("dataset.batches=1", "method.value.clamp=1.5"))
-    report = tune(settings, 5)
+    report = tune(settings, 8)
     failed = [trial.number for trial in report.trials if trial.error]
-    assert len(report.trials) == 5
-    assert 0 < len(failed) < 5
+    assert len(report.trials) == 8
+    assert failed == [3, 4, 5]
     assert report.best not in failed
     assert all("NaN" in report.trials[number].error for number in failed)
     monkeypatch.setattr(values_stage, "optimise_values", lambda *a, **_: fail_on_others(*a[:4], compose().method.value))
@@ -118,7 +118,7 @@ def test_what_is_found_is_a_model_to_choose(factsmith, prefect_server, words, tm
     assert settings.method.layers == [0, 1]
     assert settings.dataset.name == "embedded"
     table = factsmith("tune", *words("dataset.batches=1"), "--trials", "3")
-    assert "held out" in table.out
+    assert "nothing was chosen on" in " ".join(table.out.split())
     assert f"method.preservation_weight={best['preservation_weight']:g}" in table.out
 
 
