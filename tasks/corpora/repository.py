@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from huggingface_hub import constants, get_cached_repo_tree, snapshot_download
+from huggingface_hub import HfApi, constants, get_cached_repo_tree, snapshot_download
 from huggingface_hub.errors import (
     CachedRepoTreeNotFoundError,
     GatedRepoError,
@@ -196,13 +196,20 @@ def find_repository(name: str, revision: str | None) -> Repository:
     if not _NAME.fullmatch(name):
         raise unknown
     with Repository(name, "", None).errors_explained():
-        try:  # the hub's cache answers where there is no network
+        try:
+            commit = None
+            if not constants.HF_HUB_OFFLINE:
+                commit = _patiently(lambda: HfApi().dataset_info(name, revision=revision)).sha
+            # Notes in the hub's cache what the revision is and which files it has; offline, that is read from there.
+            # Alone it is not enough: when the hub happens to be busy, it answers with an old note.
             snapshot = _patiently(
                 lambda: snapshot_download(name, repo_type="dataset", revision=revision, allow_patterns=list(_CARDS))
             )
         except HFValidationError:
             raise unknown from None
-    return Repository(name, Path(snapshot).name, Path(snapshot) if constants.HF_HUB_OFFLINE else None)
+    if commit is None:
+        return Repository(name, Path(snapshot).name, Path(snapshot))
+    return Repository(name, commit, None)
 
 
 def _patiently(ask: Callable[[], T]) -> T:

@@ -14,7 +14,6 @@ from factsmith.flows.locate import locate
 from factsmith.tasks.models.checkpoint import Checkpoint
 from factsmith.tasks.tracking import tracking_uri
 from tests.flows.conftest import artifacts, contents, states
-from tests.flows.test_cli import factsmith, refused  # noqa: F401 - fixtures
 
 
 @pytest.fixture
@@ -73,7 +72,7 @@ def test_facts_that_the_model_does_not_know_are_passed_over(traced, tmp_path):
         traced("dataset=facts", f"dataset.path={path}")
 
 
-def test_neither_layers_nor_a_corpus_need_be_given(factsmith, prefect_server, gpt2_folder, tmp_path, refused):  # noqa: F811
+def test_neither_layers_nor_a_corpus_need_be_given(factsmith, prefect_server, gpt2_folder, tmp_path, refused):
     path = tmp_path / "facts.jsonl"
     path.write_text(json.dumps({"subject": "Mara", "prompt": "{} speaks", "target_new": "Danish"}))
     words = ["model=local", f"model.path={gpt2_folder}", f"dataset.path={path}"]
@@ -82,7 +81,7 @@ def test_neither_layers_nor_a_corpus_need_be_given(factsmith, prefect_server, gp
     assert "target_true" in message
 
 
-def test_the_command_prints_what_to_do(factsmith, prefect_server):  # noqa: F811
+def test_the_command_prints_what_to_do(factsmith, prefect_server):
     words = ["trace.facts=3", "trace.samples=2", "dataset.limit=3"]
     result = factsmith("locate", *words)
     assert result.code == 0, result

@@ -18,7 +18,6 @@ from factsmith.tasks.models.checkpoint import Checkpoint
 from factsmith.tasks.search import Point, settings_at
 from factsmith.tasks.tracking import tracking_uri
 from tests.flows.conftest import artifacts, contents
-from tests.flows.test_cli import factsmith, refused  # noqa: F401 - fixtures
 
 
 def without_times(report):
@@ -104,7 +103,7 @@ def test_a_trial_that_fails_is_told_and_the_rest_go_on(prefect_server, home, wor
         tune(compose(words("dataset.batches=1", "dataset.seed=9")), 2)
 
 
-def test_what_is_found_is_a_model_to_choose(factsmith, prefect_server, words, tmp_path):  # noqa: F811
+def test_what_is_found_is_a_model_to_choose(factsmith, prefect_server, words, tmp_path):
     out = tmp_path / "tuned.yaml"
     for _ in range(2):  # what an earlier call wrote may be written again
         result = factsmith("tune", *words("dataset.batches=1"), "--trials", "3", "--json", "--out", out)
@@ -122,7 +121,7 @@ def test_what_is_found_is_a_model_to_choose(factsmith, prefect_server, words, tm
     assert f"method.preservation_weight={best['preservation_weight']:g}" in table.out
 
 
-def test_what_cannot_be_tuned_on_is_refused(refused, words, tmp_path):  # noqa: F811
+def test_what_cannot_be_tuned_on_is_refused(refused, words, tmp_path):
     facts = [{"subject": f"Mara{at}", "prompt": "{} speaks", "target_new": "Danish"} for at in range(6)]
     path = tmp_path / "facts.json"
     path.write_text(json.dumps(facts))

@@ -79,37 +79,35 @@ class _Handler(BaseHTTPRequestHandler):
         hub.asked.append(f"{self.command} {path}")
         if hub.failures:
             hub.failures -= 1
-            return self._send(503, b"later")
+            self._send(503, b"later")
+            return
         api, files = f"/api/datasets/{hub.name}", f"/datasets/{hub.name}/resolve/"
         if path.startswith(files):
-            revision, _, name = path.removeprefix(files).partition("/")
-            return self._file(revision, name)
-        if path != api and not path.startswith(f"{api}/"):
-            return self._missing("RepoNotFound")
-        what, _, rest = path.removeprefix(api).strip("/").partition("/")
+            self._file(*path.removeprefix(files).split("/", 1))
+        elif path == api or path.startswith(f"{api}/"):
+            self._api(path.removeprefix(api), body)
+        else:
+            self._missing("RepoNotFound")
+
+    def _api(self, path: str, body: bytes) -> None:
+        what, _, rest = path.strip("/").partition("/")
         revision, _, below = rest.partition("/")
-        if what in ("revision", "tree", "paths-info") and self._commit(revision) is None:
-            return self._missing("RevisionNotFound")
-        if what in ("", "revision"):
-            names = [{"rfilename": entry["path"]} for entry in self._entries() if entry["type"] == "file"]
-            return self._json({"id": hub.name, "sha": self._commit(revision or "main"), "siblings": names})
-        if what == "tree":
+        commit, below = self._commit(revision or "main"), below.strip("/")
+        entries = self._entries()
+        if commit is None:
+            self._missing("RevisionNotFound")
+        elif what in ("", "revision"):
+            names = [{"rfilename": entry["path"]} for entry in entries if entry["type"] == "file"]
+            self._json({"id": self.state.name, "sha": commit, "siblings": names})
+        elif what == "tree" and (not below or below in {entry["path"] for entry in entries}):
             deep = "recursive=true" in self.path.lower()
-            below = below.strip("/")
-            known = {entry["path"] for entry in self._entries() if entry["type"] == "directory"}
-            if below and below not in known:
-                return self._missing("EntryNotFound")
-            inside = [
-                entry
-                for entry in self._entries()
-                if (deep and (not below or entry["path"].startswith(f"{below}/")))
-                or str(Path(entry["path"]).parent) == (below or ".")
-            ]
-            return self._json(inside)
-        if what == "paths-info":
+            inside = [entry for entry in entries if not below or str(entry["path"]).startswith(f"{below}/")]
+            self._json([entry for entry in inside if deep or str(Path(str(entry["path"])).parent) == (below or ".")])
+        elif what == "paths-info":
             wanted = json.loads(body)["paths"]
-            return self._json([entry for entry in self._entries() if entry["path"] in wanted])
-        return self._missing("EntryNotFound")
+            self._json([entry for entry in entries if entry["path"] in wanted])
+        else:
+            self._missing("EntryNotFound")
 
     def _commit(self, revision: str) -> str | None:
         commits = self.state.commits
@@ -119,7 +117,7 @@ class _Handler(BaseHTTPRequestHandler):
         entries = []
         for path in sorted(self.state.folder.rglob("*")):
             name = path.relative_to(self.state.folder).as_posix()
-            digest = hashlib.sha1(name.encode()).hexdigest()
+            digest = hashlib.sha256(name.encode()).hexdigest()[:40]
             size = path.stat().st_size if path.is_file() else 0
             entries.append({"type": "file" if size else "directory", "oid": digest, "size": size, "path": name})
         return entries
@@ -133,7 +131,7 @@ class _Handler(BaseHTTPRequestHandler):
         content = path.read_bytes()
         headers = {
             "X-Repo-Commit": commit,
-            "ETag": f'"{hashlib.sha1(content).hexdigest()}"',
+            "ETag": f'"{hashlib.sha256(content).hexdigest()}"',
             "Accept-Ranges": "bytes",
         }
         status = 200

@@ -169,7 +169,7 @@ def test_a_hub_that_does_not_answer_is_asked_again_and_later_each_time(monkeypat
         asked.append(1)
         raise ConnectionError("no route")
 
-    monkeypatch.setattr(repository, "snapshot_download", silent)
+    monkeypatch.setattr(repository.HfApi, "dataset_info", silent)
     with pytest.raises(InputError, match="does not answer") as caught:
         read("someone/some-text")
     assert waited == [1, 2, 4, 8]
@@ -236,25 +236,23 @@ def test_commits_errors_and_what_is_left_offline(tmp_path, ask):
     folder = write(tmp_path / "data")
     (folder / "README.md").write_text("# Some text")
     with serve(folder) as served:
-        served.commits["old"] = "b" * 40
+        served.commits |= {"main": "c" * 40, "old": "b" * 40}
+        (before,) = ask(served, {})
+        assert before["recipe"]["commit"] == "c" * 40
+        served.commits["main"] = "a" * 40
         served.failures = 1  # the first answer is "come back later"
         first, old, missing, other, shuffled = ask(
             served, {}, {"revision": "old"}, {"revision": "lost"}, {"name": "someone/other"}, {"seed": 5, "count": 100}
         )
+        assert first["recipe"] == {**before["recipe"], "commit": "a" * 40}
         assert first["documents"] == [list(one) for one in KEPT[:3]]
         assert old["recipe"] == {**first["recipe"], "commit": "b" * 40}
         assert "no such revision" in missing["error"]
         assert "There is no dataset 'someone/other'" in other["error"]
-        served.commits["main"] = "c" * 40
-        (moved,) = ask(served, {})
-        assert moved["recipe"]["commit"] == "c" * 40
-        served.commits["main"] = "a" * 40
-        ask(served, {})  # the cache notes what main is
 
         asked = len(served.asked)
-        (nothing,) = ask(served, {}, HF_HUB_OFFLINE="1")
+        nothing, known = ask(served, {}, {"count": 0}, HF_HUB_OFFLINE="1")
         assert "its data are not in the cache" in nothing["error"]
-        (known,) = ask(served, {"count": 0}, HF_HUB_OFFLINE="1")
         assert known == {"recipe": first["recipe"], "documents": []}  # enough to find what has been tokenized
         assert len(served.asked) == asked
 
