@@ -124,7 +124,7 @@ def layout_for(config: PretrainedConfig, where: str) -> Layout:
     """The layout of the config's ``model_type``.
 
     Raises:
-        InputError: no file knows the family, or the family's file refuses this variant of it.
+        InputError: no file knows the family, the family's file refuses this variant of it, or it is quantised.
     """
     layout = _families().get(config.model_type)
     if layout is None:
@@ -132,6 +132,12 @@ def layout_for(config: PretrainedConfig, where: str) -> Layout:
             f"Models of type {config.model_type!r} cannot be edited yet ({where}).",
             expected=f"one of {', '.join(sorted(_families()))}",
             remedy=f"add tasks/models/families/{config.model_type}.py with the family's layout",
+        )
+    if getattr(config, "quantization_config", None) is not None:
+        raise InputError(
+            f"The model {where} is quantised: its weights cannot take an edit.",
+            expected="weights in float32, bfloat16 or float16",
+            remedy="take the checkpoint it was quantised from",
         )
     layout.check(config)
     return layout

@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GPT2Config, OPTConfig
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    LlamaConfig,
+    MistralConfig,
+    OPTConfig,
+    Qwen2Config,
+    Qwen3Config,
+)
 
 from factsmith.artifacts.errors import InputError
 from factsmith.tasks.models.batching import length_batches, pad
+from factsmith.tasks.models.decoder import Decoder
 from factsmith.tasks.models.key_stream import NonFiniteKeysError, block_keys
 from factsmith.tasks.models.layout import layout_for
 from tests.conftest import plain_blocks, plain_projection
@@ -115,6 +124,61 @@ def test_an_unknown_family_is_refused_with_the_file_to_add():
 def test_a_variant_that_a_layout_would_get_wrong_is_refused():
     with pytest.raises(InputError, match="cross-attention"):
         layout_for(GPT2Config(add_cross_attention=True), "somewhere")
+
+
+def test_the_attention_that_runs_is_the_one_that_is_recorded(decoder):
+    assert decoder.model.config._attn_implementation == decoder.layout.attention_implementation
+
+
+SMALL = {
+    "vocab_size": 50, "max_position_embeddings": 96, "hidden_size": 24, "num_hidden_layers": 4,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 40, "initializer_range": 0.5,
+}  # fmt: skip
+SLIDING = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 2}
+
+
+def in_memory(config) -> Decoder:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+    return Decoder(model, None, layout_for(config, "somewhere"))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "config",
+    [MistralConfig(**SMALL, sliding_window=8), Qwen2Config(**SMALL, **SLIDING), Qwen3Config(**SMALL, **SLIDING)],
+    ids=lambda config: config.model_type,
+)
+def test_what_fits_a_sliding_window_is_all_that_is_taken(config):
+    decoder = in_memory(config)
+    assert decoder.context_length == 8
+    tokens = torch.randint(3, 50, (2, 9), generator=torch.Generator().manual_seed(3))
+
+    def difference(length: int) -> float:
+        ours = decoder.logits(decoder.run(decoder.embed(tokens[:, :length]), 0, decoder.block_count))
+        return float((ours - decoder.model(input_ids=tokens[:, :length]).logits).abs().max())
+
+    assert difference(8) < 1e-5
+    assert difference(9) > 1e-3, "the window no longer matters: the limit could go"
+
+
+def test_a_window_that_no_block_uses_limits_nothing():
+    config = Qwen2Config(**SMALL, **{**SLIDING, "max_window_layers": 4})
+    assert layout_for(config, "somewhere").context_length(config) == 96
+
+
+def test_longrope_is_kept_to_the_lengths_where_padding_is_harmless():
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 3, "long_factor": [4.0] * 3}
+    config = LlamaConfig(**SMALL, rope_parameters={**rope, "original_max_position_embeddings": 16})
+    assert layout_for(config, "somewhere").context_length(config) == 16
+
+
+def test_a_quantised_checkpoint_is_refused():
+    config = LlamaConfig(**SMALL)
+    config.quantization_config = {"quant_method": "gptq", "bits": 4}
+    with pytest.raises(InputError, match="somewhere is quantised"):
+        layout_for(config, "somewhere")
 
 
 @pytest.mark.parametrize("most", [1, 10, 33, 1000])

@@ -21,9 +21,16 @@ class LlamaLayout(Layout):
         return int(config.intermediate_size)
 
     def context_length(self, config: PretrainedConfig) -> int:
+        longest = int(config.max_position_embeddings)
         # Within a sliding window attention is plainly causal, as we run it: what is longer is not taken.
-        window = getattr(config, "sliding_window", None)
-        return min(int(config.max_position_embeddings), int(window or config.max_position_embeddings))
+        slides = "sliding_attention" in (getattr(config, "layer_types", None) or ["sliding_attention"])
+        if slides and getattr(config, "sliding_window", None):
+            longest = min(longest, int(config.sliding_window))
+        # LongRoPE turns by other angles once a pass is longer than this, and so would change its shorter rows.
+        rotary = getattr(config, "rope_parameters", None) or {}
+        if rotary.get("rope_type") == "longrope":
+            longest = min(longest, int(rotary["original_max_position_embeddings"]))
+        return longest
 
     def blocks(self, model: HFModel) -> nn.ModuleList:
         return model.model.layers
