@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from factsmith.artifacts.errors import InputError
 from factsmith.tasks.models.batching import pad
 from factsmith.tasks.models.decoder import Decoder
-from factsmith.tasks.models.text import PLACEHOLDER
+from factsmith.tasks.models.text import PLACEHOLDER, encode_prompt
 from factsmith.tasks.records.reading import read_json
 
 __all__ = ["CLEAN", "TOP_K", "ContextSample", "read_contexts", "sample_contexts"]
@@ -52,7 +52,7 @@ def sample_contexts(decoder: Decoder, samples: Sequence[ContextSample], *, seed:
     generator = torch.Generator().manual_seed(seed)
     templates: list[str] = [CLEAN]
     for sample in (one for one in samples for _ in range(one.count)):
-        tokens = list(decoder.tokenizer(sample.start)["input_ids"])
+        tokens = list(encode_prompt(decoder.tokenizer, sample.start).tokens)
         while len(tokens) < sample.length:
             hidden = decoder.run(decoder.embed(pad([tokens], decoder.device)), 0, decoder.block_count)
             scores, candidates = decoder.logits(hidden[0, -1]).cpu().topk(TOP_K)

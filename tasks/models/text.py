@@ -21,7 +21,7 @@ class EncodedPrompt:
     """Tokens of a prompt and of what continues it.
 
     Attributes:
-        tokens: all of them, with the tokenizer's own special tokens.
+        tokens: all of them, with the special tokens that the tokenizer puts before them, and none behind.
         continued: how many of the last tokens are the continuation's.
         lookup: index of the subject's last token; -1 if the prompt names no subject.
         first: index of the subject's first token; -1 likewise.
@@ -57,11 +57,15 @@ def encode_prompt(
         end = start + len(subject)
         prompt = template[:start] + subject + template[start + len(PLACEHOLDER) :]
     text = prompt if target is None else f"{prompt} {target.lstrip()}"
-    encoding = tokenizer(text, return_offsets_mapping=True, return_attention_mask=False)
-    offsets: list[tuple[int, int]] = encoding["offset_mapping"]
+    encoding = tokenizer(
+        text, return_offsets_mapping=True, return_special_tokens_mask=True, return_attention_mask=False
+    )
+    # What a tokenizer puts behind the text (an EOS) would end what is to be continued.
+    count = max((place + 1 for place, added in enumerate(encoding["special_tokens_mask"]) if not added), default=None)
+    offsets: list[tuple[int, int]] = encoding["offset_mapping"][:count]
     overlapping = [index for index, (first, last) in enumerate(offsets) if first < end and last > start]
     return EncodedPrompt(
-        tokens=tuple(encoding["input_ids"]),
+        tokens=tuple(encoding["input_ids"][:count]),
         continued=sum(last > len(prompt) for _, last in offsets),
         lookup=overlapping[-1] if overlapping else -1,
         first=overlapping[0] if overlapping else -1,

@@ -16,6 +16,8 @@ CASES = [
     ("{}, it is said, speaks", "Émile Zöl"),
     ("Paris is not {}, nor is", "Paris"),
     ("Mara Flousano knows {}; she", "Mara Flousano"),
+    ("The friend of {} is", "Zoe\u0308"),  # an accent of its own, which some tokenizers join to its letter
+    ("They say {} and", "北京"),
 ]
 
 
@@ -46,7 +48,36 @@ def sentencepiece_like(*, legacy: bool):
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
 
 
-@pytest.fixture(params=["byte-level", "byte-level-bos", "metaspace", "metaspace-legacy", "gpt2"])
+def llama3_like():
+    """What Llama 3 and Qwen have: bytes cut by a pattern, composed accents (Qwen), offsets without leading spaces."""
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    from factsmith.tasks.embedded.world import World
+
+    words = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(Regex(words), "isolated"), pre_tokenizers.ByteLevel(False, use_regex=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    texts = [text for fields in World(people_count=60).records() for text in fields["paraphrase_prompts"]]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=500, special_tokens=["<s>", "</s>"], initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.post_processor = processors.Sequence(
+        [
+            processors.ByteLevel(trim_offsets=True),
+            processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)]),
+        ]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
+
+
+@pytest.fixture(params=["byte-level", "byte-level-bos", "pattern-bos", "metaspace", "metaspace-legacy", "gpt2"])
 def tokenizer(request):
     from transformers import GPT2TokenizerFast
 
@@ -55,6 +86,8 @@ def tokenizer(request):
     if request.param == "gpt2":
         folder = request.getfixturevalue("shared") / "data" / "gpt2_tokenizer"
         return GPT2TokenizerFast(vocab=str(folder / "vocab.json"), merges=str(folder / "merges.txt"))
+    if request.param == "pattern-bos":
+        return llama3_like()
     if request.param.startswith("metaspace"):
         return sentencepiece_like(legacy=request.param.endswith("legacy"))
     folder = "llama_folder" if request.param.endswith("bos") else "gpt2_folder"
@@ -94,6 +127,20 @@ def test_a_continuation_is_what_comes_behind_the_prompt(tokenizer, template, sub
 def test_a_subject_with_braces_stays_itself(tokenizer):
     prompt = encode_prompt(tokenizer, "The set {} is", "{a, b}")
     assert list(prompt.tokens) == tokenizer("The set {a, b} is")["input_ids"]
+
+
+@pytest.mark.parametrize("end", ["", " </s>"])
+def test_a_token_that_ends_texts_is_no_part_of_a_prompt(end):
+    """Some tokenizers close a text with an EOS: it would be taken for the end of what the prompt is continued with."""
+    from tokenizers import processors
+
+    tokenizer = sentencepiece_like(legacy=False)
+    tokenizer._tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"<s> $A{end}", special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
+    prompt = encode_prompt(tokenizer, "{} is in", "Paris", "New York")
+    assert tokenizer.convert_ids_to_tokens(prompt.tokens) == ["<s>", "▁Paris", "▁is", "▁in", "▁New", "▁York"]
+    assert tokenizer.convert_ids_to_tokens(prompt.labels) == ["▁New", "▁York"]
 
 
 def test_real_tokenizer_of_gpt2(shared):
