@@ -10,12 +10,15 @@ import errno
 import logging
 import re
 import shutil
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import HfApi, constants, get_cached_repo_tree, is_offline_mode, snapshot_download
 from huggingface_hub.errors import CachedRepoTreeNotFoundError, LocalEntryNotFoundError
+from huggingface_hub.utils.tqdm import tqdm
 
 from factsmith.artifacts.errors import InputError
 from factsmith.tasks.hub.patience import not_cached, patiently
@@ -131,8 +134,17 @@ class Snapshot:
             revision=self.commit,
             allow_patterns=list(patterns),
             local_files_only=local,
+            tqdm_class=_Bar,
         )
         return Path(folder)
+
+
+class _Bar(tqdm):
+    """Shows on a terminal; a log gets one line of ours instead."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        disable = kwargs.pop("disable", None) or not sys.stderr.isatty()
+        super().__init__(*args, disable=disable, **kwargs)  # type: ignore[no-untyped-call]
 
 
 def _no_room(repository: Repository, size: int) -> InputError:
