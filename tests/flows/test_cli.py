@@ -227,7 +227,7 @@ def test_a_model_of_an_unknown_family(refused, model, words, model_type):
     (model / "config.json").write_text(json.dumps({**config, "model_type": model_type}))
     message = refused("run", *words(f"model.path={model}"))
     assert model_type in message
-    assert "gpt2, llama" in message
+    assert "gpt2, gpt_neox, gptj, llama" in message
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", "null"])
@@ -302,7 +302,7 @@ def test_keys_that_are_not_numbers(refused, prefect_server, words, home, monkeyp
 
 def test_keys_too_large_for_half_precision(refused, prefect_server, words, home, monkeypatch):
     monkeypatch.setattr(
-        "factsmith.tasks.keys.block_keys",
+        "factsmith.tasks.key_reader.block_keys",
         lambda decoder, blocks, layers, most_tokens: {
             layer: torch.full((sum(map(len, blocks)), decoder.key_width), 1e5) for layer in layers
         },

@@ -24,10 +24,10 @@ embedded_services()
 from factsmith.artifacts.store import Store
 from factsmith.flows.configuration import compose
 from factsmith.flows.run import run
-from factsmith.tasks import keys
+from factsmith.tasks import key_reader
 
 mine, other, *words = sys.argv[1:]
-keys._SHARD_ROWS = 400
+key_reader._SHARD_ROWS = 400
 publish = Store._publish
 built = []
 
