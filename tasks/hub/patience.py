@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 WAITS = (1.0, 2.0, 4.0, 8.0)
 """Seconds before a hub that did not answer is asked again."""
 
-_UNREACHED = (httpx2.TransportError, ConnectionError, TimeoutError)
+_UNREACHED = (httpx2.RequestError, ConnectionError, TimeoutError)
 _BUSY = {408, 429, 500, 502, 503, 504}
 
 T = TypeVar("T")
