@@ -1,9 +1,10 @@
-"""A hub on this machine: as much of the protocol as ``huggingface_hub`` speaks when it fetches files."""
+"""A hub on this machine: as much of the protocol as ``huggingface_hub`` and ``datasets`` speak when they read files."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -18,10 +19,13 @@ import pytest
 TOKEN = "hf_let_me_in"  # noqa: S105 - of a hub that is none
 """Opens what is private or gated."""
 
+_ADDRESS = re.compile(r"/(api/)?(?:models/)?((?:datasets/)?[^/]+/[^/]+)(?:/([^/]+)(?:/([^/]+)(?:/(.*))?)?)?")
+"""Of the interface for programs or not; repository; what is asked for; of which revision; which file or folder."""
+
 
 @dataclass
 class FakeHub:
-    """Repositories by ``owner/name``, each with folders by commit, and names of commits.
+    """Repositories by ``owner/name`` or ``datasets/owner/name``, each with folders by commit, and names of commits.
 
     Attributes:
         folders: files of (repository, commit).
@@ -30,6 +34,7 @@ class FakeHub:
         gated: repositories whose files only somebody with the token gets.
         busy: answers still to be given with 503.
         asked: how often each (method, path) was.
+        sent: bytes of files that went out.
     """
 
     folders: dict[tuple[str, str], Path] = field(default_factory=dict)
@@ -38,12 +43,12 @@ class FakeHub:
     gated: set[str] = field(default_factory=set)
     busy: int = 0
     asked: Counter[tuple[str, str]] = field(default_factory=Counter)
+    sent: int = 0
     endpoint: str = ""
 
     def publish(self, identifier: str, folder: Path, branch: str = "main") -> str:
         """A commit that holds ``folder``, at the tip of ``branch``."""
-        named = "".join(f"{file.name}{_etag(file)}" for file in sorted(folder.iterdir()))
-        commit = hashlib.sha1(f"{identifier}{named}".encode()).hexdigest()
+        commit = hashlib.sha1(f"{identifier}{_entries(folder)}".encode()).hexdigest()
         self.folders[identifier, commit] = folder
         self.branches[identifier, branch] = commit
         return commit
@@ -62,17 +67,26 @@ class FakeHub:
             def do_HEAD(self) -> None:
                 self.do_GET()
 
+            def do_POST(self) -> None:
+                self.do_GET()
+
             def do_GET(self) -> None:
+                sent = self.rfile.read(int(self.headers.get("Content-Length", 0)))
                 path = unquote(urlsplit(self.path).path)
                 hub.asked[self.command, path] += 1
                 known = self.headers.get("authorization") == f"Bearer {TOKEN}"
-                status, headers, body = hub.answer(path, known=known)
+                status, headers, body = hub.answer(self.path, sent, known=known)
+                if (wanted := self.headers.get("Range")) and status == 200:
+                    first, last = (int(end) for end in wanted.removeprefix("bytes=").split("-"))
+                    status, headers["Content-Range"] = 206, f"bytes {first}-{last}/{len(body)}"
+                    body = body[first : last + 1]
                 self.send_response(status)
                 for name, value in headers.items():
                     self.send_header(name, value)
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
-                if self.command == "GET":
+                if self.command != "HEAD":
+                    hub.sent += len(body) if "/resolve/" in path else 0
                     self.wfile.write(body)
 
             def log_message(self, *_: object) -> None:
@@ -87,44 +101,62 @@ class FakeHub:
             server.shutdown()
             server.server_close()
 
-    def answer(self, path: str, *, known: bool) -> tuple[int, dict[str, str], bytes]:
+    def answer(self, address: str, sent: bytes, *, known: bool) -> tuple[int, dict[str, str], bytes]:
         if self.busy:
             self.busy -= 1
             return 503, {}, b""
-        parts = path.strip("/").split("/")
-        api = parts[0] == "api"
-        identifier = "/".join(parts[2:4] if api else parts[:2])
-        name = (parts[5] if len(parts) > 5 else "main") if api else parts[3]
-        commit = name if (identifier, name) in self.folders else self.branches.get((identifier, name))
+        url = urlsplit(address)
+        found = _ADDRESS.fullmatch(url.path)
+        api, identifier, what, name, below = (unquote(part or "") for part in found.groups()) if found else [""] * 5
+        commit = name if (identifier, name) in self.folders else self.branches.get((identifier, name or "main"))
         if not any(identifier == one for one, _ in self.folders) or (identifier in self.private and not known):
-            status, error = 401, "RepoNotFound"
-        elif commit is None:
-            status, error = 404, "RevisionNotFound"
-        elif not api and identifier in self.gated and not known:
-            status, error = 403, "GatedRepo"
+            return _refusal(401, "RepoNotFound")
+        if commit is None:
+            return _refusal(404, "RevisionNotFound")
+        folder = self.folders[identifier, commit]
+        if not api:
+            closed = identifier in self.gated and not known
+            return _refusal(403, "GatedRepo") if closed else _file(folder / below, commit)
+        entries = _entries(folder)
+        if what == "paths-info":
+            answer: object = [entry for entry in entries if entry["path"] in json.loads(sent)["paths"]]
+        elif what == "tree":
+            if below and not (folder / below).exists():
+                return _refusal(404, "EntryNotFound")
+            deep = "recursive=true" in url.query.lower()
+            inside = [entry for entry in entries if Path(below) in Path(str(entry["path"])).parents]
+            answer = [entry for entry in inside if deep or Path(str(entry["path"])).parent == Path(below)]
         else:
-            folder = self.folders[identifier, commit]
-            return self.listed(identifier, commit, parts[4:]) if api else _file(folder / parts[4], commit)
-        return status, {"X-Error-Code": error}, b""
+            files = [{"rfilename": entry["path"]} for entry in entries if entry["type"] == "file"]
+            answer = {"id": identifier.removeprefix("datasets/"), "sha": commit, "siblings": files}
+        return 200, {"Content-Type": "application/json"}, json.dumps(answer).encode()
 
-    def listed(self, identifier: str, commit: str, asked: list[str]) -> tuple[int, dict[str, str], bytes]:
-        if asked[:1] != ["tree"]:
-            return 200, {}, json.dumps({"id": identifier, "sha": commit, "siblings": []}).encode()
-        files = [
-            {"type": "file", "path": file.name, "size": file.stat().st_size, "oid": _etag(file)}
-            for file in sorted(self.folders[identifier, commit].iterdir())
-        ]
-        return 200, {}, json.dumps(files).encode()
+
+def _refusal(status: int, error: str, **headers: str) -> tuple[int, dict[str, str], bytes]:
+    return status, {"X-Error-Code": error, **headers}, b""
 
 
 def _file(file: Path, commit: str) -> tuple[int, dict[str, str], bytes]:
     if not file.is_file():
-        return 404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit}, b""
-    return 200, {"X-Repo-Commit": commit, "ETag": f'"{_etag(file)}"'}, file.read_bytes()
+        return _refusal(404, "EntryNotFound", **{"X-Repo-Commit": commit})
+    return 200, {"X-Repo-Commit": commit, "ETag": f'"{_etag(file)}"', "Accept-Ranges": "bytes"}, file.read_bytes()
+
+
+def _entries(folder: Path) -> list[dict[str, object]]:
+    """Files and folders under ``folder``, as the hub lists them."""
+    return [
+        {
+            "type": "file" if path.is_file() else "directory",
+            "path": path.relative_to(folder).as_posix(),
+            "size": path.stat().st_size if path.is_file() else 0,
+            "oid": _etag(path),
+        }
+        for path in sorted(folder.rglob("*"))
+    ]
 
 
 def _etag(file: Path) -> str:
-    return hashlib.sha1(file.read_bytes()).hexdigest()
+    return hashlib.sha1(file.read_bytes() if file.is_file() else b"").hexdigest()
 
 
 @contextmanager

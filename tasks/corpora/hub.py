@@ -13,7 +13,7 @@ import fsspec
 import pyarrow.parquet as pq
 
 from factsmith.artifacts.errors import InputError, closest
-from factsmith.tasks.corpora.repository import Repository, find_repository
+from factsmith.tasks.corpora.dataset import Dataset, find_dataset
 from factsmith.tasks.corpora.source import release
 
 __all__ = ["HubCorpus", "open_hub", "parquet_rows"]
@@ -50,9 +50,9 @@ def open_hub(
     Raises:
         InputError: no such dataset, revision, subset, split or field, or a hub that does not answer.
     """
-    found = find_repository(repository, revision)
+    found = find_dataset(repository, revision)
     corpus = HubCorpus(found, subset=subset, split=split, field=field, seed=seed, pool=pool, checksum=checksum)
-    if found.commit is None or found.folder is None:  # offline, what has been tokenized already can still be used
+    if found.snapshot is None or found.folder is None:  # offline, what has been tokenized already can still be used
         corpus.check()
     return corpus
 
@@ -64,7 +64,7 @@ class HubCorpus:
     kept starts the stream again. The index of a document is the number of its row in the stream.
 
     Args:
-        repository: where they are.
+        dataset: where they are.
         subset: of the dataset.
         split: of the subset, or several as ``a+b``.
         field: of a row that holds the text.
@@ -75,7 +75,7 @@ class HubCorpus:
 
     def __init__(
         self,
-        repository: Repository,
+        dataset: Dataset,
         *,
         subset: str | None,
         split: str,
@@ -84,7 +84,7 @@ class HubCorpus:
         pool: int,
         checksum: Callable[[Path], str],
     ) -> None:
-        self.repository = repository
+        self.dataset = dataset
         self.subset = subset
         self.split = split
         self.field = field
@@ -94,16 +94,16 @@ class HubCorpus:
         self._restart()
 
     def recipe(self) -> dict[str, Any]:
-        repository = self.repository
-        if repository.commit is not None:
-            data: dict[str, Any] = {"repository": repository.name, "commit": repository.commit, "subset": self.subset}
-            data["split"] = self.split
+        dataset = self.dataset
+        if dataset.snapshot is not None:
+            data: dict[str, Any] = {"repository": dataset.name, "commit": dataset.snapshot.commit}
+            data |= {"subset": self.subset, "split": self.split}
         else:
             # What the files are called does not matter, only which ones are read, in which order and how.
             data = {
                 "files": [self.checksum(Path(file)) for file in self._files],
                 "format": self._format,
-                "cards": [self.checksum(card) for card in repository.cards()],
+                "cards": [self.checksum(card) for card in dataset.cards()],
             }
         shuffled = {"pool": self.pool, "datasets": release("datasets")} if self.seed is not None else {}
         return {"source": "hub", **data, "field": self.field, "seed": self.seed, **shuffled}
@@ -140,7 +140,7 @@ class HubCorpus:
             text = row[self.field]
             if text is not None and not isinstance(text, str):
                 raise InputError(
-                    f"Field {self.field!r} of {self.repository.name} holds no text.",
+                    f"Field {self.field!r} of {self.dataset.name} holds no text.",
                     got=f"{type(text).__name__} in row {index}",
                     remedy="set corpus.field",
                 )
@@ -150,19 +150,14 @@ class HubCorpus:
     def _read(self) -> Iterator[dict[str, Any]]:
         rows = self._rows
         if self.seed is not None:
-            logger.info("%s: reading %s rows to shuffle among", self.repository.name, f"{self.pool:,}")
+            logger.info("%s: reading %s rows to shuffle among", self.dataset.name, f"{self.pool:,}")
             rows = rows.shuffle(seed=self.seed, buffer_size=self.pool)
-        try:
-            with self.repository.errors_explained():
-                yield from rows
-        except ValueError as error:  # Arrow's errors are such, too
-            raise InputError(
-                f"The dataset {self.repository.name} cannot be read.", got=(str(error).splitlines() or [""])[0]
-            ) from None
+        with self.dataset.errors_explained():
+            yield from rows
 
     @cached_property
     def _builder(self) -> Any:
-        return self.repository.open(self.subset)
+        return self.dataset.open(self.subset)
 
     @property
     def _format(self) -> str:
@@ -177,7 +172,7 @@ class HubCorpus:
         for name in names:
             if name not in known:
                 raise InputError(
-                    f"The dataset {self.repository.name} has no split {name!r}.",
+                    f"The dataset {self.dataset.name} has no split {name!r}.",
                     expected=", ".join(known),
                     remedy=f"set corpus.split: {closest(name, known)}",
                 )
@@ -188,30 +183,23 @@ class HubCorpus:
         """The ``datasets.IterableDataset``, without columns that nobody asks for where the format allows it."""
         from datasets import IterableDataset
 
-        self.repository.check_complete(self._files)
-        try:
-            with self.repository.errors_explained():
-                rows = self._builder.as_streaming_dataset(self.split)
-                if rows.features is None:  # JSON lines tell with the first row
-                    return rows
-                if self.field not in rows.features:
-                    texts = [
-                        name for name, kind in rows.features.items() if getattr(kind, "dtype", "").endswith("string")
-                    ]
-                    raise self._no_field("a row", texts)
-                if self._format == "parquet":
-                    return IterableDataset.from_generator(
-                        parquet_rows, gen_kwargs={"files": self._files, "field": self.field}
-                    )
-                return rows.select_columns([self.field])
-        except ValueError as error:
-            raise InputError(
-                f"The dataset {self.repository.name} cannot be read.", got=(str(error).splitlines() or [""])[0]
-            ) from None
+        self.dataset.check_complete(self._files)
+        with self.dataset.errors_explained():
+            rows = self._builder.as_streaming_dataset(self.split)
+            if rows.features is None:  # JSON lines tell with the first row
+                return rows
+            if self.field not in rows.features:
+                texts = [name for name, kind in rows.features.items() if getattr(kind, "dtype", "").endswith("string")]
+                raise self._no_field("a row", texts)
+            if self._format == "parquet":
+                return IterableDataset.from_generator(
+                    parquet_rows, gen_kwargs={"files": self._files, "field": self.field}
+                )
+            return rows.select_columns([self.field])
 
     def _no_field(self, where: str, known: list[str]) -> InputError:
         return InputError(
-            f"The dataset {self.repository.name} has no field {self.field!r}.",
+            f"The dataset {self.dataset.name} has no field {self.field!r}.",
             got=f"text in {', '.join(known) or 'no field'} of {where}",
             remedy=f"set corpus.field: {closest(self.field, known)}" if known else None,
         )

@@ -17,6 +17,7 @@ from huggingface_hub.errors import (
     FileMetadataError,
     GatedRepoError,
     HfHubHTTPError,
+    HFValidationError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
@@ -27,14 +28,14 @@ from huggingface_hub.errors import (
 from factsmith.artifacts.errors import InputError
 from factsmith.tasks.hub.repository import Repository
 
-__all__ = ["WAITS", "not_cached", "patiently"]
+__all__ = ["WAITS", "explain", "not_cached", "patiently"]
 
 logger = logging.getLogger(__name__)
 
 WAITS = (1.0, 2.0, 4.0, 8.0)
 """Seconds before a hub that did not answer is asked again."""
 
-_UNREACHED = (httpx2.TransportError, ConnectionError, TimeoutError)
+_UNREACHED = (httpx2.RequestError, ConnectionError, TimeoutError)
 _BUSY = {408, 429, 500, 502, 503, 504}
 
 T = TypeVar("T")
@@ -55,7 +56,7 @@ def patiently(repository: Repository, ask: Callable[[], T]) -> T:
             return ask()
         except Exception as error:
             if not _passing(error) or wait is None:
-                explained = _refused(repository, error) or _unanswered(repository, error)
+                explained = explain(repository, error)
                 if explained is None:
                     raise
                 raise explained from None
@@ -64,6 +65,16 @@ def patiently(repository: Repository, ask: Callable[[], T]) -> T:
             )
             time.sleep(wait)
     raise AssertionError("the last attempt returns or raises")
+
+
+def explain(repository: Repository, error: Exception) -> InputError | None:
+    """What the user can do about ``error``; ``None`` if the hub has nothing to do with it.
+
+    Args:
+        repository: that was read when it came.
+        error: of ``huggingface_hub`` or of a library that calls it.
+    """
+    return _refused(repository, error) or _unanswered(repository, error)
 
 
 def _chain(error: BaseException) -> list[BaseException]:
@@ -121,7 +132,7 @@ def _refused(repository: Repository, error: BaseException) -> InputError | None:
             expected=f"a branch, tag or commit that {repository.page} shows",
             remedy=f"set {repository.setting.partition('.')[0]}.revision",
         )
-    if _is_one_of(error, RepositoryNotFoundError):
+    if _is_one_of(error, RepositoryNotFoundError, HFValidationError):
         return InputError(
             f"There is no {repository}: no folder of that name here, and no repository on the hub that you may read.",
             got=_reason(error),
@@ -149,11 +160,17 @@ def _unanswered(repository: Repository, error: BaseException) -> InputError | No
     return None
 
 
-def not_cached(repository: Repository) -> InputError:
-    """The cache lacks something, and may not be filled."""
+def not_cached(repository: Repository, lacking: str | None = None) -> InputError:
+    """The cache lacks something, and may not be filled.
+
+    Args:
+        repository: of which.
+        lacking: what, where that is known.
+    """
     return InputError(
         f"The {repository} is neither a folder here nor in the cache, and HF_HUB_OFFLINE forbids to fetch it.",
-        got=f"cache {constants.HF_HUB_CACHE}, revision {repository.revision or constants.DEFAULT_REVISION}",
+        got=f"cache {constants.HF_HUB_CACHE}, revision {repository.revision or constants.DEFAULT_REVISION}"
+        + (f" without {lacking}" if lacking else ""),
         remedy=f"unset HF_HUB_OFFLINE once; or on another machine {repository.download} "
         f"and set {repository.setting}=DIR",
     )

@@ -148,6 +148,11 @@ def test_a_repository_that_is_not_there(hub, gpt2_folder):
     assert sum(hub.asked.values()) == 1  # a clear no is not asked again
 
 
+def test_a_name_that_the_hub_does_not_allow(hub):
+    assert "spelling of model.path" in refusal("somebody/tiny--gpt2").details["remedy"]
+    assert not hub.asked
+
+
 def test_a_revision_that_is_not_there(hub, gpt2_folder):
     hub.publish(NAME, gpt2_folder)
     for revision in ("v7", "0" * 40):

@@ -15,9 +15,12 @@ import pytest
 
 from factsmith.artifacts.checksums import Checksums
 from factsmith.artifacts.errors import InputError
-from factsmith.tasks.corpora import hub, repository
+from factsmith.tasks.corpora import hub as corpora_hub
+from factsmith.tasks.corpora.dataset import Dataset
 from factsmith.tasks.corpora.hub import open_hub
-from tests.tasks.hub_server import serve
+from factsmith.tasks.hub import patience, snapshot
+from factsmith.tasks.hub.repository import Repository
+from tests.fake_hub import TOKEN
 
 TEXTS = ["  \n" if number % 10 == 3 else f"Document {number} says Zürich." for number in range(120)]
 KEPT = [(index, text) for index, text in enumerate(TEXTS) if text.strip()]
@@ -70,7 +73,7 @@ def test_a_seed_shuffles_and_repeats(tmp_path, kind):
 
 @pytest.mark.parametrize("seed", [None, 3])
 def test_a_document_is_the_same_whatever_was_asked_before(tmp_path, monkeypatch, seed):
-    monkeypatch.setattr(hub, "_RECENT", 8)
+    monkeypatch.setattr(corpora_hub, "_RECENT", 8)
     folder = write(tmp_path)
     expected = everything(read(folder, seed=seed))
     corpus = read(folder, seed=seed)
@@ -163,31 +166,33 @@ def test_a_file_belongs_to_another_choice(tmp_path):
 
 def test_a_hub_that_does_not_answer_is_asked_again_and_later_each_time(monkeypatch):
     waited, asked = [], []
-    monkeypatch.setattr(repository.time, "sleep", waited.append)
+    monkeypatch.setattr(patience.time, "sleep", waited.append)
 
     def silent(*_, **__):
         asked.append(1)
         raise ConnectionError("no route")
 
-    monkeypatch.setattr(repository.HfApi, "dataset_info", silent)
+    monkeypatch.setattr(snapshot.HfApi, "repo_info", silent)
     with pytest.raises(InputError, match="does not answer") as caught:
         read("someone/some-text")
     assert waited == [1, 2, 4, 8]
     assert len(asked) == 5
-    assert "corpus=local corpus.path=FILE" in caught.value.details["remedy"]
+    assert "set corpus.repository=DIR" in caught.value.details["remedy"]
 
 
 # ---------------------------------------------------------------------------------------- a hub of our own
+
+NAME = "datasets/someone/some-text"
 
 PROGRAM = """
 import json, sys
 from pathlib import Path
 from factsmith.artifacts.checksums import Checksums
 from factsmith.artifacts.errors import InputError
-from factsmith.tasks.corpora import repository
 from factsmith.tasks.corpora.hub import open_hub
+from factsmith.tasks.hub import patience
 
-repository._DELAYS = (0.01, 0.01)
+patience.WAITS = (0.01, 0.01)
 for words in json.load(sys.stdin):
     count, name = words.pop("count", 3), words.pop("name", "someone/some-text")
     given = dict(revision=None, subset=None, split="train", field="text", seed=None, pool=60, checksum=Checksums.read)
@@ -202,12 +207,12 @@ for words in json.load(sys.stdin):
 
 
 @pytest.fixture
-def ask(tmp_path):
+def ask(tmp_path, hub):
     """Read from the hub in a process of its own, since addresses are read when libraries are imported."""
 
-    def run(hub, *words, **environment):
+    def run(*words, **environment):
         given = {
-            "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+            "HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_DISABLE_PROGRESS_BARS": "1",
             "HF_UPDATE_DOWNLOAD_COUNTS": "0", "NO_PROXY": "127.0.0.1",
         }  # fmt: skip
         done = subprocess.run(
@@ -220,49 +225,83 @@ def ask(tmp_path):
     return run
 
 
-def test_a_few_documents_cost_a_few_row_groups(tmp_path, ask):
+def test_a_few_documents_cost_a_few_row_groups(tmp_path, hub, ask):
     draw = random.Random(0)
     texts = [f"Document {number} {draw.randbytes(4000).hex()}" for number in range(4000)]
     folder = write(tmp_path / "data", texts=texts, rows=50)
     whole = sum(path.stat().st_size for path in folder.iterdir())
-    with serve(folder) as served:
-        (few,) = ask(served, {"count": 60})
-        assert [text for _, text in few["documents"]] == texts[:60]
-        assert few["recipe"]["commit"] == "a" * 40
-        assert 60 * 4000 < served.sent < 0.2 * whole, (served.sent, whole)
+    commit = hub.publish(NAME, folder)
+    (few,) = ask({"count": 60})
+    assert [text for _, text in few["documents"]] == texts[:60]
+    assert few["recipe"]["commit"] == commit
+    assert 60 * 4000 < hub.sent < 0.2 * whole, (hub.sent, whole)
 
 
-def test_commits_errors_and_what_is_left_offline(tmp_path, ask):
-    folder = write(tmp_path / "data")
-    (folder / "README.md").write_text("# Some text")
-    with serve(folder) as served:
-        served.commits |= {"main": "c" * 40, "old": "b" * 40}
-        (before,) = ask(served, {})
-        assert before["recipe"]["commit"] == "c" * 40
-        served.commits["main"] = "a" * 40
-        served.failures = 1  # the first answer is "come back later"
-        first, old, missing, other, shuffled = ask(
-            served, {}, {"revision": "old"}, {"revision": "lost"}, {"name": "someone/other"}, {"seed": 5, "count": 100}
-        )
-        assert first["recipe"] == {**before["recipe"], "commit": "a" * 40}
-        assert first["documents"] == [list(one) for one in KEPT[:3]]
-        assert old["recipe"] == {**first["recipe"], "commit": "b" * 40}
-        assert "no such revision" in missing["error"]
-        assert "There is no dataset 'someone/other'" in other["error"]
+def test_commits_errors_and_what_is_left_offline(tmp_path, hub, ask):
+    for name in ("then", "now"):
+        (write(tmp_path / name) / "README.md").write_text(f"# Some text, {name}")
+    then = hub.publish(NAME, tmp_path / "then")
+    (before,) = ask({})
+    assert before["recipe"]["commit"] == then
+    hub.publish(NAME, tmp_path / "then", "old")
+    now = hub.publish(NAME, tmp_path / "now")
+    hub.busy = 1  # the first answer is "come back later"
+    first, old, missing, other, subset, shuffled = ask(
+        {}, {"revision": "old"}, {"revision": "lost"}, {"name": "someone/other"}, {"subset": "lost"},
+        {"seed": 5, "count": 100},
+    )  # fmt: skip
+    assert first["recipe"] == {**before["recipe"], "commit": now}
+    assert first["documents"] == [list(one) for one in KEPT[:3]]
+    assert old["recipe"] == before["recipe"]
+    assert "no such revision" in missing["error"]
+    assert "There is no dataset someone/other" in other["error"]
+    assert "no subset 'lost'" in subset["error"]
 
-        asked = len(served.asked)
-        nothing, known = ask(served, {}, {"count": 0}, HF_HUB_OFFLINE="1")
-        assert "its data are not in the cache" in nothing["error"]
-        assert known == {"recipe": first["recipe"], "documents": []}  # enough to find what has been tokenized
-        assert len(served.asked) == asked
+    asked = hub.asked.total()
+    nothing, known = ask({}, {"count": 0}, HF_HUB_OFFLINE="1")
+    assert "without its data" in nothing["error"]
+    assert known == {"recipe": first["recipe"], "documents": []}  # enough to find what has been tokenized
+    assert hub.asked.total() == asked
 
-        download = (
-            "from huggingface_hub import snapshot_download\n"
-            "snapshot_download('someone/some-text', repo_type='dataset', allow_patterns='train-{}*')"
-        )
-        environment = {**os.environ, "HF_ENDPOINT": served.url, "HF_HOME": str(tmp_path / "cache")}
-        subprocess.run([sys.executable, "-c", download.format("00000")], env=environment, check=True)
-        (partial,) = ask(served, {}, HF_HUB_OFFLINE="1")
-        assert "1 of its files are not in the cache, train-00001-of-00002.parquet is one" in partial["error"]
-        subprocess.run([sys.executable, "-c", download.format("")], env=environment, check=True)
-        assert ask(served, {}, {"seed": 5, "count": 100}, HF_HUB_OFFLINE="1") == [first, shuffled]
+    download = (
+        "from huggingface_hub import snapshot_download\n"
+        "snapshot_download('someone/some-text', repo_type='dataset', allow_patterns='train-{}*')"
+    )
+    environment = {**os.environ, "HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "cache")}
+    subprocess.run([sys.executable, "-c", download.format("00000")], env=environment, check=True)
+    (partial,) = ask({}, HF_HUB_OFFLINE="1")
+    assert "without 1 of its files such as train-00001-of-00002.parquet" in partial["error"]
+    subprocess.run([sys.executable, "-c", download.format("")], env=environment, check=True)
+    asked = hub.asked.total()
+    assert ask({}, {"seed": 5, "count": 100}, HF_HUB_OFFLINE="1") == [first, shuffled]
+    assert hub.asked.total() == asked
+
+
+def test_datasets_of_the_hub_that_cannot_be_read(tmp_path, hub, ask):
+    for name, suffix, content in [("empty", "md", "#"), ("script", "py", "exit()"), ("garbled", "parquet", "x" * 99)]:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"{name}.{suffix}").write_text(content)
+        hub.publish(f"datasets/someone/{name}", tmp_path / name)
+    empty, script, garbled = ask(*({"name": f"someone/{name}"} for name in ("empty", "script", "garbled")))
+    assert "holds no data" in empty["error"]
+    assert "is a script" in script["error"]
+    assert "cannot be read" in garbled["error"]
+
+
+def test_a_gated_dataset_says_how_to_be_let_in(tmp_path, hub, ask):
+    (write(tmp_path / "data") / "README.md").write_text("# Some text")
+    hub.publish(NAME, tmp_path / "data")
+    hub.gated.add(NAME)
+    (gated,) = ask({})
+    assert "hf auth login" in gated["error"]
+    (opened,) = ask({}, HF_TOKEN=TOKEN)
+    assert opened["documents"] == [list(one) for one in KEPT[:3]]
+
+
+def test_what_the_network_does_while_text_streams_is_explained():
+    repository = Repository("dataset", "someone/some-text", None, "corpus.repository")
+    remote = Dataset(repository.identifier, snapshot.Snapshot(repository, "a" * 40), None)
+    with pytest.raises(InputError, match="does not answer"), remote.errors_explained():
+        raise OSError("read failed") from ConnectionError("no route")
+    with pytest.raises(ZeroDivisionError), remote.errors_explained():
+        1 // 0  # noqa: B018
