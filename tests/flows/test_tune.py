@@ -11,8 +11,10 @@ from factsmith.artifacts.errors import InputError
 from factsmith.flows.configuration import compose
 from factsmith.flows.run import run
 from factsmith.flows.tune import on_half, tune
+from factsmith.tasks import bench
 from factsmith.tasks import values as values_stage
 from factsmith.tasks.bench import Bench
+from factsmith.tasks.corpora.opening import open_corpus
 from factsmith.tasks.embedded.world import World
 from factsmith.tasks.models.checkpoint import Checkpoint
 from factsmith.tasks.search import Point, settings_at
@@ -29,7 +31,10 @@ def test_a_rerun_loads_no_model_and_says_the_same(prefect_server, home, words, s
     first = tune(settings, 4)
     before = contents(store)
     monkeypatch.setattr(Checkpoint, "load", lambda *_, **__: pytest.fail("a model was loaded"))
+    opened = []
+    monkeypatch.setattr(bench, "open_corpus", lambda *_, **__: opened.append(1) or open_corpus(*_, **__))
     second = tune(settings, 4)
+    assert len(opened) <= 3  # to look at both halves, and once for all trials
     assert contents(store) == before
     assert without_times(first) == without_times(second)
     assert first.held_out == second.held_out
