@@ -142,3 +142,14 @@ def test_what_cannot_be_tuned_on_is_refused(refused, words, tmp_path):
     assert ".yaml" in refused("tune", *words(), "--out", tmp_path / "mine.txt")
     assert "no folder" in refused("tune", *words(), "--out", tmp_path / "nowhere" / "mine.yaml")
     assert here.read_text() == "name: mine\n"
+
+
+def test_what_is_found_for_rome_is_for_rome_alone(prefect_server, home, words, tmp_path):
+    out = tmp_path / "tuned.yaml"
+    given = words("method=rome", "method.layers=[1]", "method.batch_size=1", "dataset.batches=1")
+    tune(compose(given), 1, out=out)
+    found = compose([f"model={out}", "method=rome"])
+    assert found.method.layers == [1]
+    assert found.method.value.steps == 4
+    with pytest.raises(InputError, match="must be given"):
+        compose([f"model={out}", "method=memit"])
