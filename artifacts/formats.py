@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -20,8 +21,12 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
 
 
-def load_tensors(path: Path, device: str = "cpu") -> dict[str, Tensor]:
-    return load_file(path, device=device)
+def load_tensors(path: Path, device: str = "cpu", names: Sequence[str] | None = None) -> dict[str, Tensor]:
+    """The tensors called ``names`` of a safetensors file; all of them if it is not said which."""
+    if names is None:
+        return load_file(path, device=device)
+    with safe_open(path, framework="pt", device=device) as file:
+        return {name: file.get_tensor(name) for name in names}
 
 
 def save_table(path: Path, table: pa.Table) -> None:

@@ -269,7 +269,15 @@ def _load(path: Path) -> DictConfig:
 
 def _check_missing(composed: DictConfig) -> None:
     for name in sorted(OmegaConf.missing_keys(composed)):
-        raise InputError(f"{name} must be given.", remedy=f"add {name}=...")
+        raise _not_given(name)
+
+
+def _not_given(name: str) -> InputError:
+    return InputError(f"{name} must be given.", remedy=f"add {name}=...")
+
+
+_ABOUT_A_FIELD = ("missing", "extra_forbidden")
+"""Faults of what a setting holds, which make no sense without the field's name."""
 
 
 def _validated(content: Any) -> Settings:
@@ -281,10 +289,13 @@ def _validated(content: Any) -> Settings:
         where = ".".join(str(part) for part in first["loc"])
         known = [key for key, _ in describe_settings() if where == key or where.startswith(f"{key}.")]
         name = known[0] if known else where
+        if known and name == where and first["type"] == "missing":
+            raise _not_given(name) from None
         remedy = closest(name, [key for key, _ in describe_settings()]) if not known else None
+        expected = f"{first['loc'][-1]}: {first['msg']}" if first["type"] in _ABOUT_A_FIELD else first["msg"]
         raise InputError(
             f"{name} cannot be used." if known else f"There is no setting {name!r}.",
             got=repr(first["input"]) if not isinstance(first["input"], Mapping) else None,
-            expected=first["msg"] if known else None,
+            expected=expected if known else None,
             remedy=remedy,
         ) from None

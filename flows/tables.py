@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from rich.console import Group
 from rich.table import Table
+from rich.text import Text
 
 from factsmith.artifacts.manifest import Manifest
 from factsmith.flows.configuration import GROUPS, choices, describe_settings
@@ -69,7 +70,8 @@ def stages_table(stages: Sequence[StageReport]) -> Table:
     for stage in stages:
         kind, _, digest = stage.artifact.partition("/")
         colour = "green" if stage.state == "cached" else "yellow"
-        table.add_row(stage.name, f"[{colour}]{stage.state}", f"{stage.seconds:.2f}", f"{kind}/{digest[:12]}")
+        state = Text(stage.state, style=colour)
+        table.add_row(stage.name, state, f"{stage.seconds:.2f}", f"{kind}/{digest[:12]}")
     table.add_section()
     cached = sum(stage.state == "cached" for stage in stages)
     seconds = sum(stage.seconds for stage in stages)
@@ -89,9 +91,10 @@ def plan_table(stages: Sequence[StagePlan], settings: Settings) -> Table:
         table.add_column(name, justify="right")
     for stage in stages:
         if not stage.missing:
-            table.add_row(stage.name, f"[green]nothing[/]: {stage.total:,} {stage.unit} cached", "", "", "")
+            nothing = Text.assemble(("nothing", "green"), f": {stage.total:,} {stage.unit} cached")
+            table.add_row(stage.name, nothing, "", "", "")
             continue
-        count = f"[yellow]{stage.missing:,}[/] of {stage.total:,} {stage.unit}"
+        count = Text.assemble((f"{stage.missing:,}", "yellow"), f" of {stage.total:,} {stage.unit}")
         size = _size(stage.bytes) if stage.bytes else "little"
         table.add_row(stage.name, count, _flop(stage.flop), size, _size(stage.memory))
     table.add_section()

@@ -223,7 +223,7 @@ def _editing(settings: Settings) -> dict[str, Any]:
 
 
 def _editing_yaml(settings: Settings, report: TuneReport) -> str:
-    """A model's YAML with the settings found; its ``editing`` can be pasted into another."""
+    """A model's YAML with the settings found; what it holds of editing can be pasted into another."""
     model = settings.model
     content: dict[str, Any] = {"name": model.name, "path": _absolute(model.path)}
     if model.revision is not None:
@@ -234,7 +234,10 @@ def _editing_yaml(settings: Settings, report: TuneReport) -> str:
     known = {group: name for group, name in names.items() if name in choices(group)}
     if known:
         content["defaults"] = known
-    content["editing"] = report.editing
+    if settings.method.value.site == "block":
+        content["editing"] = report.editing
+    else:  # one layer, and values of another place: not what other methods want
+        content["methods"] = {settings.method.name: report.editing}
     before, after = report.held_out.start.get("S"), report.held_out.best.get("S")
     told = ["-" if one is None else f"{one:.1f}" for one in (before, after)]
     header = (

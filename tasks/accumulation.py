@@ -16,22 +16,38 @@ from torch import Tensor
 from factsmith.artifacts.formats import load_tensors, save_tensors
 from factsmith.artifacts.recipe import Series
 from factsmith.artifacts.removal import discard
-from factsmith.artifacts.store import Draft
+from factsmith.artifacts.store import Artifact, Draft
 from factsmith.tasks.bench import Bench
 from factsmith.tasks.covariance import ROWS_AT_ONCE, Covariances, covariance_series, save_moments
 from factsmith.tasks.key_reader import KeyReader, key_series, key_spans
-from factsmith.tasks.model import ModelName
+from factsmith.tasks.model import ModelName, model_recipe
 from factsmith.tasks.numerics.moments import Moments
 from factsmith.tasks.progress import work
 from factsmith.tasks.stage import Outcome, stage
 from factsmith.tasks.tokens import TokenStream
 
-__all__ = ["accumulate"]
+__all__ = ["accumulate", "checkpoint_series", "last_checkpoint"]
 
 logger = logging.getLogger(__name__)
 
 TENSORS = "sums.safetensors"
 """Holds ``layer.N.outer`` (d_k, d_k), one half of it, and ``layer.N.sum`` (d_k,), float64."""
+
+
+def checkpoint_series(keys: str) -> Series:
+    """The sums so far of a series of keys, by its digest."""
+    return Series("accumulation", 1, {}, {"keys": keys})
+
+
+def last_checkpoint(bench: Bench, series: Series, layers: Sequence[int], count: int) -> Artifact | None:
+    """The checkpoint that ``count`` keys of ``layers`` can go on from with the least left to do.
+
+    One of more layers will do: some may have been finished since.
+    """
+    usable = [
+        one for one in bench.store.members(series) if set(layers) <= set(one.key["layers"]) and one.key["rows"] <= count
+    ]
+    return max(usable, key=lambda one: int(one.key["rows"]), default=None)
 
 
 @stage("covariance")
@@ -50,11 +66,11 @@ def accumulate(bench: Bench, model: ModelName, stream: TokenStream, count: int) 
     with work("covariance", count) as advance, bench.store.lock(keys.digest):
         absent = [layer for layer in bench.layers if bench.store.find(series.member(layer=layer)) is None]
         if absent:
-            sums = _Sums(bench, Series("accumulation", 1, {}, {"keys": keys.digest}), absent, count)
+            sources = [bench.store.get(model_recipe(bench)), *KeyReader(bench, stream).sources((0, count))]
+            sums = _Sums(bench, checkpoint_series(keys.digest), absent, count, sources)
             advance(sums.rows)
             built = count - sums.rows
             _add_up(bench, stream, sums, count, advance)
-            sources = KeyReader(bench, stream).sources((0, count))
             for layer in absent:
                 moments = sums.moments.pop(layer)
 
@@ -112,6 +128,7 @@ class _Sums:
         series: of the checkpoints.
         layers: that are added up together.
         count: rows that are wanted; a checkpoint with more of them is of no use.
+        sources: artifacts that the keys are made from.
 
     Attributes:
         moments: of each layer.
@@ -119,19 +136,20 @@ class _Sums:
         saved: rows of the last checkpoint.
     """
 
-    def __init__(self, bench: Bench, series: Series, layers: Sequence[int], count: int) -> None:
+    def __init__(
+        self, bench: Bench, series: Series, layers: Sequence[int], count: int, sources: Sequence[Artifact]
+    ) -> None:
         self._store = bench.store
         self._made = bench.made
         self._series = series
-        usable = [
-            one for one in bench.store.members(series) if one.key["layers"] == layers and one.key["rows"] <= count
-        ]
-        self._checkpoint = max(usable, key=lambda one: int(one.key["rows"]), default=None)
+        self._sources = sources
+        self._checkpoint = last_checkpoint(bench, series, layers, count)
         self.rows = self.saved = int(self._checkpoint.key["rows"]) if self._checkpoint else 0
         self.moments = {layer: Moments(bench.checkpoint.key_width, bench.device) for layer in layers}
         if self._checkpoint:
             logger.info("covariance: going on after %s tokens", f"{self.rows:,}")
-            tensors = load_tensors(self._checkpoint.path / TENSORS, str(bench.device))
+            names = [f"layer.{layer}.{part}" for layer in layers for part in ("sum", "outer")]
+            tensors = load_tensors(self._checkpoint.path / TENSORS, str(bench.device), names)
             for layer, moments in self.moments.items():
                 moments.resume(self.rows, tensors.pop(f"layer.{layer}.sum"), tensors.pop(f"layer.{layer}.outer"))
 
@@ -145,6 +163,7 @@ class _Sums:
             save_tensors(draft.path / TENSORS, tensors)
             draft.summary = {"layers": list(self.moments), "tokens": self.rows}
             draft.made = self._made
-        if self._checkpoint:
+            draft.read_from(*self._sources)
+        if self._checkpoint and self._checkpoint.key["layers"] == list(self.moments):
             discard(self._store, self._checkpoint)
         self._checkpoint, self.saved = self._store.get(recipe), self.rows

@@ -204,7 +204,7 @@ class Bench:
     # ---------------------------------------------------------------------- the run
 
     def variant(self, settings: Settings) -> Bench:
-        """A bench for other settings of method and dataset that shares this one's model in memory."""
+        """A bench for other settings of method and dataset that shares this one's model and corpus."""
         return _Variant(self, settings)
 
     @contextmanager
@@ -241,7 +241,7 @@ class Bench:
 
 
 class _Variant(Bench):
-    """A bench that borrows the model of ``lender``."""
+    """A bench that borrows the model and the corpus of ``lender``."""
 
     def __init__(self, lender: Bench, settings: Settings) -> None:
         super().__init__(settings, lender.store)
@@ -258,3 +258,7 @@ class _Variant(Bench):
     @cached_property
     def decoder(self) -> Decoder:
         return self._lender.decoder
+
+    @cached_property
+    def corpus(self) -> CorpusSource:
+        return self._lender.corpus

@@ -109,13 +109,16 @@ def _factorise(bench: Bench, draft: Draft, layer: int, source: Artifact) -> None
     try:
         operator = FullPreservation.from_covariance(matrix, weight=method.preservation_weight, ridge=ridge)
     except SingularMatrixError as error:
+        corpus = bench.settings.corpus
+        size = f"tokens (now {corpus.tokens}) to {2 * error.size} or more"
+        if corpus.tokens is None:
+            size = f"dynamic_multiplier (now {corpus.dynamic_multiplier:g}) to 2 or more"
         raise InputError(
             f"Layer {layer} of {bench.settings.model.name}: the covariance over {source.summary['tokens']:,} tokens "
             f"cannot be factorised.",
             got=f"rank {error.rank:,}",
             expected=f"rank {error.size:,}",
-            remedy=f"raise corpus.dynamic_multiplier (now {bench.settings.corpus.dynamic_multiplier:g}) to 2 or more, "
-            "or set method.ridge=auto",
+            remedy=f"raise corpus.{size}, or set method.ridge=auto",
         ) from None
     save_tensors(draft.path / TENSORS, {"cholesky": operator.factor})
     draft.summary = {"layer": layer, "width": len(operator.factor), "ridge": ridge}

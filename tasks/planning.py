@@ -12,6 +12,7 @@ from functools import cached_property
 
 from factsmith.artifacts.recipe import Recipe, Series, digest_of
 from factsmith.artifacts.rows import RowSeries
+from factsmith.tasks.accumulation import checkpoint_series, last_checkpoint
 from factsmith.tasks.bench import Bench
 from factsmith.tasks.contexts import context_series
 from factsmith.tasks.covariance import ROWS_AT_ONCE, covariance_series
@@ -23,7 +24,7 @@ from factsmith.tasks.model import model_name, model_recipe
 from factsmith.tasks.models.cost import model_cost
 from factsmith.tasks.models.text import encode_prompt
 from factsmith.tasks.records.record import Record
-from factsmith.tasks.tokens import token_series
+from factsmith.tasks.tokens import corpus_too_small, token_series
 from factsmith.tasks.values import value_series
 
 __all__ = ["StagePlan", "plan"]
@@ -58,6 +59,9 @@ def plan(bench: Bench, *, dataset: bool = True) -> list[StagePlan]:
     Args:
         bench: whose input has been checked.
         dataset: whether facts are to be written and scored.
+
+    Raises:
+        InputError: the corpus is known to be too small.
     """
     planner = _Planner(bench)
     stages = [planner.model(), *planner.corpus(), planner.factor()]
@@ -104,7 +108,10 @@ class _Planner:
         there = max((int(shard.summary["stop"]) for shard in shards), default=0)
         ended = any(shard.summary["last"] for shard in shards)
         most = there if ended else max(there, useful)
-        tokens = StagePlan("tokens", 0 if ended else max(0, useful - there), useful, "tokens", bytes=4 * useful)
+        if ended and there < self.count:
+            raise corpus_too_small(bench, there, self.count)
+        unread = most - there
+        tokens = StagePlan("tokens", unread, useful, "tokens", bytes=4 * unread)
 
         keys = key_series(bench, self.name, series.digest)
         item = 4 if bench.settings.corpus.key_dtype == "float32" else 2
@@ -116,9 +123,13 @@ class _Planner:
         lacking = [layer for layer in self.layers if bench.store.find(sums.member(layer=layer)) is None]
         algebra = float(len(lacking)) * self.count * width**2
         if not kept:
-            flop = algebra + self.cost.key_flop(max(lacking), self.count, self.attended) if lacking else 0.0
+            sums_so_far = last_checkpoint(bench, checkpoint_series(keys.digest), lacking, self.count)
+            left = self.count - (int(sums_so_far.key["rows"]) if sums_so_far else 0)
+            flop = 0.0
+            if lacking:
+                flop = len(lacking) * left * width**2 + self.cost.key_flop(max(lacking), left, self.attended)
             memory = self.pass_memory(kept_layers=len(lacking)) + (len(lacking) + 1) * self.matrix
-            size = (len(lacking) + 1) * self.matrix  # and a checkpoint
+            size = (len(lacking) + 1) * self.matrix if lacking else 0  # and a checkpoint
             return [tokens, StagePlan("covariance", len(lacking), len(self.layers), "layers", flop, size, memory)]
         collected = StagePlan(
             "keys",

@@ -17,7 +17,7 @@ from factsmith.tasks.model import ModelName
 from factsmith.tasks.progress import work
 from factsmith.tasks.stage import Outcome, stage
 
-__all__ = ["SHARD_TOKENS", "TokenStream", "token_series", "tokens"]
+__all__ = ["SHARD_TOKENS", "TokenStream", "corpus_too_small", "token_series", "tokens"]
 
 SHARD_TOKENS = 2**16
 """A shard is closed at the end of the document that brings it to this many tokens."""
@@ -102,7 +102,7 @@ def tokens(bench: Bench, model: ModelName, wanted: int, useful: int) -> Outcome[
             advance(shard.summary["stop"] - before["stop"])
     stream = TokenStream(series, shards)
     if stream.count < wanted:
-        raise _too_small(bench, stream.count, wanted)
+        raise corpus_too_small(bench, stream.count, wanted)
     metrics = {"tokens": stream.count, "bytes": sum(shard.manifest.size for shard in shards)}
     return Outcome(stream, series.address, any_built, metrics)
 
@@ -126,16 +126,20 @@ def _build_shard(bench: Bench, draft: Draft, *, first: int, start: int, wanted: 
         position += len(block.tokens)
         place = block.place
     if last and position < wanted:
-        raise _too_small(bench, position, wanted)
+        raise corpus_too_small(bench, position, wanted)
     draft.summary = {"start": start, "stop": position, "blocks": len(rows), "next_place": place + 1, "last": last}
     save_table(draft.path / "blocks.parquet", pa.Table.from_pylist(rows, schema=SCHEMA))
 
 
-def _too_small(bench: Bench, count: int, wanted: int) -> InputError:
+def corpus_too_small(bench: Bench, count: int, wanted: int) -> InputError:
+    """The corpus has ``count`` tokens, fewer than a run cannot do without."""
     settings = bench.settings.corpus
+    size = f"tokens to {count}"
+    if settings.tokens is None:
+        size = f"dynamic_multiplier below {count / bench.checkpoint.key_width:.3g}"
     return InputError(
         f"The corpus {settings.path or settings.repository or settings.name} is too small.",
         got=f"{count:,} tokens",
         expected=f"{wanted:,} tokens",
-        remedy=f"lower corpus.dynamic_multiplier below {count / bench.checkpoint.key_width:.3g}, or add text",
+        remedy=f"lower corpus.{size}, or add text",
     )

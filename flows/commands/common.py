@@ -99,7 +99,7 @@ def show_report(flow: Callable[[], Report], settings: Settings, as_json: bool, o
 
 
 def show(*tables: Any) -> None:
-    """Print tables."""
+    """Print tables. Words in them stand as they are: a name may hold what Rich would take for markup."""
     from rich.console import Console
 
-    Console().print(*tables, sep="\n")
+    Console(markup=False, emoji=False).print(*tables, sep="\n")

@@ -6,13 +6,14 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from factsmith.artifacts.errors import FactsmithError, InputError
 from factsmith.artifacts.store import Store
 from factsmith.flows.commands.common import AsJson
+from factsmith.flows.commands.common import show as show_tables
 from factsmith.tasks.home import home
 
 __all__ = ["store_app"]
@@ -38,7 +39,7 @@ def ls(as_json: AsJson = False) -> None:
     if as_json:
         typer.echo(json.dumps([one.model_dump(mode="json", exclude={"files", "recipe"}) for one in manifests]))
     else:
-        _print(store_table(manifests))
+        show_tables(store_table(manifests))
     for path in damaged:
         typer.echo(f"{path}: no manifest that can be read", err=True)
 
@@ -151,9 +152,3 @@ def _remove(store: Store, paths: Sequence[Path], *, dry_run: bool) -> None:
     for what, count in number.items():
         typer.echo(f"{count} {what}, {freed[what]:,} bytes")
     typer.echo(f"{'would free' if dry_run else 'freed'} {freed.total():,} bytes")
-
-
-def _print(table: Any) -> None:
-    from rich.console import Console
-
-    Console().print(table)

@@ -164,6 +164,8 @@ class Checkpoint:
                     trust_remote_code=False,
                 )
             except (OSError, ValueError, RuntimeError) as error:
+                if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
+                    raise  # the model is as it should be
                 raise InputError(f"The model {self.path} cannot be loaded.", got=str(error).splitlines()[0]) from None
         return Decoder(model.to(device) if device_map is None else model, tokenizer, self.layout)
 

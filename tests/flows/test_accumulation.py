@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import pytest
 
+from factsmith.artifacts.removal import alone, dependants, remove
 from factsmith.artifacts.store import Store
 from factsmith.flows.configuration import compose
 from factsmith.flows.precompute import precompute
 from factsmith.tasks import key_reader
+from factsmith.tasks.bench import Bench
 from factsmith.tasks.numerics.moments import Moments
+from factsmith.tasks.planning import StagePlan, plan
 from tests.flows.conftest import artifacts, contents, states
 
 MANY = "corpus.dynamic_multiplier=45"
@@ -94,3 +97,37 @@ def test_only_the_layers_that_lack_one_are_added_up(unkept, rows):
     rows.clear()
     unkept(MANY, "method.layers=[0,1]")
     assert sum(rows) == 45 * 40
+
+
+def test_killed_between_two_layers_it_goes_on_from_the_checkpoint_of_both(unkept, store, rows):
+    unkept(MANY)
+    before = {one.key["layer"]: one for one in artifacts(store, "covariance")}
+    with alone(store):
+        remove(store, [before[1].path])
+    rows.clear()
+    unkept(MANY)
+    assert sum(rows) == 45 * 40 - 1600
+    after = {one.key["layer"]: one for one in artifacts(store, "covariance")}
+    assert after[1].manifest.content == before[1].manifest.content
+    assert len(artifacts(store, "accumulation")) == 1
+
+
+def test_they_and_their_checkpoint_are_made_from_model_and_tokens(unkept, store):
+    unkept(MANY)
+    for kind in ("model", "tokens"):
+        (source,) = artifacts(store, kind)
+        found = {path.parent.parent.name for path in dependants(store, [source.path])}
+        assert found == {"accumulation", "covariance", "factor"}
+
+
+def test_a_plan_counts_what_a_checkpoint_has(unkept, words, store):
+    def planned() -> StagePlan:
+        stages = plan(Bench(compose(words("corpus.keep_keys=false", MANY)), store), dataset=False)
+        return next(stage for stage in stages if stage.name == "covariance")
+
+    whole = planned().flop
+    unkept(MANY)
+    assert planned().flop == planned().bytes == 0
+    with alone(store):
+        remove(store, [one.path for one in artifacts(store, "covariance")])
+    assert planned().flop == pytest.approx(whole * (1 - 1600 / 1800))

@@ -99,6 +99,13 @@ def test_choices_and_settings_are_shown(factsmith, home):
     assert not home.exists()
 
 
+def test_words_are_shown_as_they_are(factsmith):
+    """Whatever Rich would make of them."""
+    result = factsmith("conf", 'model.name="[/x] [red]a :smile:"')
+    assert result.code == 0
+    assert "[/x] [red]a :smile:" in " ".join(result.out.split())
+
+
 def test_the_ui_wants_runs_first(factsmith, home):
     result = factsmith("ui")
     assert result.code == 2
@@ -275,7 +282,9 @@ def test_a_corpus_that_is_too_small(refused, prefect_server, words, tmp_path, ho
     path.write_text(json.dumps({"text": "A short document about Rome."}))
     message = refused("run", *words("corpus=local", f"corpus.path={path}"), clean=False)
     assert "is too small" in message
-    assert "tokens" in message
+    assert "lower corpus.dynamic_multiplier below 0." in message
+    message = refused("run", *words("corpus=local", f"corpus.path={path}", "corpus.tokens=500"), clean=False)
+    assert "lower corpus.tokens to " in message
     assert kinds(home) == {"model"}
 
 
@@ -285,7 +294,7 @@ def test_a_covariance_that_cannot_be_factorised(refused, prefect_server, factsmi
     assert "30 tokens" in message
     assert "got: rank" in message
     assert "expected: rank 40" in message
-    assert "method.ridge=auto" in message
+    assert "raise corpus.tokens (now 30) to 80 or more, or set method.ridge=auto" in message
     assert kinds(home) == {"model", "tokens", "keys", "covariance"}
     assert factsmith("run", *words("corpus.tokens=30", "method.ridge=auto")).code == 0
 

@@ -130,3 +130,11 @@ def test_published_settings():
     assert (xl.value.steps, xl.value.learning_rate, xl.value.clamp) == (20, 0.5, 0.75)
     j = compose(["model=gpt-j-6b", "method=emmet", "corpus=embedded", "dataset.path=d.json"]).method
     assert (j.layers, j.preservation_weight, j.slack) == ([5], 100000, 0.1)
+
+
+def test_a_fault_inside_a_setting_names_the_field():
+    for samples, field in (("[{start: The}]", "length"), ("[{start: The, length: 3, lenght: 4}]", "lenght")):
+        with pytest.raises(InputError) as caught:
+            compose([f"method.context_samples={samples}"])
+        assert "method.context_samples" in caught.value.what
+        assert caught.value.details["expected"].startswith(f"{field}: ")

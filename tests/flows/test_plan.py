@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from factsmith.artifacts.errors import InputError
 from factsmith.artifacts.store import Store
 from factsmith.flows.configuration import compose
 from factsmith.flows.precompute import precompute
@@ -56,6 +57,17 @@ def test_keys_that_are_not_kept_are_not_planned(planned, words, prefect_server):
     assert unkept["covariance"].memory > 3 * 8 * 40**2
     precompute(compose(words("corpus.keep_keys=false")))
     assert not any(stage.missing for stage in planned("corpus.keep_keys=false", dataset=False).values())
+
+
+def test_a_corpus_known_to_be_too_small_is_refused_as_in_a_run(planned, words, prefect_server, tmp_path):
+    path = tmp_path / "corpus.txt"
+    path.write_text("A short document about Rome, and about Athens.\n" * 20)
+    small = ["corpus=local", f"corpus.path={path}", "corpus.tokens=100"]
+    precompute(compose(words(*small)))
+    assert planned(*small, dataset=False)["tokens"].bytes == 0
+    for run in (lambda more: planned(*more, dataset=False), lambda more: precompute(compose(words(*more)))):
+        with pytest.raises(InputError, match="too small"):
+            run([*small[:2], "corpus.tokens=100000"])
 
 
 def test_bytes_of_keys_are_those_on_disk(planned, pipeline, store):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from mlflow import MlflowClient
+from transformers import AutoModelForCausalLM
 
 from factsmith.artifacts.errors import InputError
 from factsmith.artifacts.store import Store
@@ -74,3 +76,21 @@ def test_a_gpu_that_is_full_is_the_run_s_end_and_not_a_traceback(pipeline, store
     runs = client.search_runs([experiment])
     assert {run.info.status for run in runs if run.data.tags.get("stage") == "values"} == {"FAILED"}
     assert [run.info.status for run in runs if "mlflow.parentRunId" not in run.data.tags] == ["FAILED"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory"),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
+    ],
+)
+def test_a_model_that_memory_is_too_small_for_is_no_broken_model(pipeline, monkeypatch, error):
+    def load(*_, **__):
+        raise error
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", load)
+    with pytest.raises(InputError, match="Stage keys ran out of .*memory") as caught:
+        pipeline()
+    assert "runtime.device_map=auto" in caught.value.details["remedy"]

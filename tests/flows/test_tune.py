@@ -11,8 +11,10 @@ from factsmith.artifacts.errors import InputError
 from factsmith.flows.configuration import compose
 from factsmith.flows.run import run
 from factsmith.flows.tune import on_half, tune
+from factsmith.tasks import bench
 from factsmith.tasks import values as values_stage
 from factsmith.tasks.bench import Bench
+from factsmith.tasks.corpora.opening import open_corpus
 from factsmith.tasks.embedded.world import World
 from factsmith.tasks.models.checkpoint import Checkpoint
 from factsmith.tasks.search import Point, settings_at
@@ -29,7 +31,10 @@ def test_a_rerun_loads_no_model_and_says_the_same(prefect_server, home, words, s
     first = tune(settings, 4)
     before = contents(store)
     monkeypatch.setattr(Checkpoint, "load", lambda *_, **__: pytest.fail("a model was loaded"))
+    opened = []
+    monkeypatch.setattr(bench, "open_corpus", lambda *_, **__: opened.append(1) or open_corpus(*_, **__))
     second = tune(settings, 4)
+    assert len(opened) <= 3  # to look at both halves, and once for all trials
     assert contents(store) == before
     assert without_times(first) == without_times(second)
     assert first.held_out == second.held_out
@@ -137,3 +142,14 @@ def test_what_cannot_be_tuned_on_is_refused(refused, words, tmp_path):
     assert ".yaml" in refused("tune", *words(), "--out", tmp_path / "mine.txt")
     assert "no folder" in refused("tune", *words(), "--out", tmp_path / "nowhere" / "mine.yaml")
     assert here.read_text() == "name: mine\n"
+
+
+def test_what_is_found_for_rome_is_for_rome_alone(prefect_server, home, words, tmp_path):
+    out = tmp_path / "tuned.yaml"
+    given = words("method=rome", "method.layers=[1]", "method.batch_size=1", "dataset.batches=1")
+    tune(compose(given), 1, out=out)
+    found = compose([f"model={out}", "method=rome"])
+    assert found.method.layers == [1]
+    assert found.method.value.steps == 4
+    with pytest.raises(InputError, match="must be given"):
+        compose([f"model={out}", "method=memit"])
