@@ -20,6 +20,7 @@ from factsmith.tasks.locating.trace import (
     window,
 )
 from factsmith.tasks.models.text import encode_prompt
+from tests.conftest import plain_blocks
 
 SETTINGS = TraceSettings(samples=3, window=2, noise=3.0)
 FACTS = [
@@ -35,15 +36,17 @@ class Plain:
 
     def __init__(self, folder):
         self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-        self.gpt2 = hasattr(self.model, "transformer")
-        self.blocks = self.model.transformer.h if self.gpt2 else self.model.model.layers
-        self.embedding = self.model.transformer.wte if self.gpt2 else self.model.model.embed_tokens
+        self.blocks = plain_blocks(self.model)
+        self.embedding = self.model.get_input_embeddings()
 
     def module(self, kind, layer):
         block = self.blocks[layer]
         if kind == "hidden":
             return block
-        return block.mlp if kind == "mlp" else (block.attn if self.gpt2 else block.self_attn)
+        if kind == "mlp":
+            return block.mlp
+        (found,) = (getattr(block, name) for name in ("attn", "self_attn", "attention") if hasattr(block, name))
+        return found
 
     @torch.no_grad()
     def run(self, fact, noise=None, restored=(), position=0, look=()):
