@@ -95,8 +95,7 @@ def plan_table(stages: Sequence[StagePlan], settings: Settings) -> Table:
             table.add_row(stage.name, nothing, "", "", "")
             continue
         count = Text.assemble((f"{stage.missing:,}", "yellow"), f" of {stage.total:,} {stage.unit}")
-        size = _size(stage.bytes) if stage.bytes else "little"
-        table.add_row(stage.name, count, _flop(stage.flop), size, _size(stage.memory))
+        table.add_row(stage.name, count, _flop(stage.flop), _size(stage.bytes), _size(stage.memory))
     table.add_section()
     missing = [stage for stage in stages if stage.missing]
     table.add_row(
@@ -110,6 +109,8 @@ def plan_table(stages: Sequence[StagePlan], settings: Settings) -> Table:
 
 
 def _size(count: float) -> str:
+    if count < 5e4:
+        return "little"
     return f"{count / 1e9:,.1f} GB" if count >= 1e8 else f"{count / 1e6:,.1f} MB"
 
 

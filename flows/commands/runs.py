@@ -14,6 +14,12 @@ from factsmith.flows.commands.common import AsJson, Words, compose_words, prefli
 __all__ = ["edit", "evaluate", "plan", "precompute", "run"]
 
 
+FactsAndWords = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[FACTS] [WORDS]...", help="facts (.json, .jsonl, .csv), choices and settings"),
+]
+
+
 def run(words: Words = None, as_json: AsJson = False) -> None:
     """Precompute, edit and evaluate: the whole pipeline."""
     settings = compose_words(words)
@@ -33,10 +39,7 @@ def precompute(words: Words = None, as_json: AsJson = False) -> None:
 
 
 def edit(
-    words: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[FACTS] [WORDS]...", help="facts (.json, .jsonl, .csv), choices and settings"),
-    ] = None,
+    words: FactsAndWords = None,
     out: Annotated[Path | None, typer.Option(help="folder to write the edited model to")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -45,22 +48,16 @@ def edit(
     A fact is an object with subject, prompt and target_new:
     {"subject": "Ada Lovelace", "prompt": "{} was born in", "target_new": "London"}
     """
-    words = words or []
-    if words and "=" not in words[0]:
-        given = ["dataset=facts", f"dataset.path={words[0]}"]
-        if not any(word.startswith("method.batch_size=") for word in words):
-            given.append("method.batch_size=all")
-        words = [*given, *words[1:]]
-    settings = compose_words(words)
+    settings = compose_words(_with_facts(words))
     preflight(settings, dataset=True, out=out)
     from factsmith.flows.edit import edit as flow
 
     show_report(lambda: flow(settings, out), settings, as_json, out)
 
 
-def evaluate(words: Words = None, as_json: AsJson = False) -> None:
+def evaluate(words: FactsAndWords = None, as_json: AsJson = False) -> None:
     """Score a model before and after its facts are written."""
-    settings = compose_words(words)
+    settings = compose_words(_with_facts(words))
     preflight(settings, dataset=True)
     from factsmith.flows.evaluate import evaluate as flow
 
@@ -68,12 +65,12 @@ def evaluate(words: Words = None, as_json: AsJson = False) -> None:
 
 
 def plan(
-    words: Words = None,
+    words: FactsAndWords = None,
     precompute: Annotated[bool, typer.Option("--precompute", help="only what does not depend on facts")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Show what a run would do: what is cached, and what the rest would cost in FLOP, bytes and memory."""
-    settings = compose_words(words)
+    settings = compose_words(_with_facts(words))
     bench = preflight(settings, dataset=not precompute)
     from factsmith.flows.tables import plan_table
     from factsmith.tasks.planning import plan as plan_stages
@@ -83,3 +80,13 @@ def plan(
         typer.echo(json.dumps({"stages": [asdict(stage) for stage in stages]}))
         return
     show(plan_table(stages, settings))
+
+
+def _with_facts(words: list[str] | None) -> list[str]:
+    """The words, a facts file that stands before them put into words too: all its facts are written together."""
+    if not words or "=" in words[0]:
+        return words or []
+    given = ["dataset=facts", f"dataset.path={words[0]}"]
+    if not any(word.startswith("method.batch_size=") for word in words):
+        given.append("method.batch_size=all")
+    return [*given, *words[1:]]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -19,6 +18,7 @@ from factsmith.tasks.models.decoder import Decoder
 from factsmith.tasks.models.hub import HubWeights, open_hub, weight_names
 from factsmith.tasks.models.layout import HFModel, Layout, layout_for
 from factsmith.tasks.models.placement import DeviceMap, device_map
+from factsmith.tasks.models.quiet import quiet_transformers
 
 __all__ = ["Checkpoint", "open_checkpoint", "open_model", "refuse_revision"]
 
@@ -133,7 +133,7 @@ class Checkpoint:
         Raises:
             InputError: there is none, or none that tells where in the text a token stands.
         """
-        with _quiet():
+        with quiet_transformers():
             try:
                 tokenizer = AutoTokenizer.from_pretrained(self.path, local_files_only=True, trust_remote_code=False)
             except (OSError, ValueError, KeyError) as error:
@@ -151,7 +151,7 @@ class Checkpoint:
         self, tokenizer: PreTrainedTokenizerFast, *, dtype: str, device: str, device_map: DeviceMap | None = None
     ) -> Decoder:
         """The model in memory, weights in ``dtype``, whole on ``device`` or spread as ``device_map`` says."""
-        with _quiet():
+        with quiet_transformers():
             try:
                 model: HFModel = AutoModelForCausalLM.from_pretrained(
                     self.path,
@@ -173,7 +173,7 @@ class Checkpoint:
         self, *, dtype: str, device: torch.device, gpu_memory_mb: int | None, cpu_memory_mb: int | None
     ) -> DeviceMap:
         """Where each part of the model would lie; ``placement.device_map`` says how it is decided."""
-        with _quiet():
+        with quiet_transformers():
             return device_map(
                 self.config,
                 self.layout.blocks,
@@ -234,7 +234,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
             got=f"files {', '.join(sorted(file.name for file in path.iterdir())[:8]) or 'none'}",
             expected="a folder that save_pretrained wrote",
         )
-    with _quiet():
+    with quiet_transformers():
         try:
             model_type = json.loads((path / "config.json").read_text()).get("model_type")
             config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
@@ -247,25 +247,3 @@ def open_checkpoint(path: Path) -> Checkpoint:
                     f"The config of model {path} cannot be read.", got=str(error).splitlines()[0]
                 ) from None
     return Checkpoint(path, config, layout_for(config, str(path)))
-
-
-class _quiet:  # noqa: N801 - reads as a word
-    """No progress bars or advice from transformers and accelerate while a checkpoint is read."""
-
-    def __enter__(self) -> None:
-        from transformers.utils import logging as transformers_logging
-
-        self._bar = transformers_logging.is_progress_bar_enabled()
-        self._level = transformers_logging.get_verbosity()
-        transformers_logging.disable_progress_bar()
-        transformers_logging.set_verbosity(logging.ERROR)
-        self._accelerate = logging.getLogger("accelerate").level
-        logging.getLogger("accelerate").setLevel(logging.ERROR)
-
-    def __exit__(self, *_: object) -> None:
-        from transformers.utils import logging as transformers_logging
-
-        transformers_logging.set_verbosity(self._level)
-        logging.getLogger("accelerate").setLevel(self._accelerate)
-        if self._bar:
-            transformers_logging.enable_progress_bar()

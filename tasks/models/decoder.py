@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerFast
 from factsmith.tasks.models.layout import HFModel, Layout, canonical_weight
 from factsmith.tasks.models.placement import execution_device, is_offloaded, state_dict
 from factsmith.tasks.models.prefix_cache import PrefixCache
+from factsmith.tasks.models.quiet import quiet_transformers
 
 __all__ = ["Decoder", "Part", "StopForward"]
 
@@ -72,7 +73,7 @@ class Decoder:
 
     def save(self, folder: Path) -> None:
         """Write the weights as they are now, as a checkpoint without tokenizer."""
-        with warnings.catch_warnings():
+        with quiet_transformers(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Attempting to save a model with offloaded modules")
             # Transformers would take tied weights that are offloaded for two.
             self.model.save_pretrained(folder, state_dict=state_dict(self.model))

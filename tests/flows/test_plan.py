@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -98,3 +100,13 @@ def test_flop_are_those_that_torch_counts(model_folder, decoder):
     with FlopCounterMode(display=False) as counter:
         block_keys(decoder, [tokens[0].tolist()], [0, 2], most_tokens=100)
     assert weight_flop(counter) == pytest.approx(cost.key_flop(2, 30, 0), rel=0.02)
+
+
+def test_a_file_of_facts_is_planned_as_it_would_be_written(factsmith, words, tmp_path):
+    path = tmp_path / "facts.csv"
+    path.write_text("subject,prompt,target_new\nAda Lovelace,{} was born in,London\nMara,{} speaks,Danish\n")
+    given = [word for word in words() if not word.startswith(("dataset", "method.batch_size"))]
+    result = factsmith("plan", str(path), *given, "--json")
+    assert result.code == 0, result.err
+    stages = {stage["name"]: stage for stage in json.loads(result.out)["stages"]}
+    assert stages["values"]["missing"] == stages["edit"]["missing"] == 2
