@@ -12,7 +12,7 @@ run: $(INSTALLED)
 	$(BIN)/factsmith run
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 check: $(INSTALLED) $(VENV)/typing
 	$(BIN)/ruff check .
