@@ -96,9 +96,8 @@ def main() -> None:
         if given.facts:
             runs.append(measured(["edit", *words, f"method.batch_size={given.facts}", "dataset.split=all"], home))
         for report, seconds, peak, command in runs:
-            table = Table(
-                title=command.replace(str(folder), ""), caption=f"peak {peak / 2**30:.2f} GiB, {seconds:.0f} s"
-            )
+            console.print(command.replace(str(folder), ""), style="dim")
+            table = Table(caption=f"peak {peak / 2**30:.2f} GiB, {seconds:.0f} s", caption_justify="left")
             for column in ("stage", "state", "seconds"):
                 table.add_column(column, justify="right" if column == "seconds" else "left")
             for stage in report["stages"]:
