@@ -31,12 +31,13 @@ def score(bench: Bench, model: ModelName, edits: list[Artifact], *, figure: bool
     bench.tracker.metrics(
         {f"{phase}/{name}": value for phase, metrics in by_phase.items() for name, value in metrics.items()}
     )
-    if means := [family.mean[0] for family in bench.families if family.mean]:
+    means = [family.mean[0] for family in bench.families if family.mean]
+    if means:
         bench.tracker.tags({SCORE: means[0]})
     for name in (RECORDS, *(prompt_table(family.name) for family in bench.families)):
         bench.tracker.file(scores.artifact.path / name)
     if bench.in_sequence:
-        log_course(bench.tracker, course(bench, model, edits), [one.mean[0] for one in bench.families if one.mean])
+        log_course(bench.tracker, course(bench, model, edits), means)
     if figure:
         bench.tracker.figure(before_and_after(scores.before, scores.after), "before_after.png")
     return scores

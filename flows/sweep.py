@@ -24,6 +24,7 @@ from factsmith.flows.trial import score_trial
 from factsmith.tasks.bench import Bench
 from factsmith.tasks.evaluation import Scores
 from factsmith.tasks.home import home
+from factsmith.tasks.metrics.family import load_families
 from factsmith.tasks.metrics.summary import intervals, record_values
 from factsmith.tasks.progress import work
 from factsmith.tasks.runs import RECORDS
@@ -81,14 +82,14 @@ def _report(opened: Sweep) -> SweepReport:
             reports = _run_cells(opened, store, tracker.run_id)
             if all(report.error for report in reports):
                 raise InputError(f"All {len(reports)} cells failed.", got=reports[0].error)
-            families = {family.name: family for _, one in opened.cells for family in Bench(one, store).families}
+            families = load_families([name for _, one in opened.cells for name in one.dataset.metrics])
             report = SweepReport(
                 run_id=str(flow_run.id),
                 mlflow_run_id=tracker.run_id,
                 name=opened.grid.name,
                 axes=[list(axis) for axis in opened.grid.axes],
-                metrics=list(dict.fromkeys(name for family in families.values() for name in family.metrics)),
-                mean=next(((one.mean[0], list(one.mean[1])) for one in families.values() if one.mean), None),
+                metrics=list(dict.fromkeys(name for family in families for name in family.metrics)),
+                mean=next(((one.mean[0], list(one.mean[1])) for one in families if one.mean), None),
                 cells=reports,
             )
             log_results(tracker, report)

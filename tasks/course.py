@@ -7,17 +7,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from factsmith.artifacts.formats import load_table, save_table
-from factsmith.artifacts.recipe import Series, digest_of
+from factsmith.artifacts.recipe import Series
 from factsmith.artifacts.store import Artifact, Draft
 from factsmith.tasks.bench import Bench
 from factsmith.tasks.edit import read_deltas
 from factsmith.tasks.editing.edit import applied
-from factsmith.tasks.evaluation import Phase, score_records
+from factsmith.tasks.evaluation import score_records, values_by_fact
 from factsmith.tasks.key_reader import corpus_tokens
-from factsmith.tasks.metrics.family import MetricFamily
 from factsmith.tasks.metrics.perplexity import block_nll, perplexity
 from factsmith.tasks.metrics.summary import RecordValues
 from factsmith.tasks.model import ModelName
@@ -115,7 +113,8 @@ def course(bench: Bench, model: ModelName, edits: Sequence[Artifact]) -> Outcome
         ]
         for place, count in enumerate(counts):
             for scope, most in (("all", count), (f"first_{FIRST}", FIRST)):
-                parts = [_of_first(family, phases[family.name][place], most) for family in bench.families]
+                at_count = [(family, phases[family.name][place]) for family in bench.families]
+                parts = [values_by_fact(family, one.rows, one.records[:most]) for family, one in at_count]
                 values = RecordValues.of(pa.concat_tables(parts), bench.families).summary()
                 rows += [
                     {"edits": count, "scope": scope, "metric": metric, "value": value}
@@ -137,15 +136,6 @@ def course(bench: Bench, model: ModelName, edits: Sequence[Artifact]) -> Outcome
     return Outcome(
         Course(artifact, edits[-1]), artifact.address, built, {"times": len(counts), "records_scored": scored}
     )
-
-
-def _of_first(family: MetricFamily, phase: Phase, most: int) -> pa.Table:
-    """Each metric of the first records of a phase; ``record`` is the fact's digest, which families share."""
-    facts = {record.digest(family.kinds): digest_of(record.request.fact) for record in phase.records[:most]}
-    rows = phase.rows.filter(pc.is_in(phase.rows["record"], value_set=pa.array(list(facts), pa.string())))
-    values = family.by_record(rows)
-    names = pa.array([facts[digest] for digest in values["record"].to_pylist()], pa.string())
-    return values.set_column(0, "record", names)
 
 
 def _text(

@@ -12,8 +12,8 @@ from factsmith.artifacts.recipe import Series
 from factsmith.artifacts.store import Artifact, Draft
 from factsmith.tasks.bench import Bench
 from factsmith.tasks.factor import Factors
+from factsmith.tasks.layers import layer_artifacts
 from factsmith.tasks.preservation.full import FullPreservation
-from factsmith.tasks.progress import work
 from factsmith.tasks.stage import Outcome, stage
 
 __all__ = ["ENERGY", "Directions", "direction_layers", "direction_series", "directions"]
@@ -68,22 +68,15 @@ def directions(bench: Bench, factors: Factors) -> Outcome[Directions]:
     A low-rank model tells its own, P_r; a null space of C0 and a preservation of nothing have none.
     """
     series = direction_series(factors.series.digest)
-    found: dict[int, Artifact] = {}
-    any_built = False
-    with work("directions", len(direction_layers(bench))) as advance:
-        for layer in direction_layers(bench):
 
-            def build(draft: Draft, layer: int = layer) -> None:
-                draft.read_from(factors.layers[layer])
-                draft.made = bench.made
-                operator = factors.operator(layer)
-                assert isinstance(operator, FullPreservation)
-                leading, held = operator.leading_directions(ENERGY)
-                save_tensors(draft.path / TENSORS, {"directions": leading})
-                draft.summary = {"layer": layer, "rank": leading.shape[1], "energy": held}
+    def build(draft: Draft, layer: int) -> None:
+        draft.read_from(factors.layers[layer])
+        operator = factors.operator(layer)
+        assert isinstance(operator, FullPreservation)
+        leading, held = operator.leading_directions(ENERGY)
+        save_tensors(draft.path / TENSORS, {"directions": leading})
+        draft.summary = {"layer": layer, "rank": leading.shape[1], "energy": held}
 
-            found[layer], built = bench.store.get_or_build(series.member(layer=layer), build)
-            any_built |= built
-            advance(1)
+    found, any_built = layer_artifacts(bench, "directions", series, direction_layers(bench), build)
     ranks = {f"rank/layer_{layer}": float(artifact.summary["rank"]) for layer, artifact in found.items()}
     return Outcome(Directions(series, found, factors), series.address, any_built, ranks)

@@ -17,7 +17,6 @@ from factsmith.artifacts.store import Artifact, Draft
 from factsmith.tasks.bench import Bench
 from factsmith.tasks.edit import read_deltas
 from factsmith.tasks.editing.edit import applied
-from factsmith.tasks.editing.request import EditRequest
 from factsmith.tasks.metrics.family import MetricFamily
 from factsmith.tasks.metrics.summary import PHASES, record_values
 from factsmith.tasks.model import ModelName
@@ -94,8 +93,7 @@ def evaluation(bench: Bench, model: ModelName, edits: Sequence[Artifact]) -> Out
             for number, phase in enumerate(phases[family.name]):
                 draft.read_from(*phase.sources)
                 tables.append(_marked(phase.rows, number))
-                facts = {record.digest(family.kinds): record.request for record in phase.records}
-                by_record.append(_marked(_of_facts(family.by_record(phase.rows), facts), number))
+                by_record.append(_marked(values_by_fact(family, phase.rows, phase.records), number))
             save_table(draft.path / prompt_table(family.name), pa.concat_tables(tables))
         table = pa.concat_tables(by_record)
         save_table(draft.path / RECORDS, table)
@@ -196,8 +194,13 @@ def _marked(rows: pa.Table, number: int) -> pa.Table:
     return rows.add_column(0, "batch", batch).add_column(0, "phase", phase)
 
 
-def _of_facts(values: pa.Table, requests: dict[str, EditRequest]) -> pa.Table:
-    """Values by fact, the same whatever the prompts of the record: what runs and families are joined by."""
+def values_by_fact(family: MetricFamily, rows: pa.Table, records: Sequence[Record]) -> pa.Table:
+    """Each record's metrics, of the rows of ``records`` alone: ``record``, ``case_id``, ``metric``, ``value``.
+
+    ``record`` is the fact's digest, the same whatever prompts were asked: what runs and families are joined by.
+    """
+    requests = {record.digest(family.kinds): record.request for record in records}
+    values = family.by_record(rows.filter(pc.is_in(rows["record"], value_set=pa.array(list(requests), pa.string()))))
     asked = [requests[digest] for digest in values["record"].to_pylist()]
     facts = pa.array([digest_of(request.fact) for request in asked], pa.string())
     cases = pa.array([request.case_id for request in asked], pa.int64())

@@ -10,8 +10,8 @@ from factsmith.artifacts.recipe import Series
 from factsmith.artifacts.store import Artifact, Draft
 from factsmith.tasks.bench import Bench
 from factsmith.tasks.factoring.factorisation import Statistics, factorisation
+from factsmith.tasks.layers import layer_artifacts
 from factsmith.tasks.preservation.operator import PreservationOperator
-from factsmith.tasks.progress import work
 from factsmith.tasks.stage import Outcome, stage
 
 __all__ = ["Factors", "factor", "factor_series"]
@@ -58,18 +58,11 @@ def factor(bench: Bench, statistics: Statistics) -> Outcome[Factors]:
     """
     kind = factorisation(bench)
     series = factor_series(bench, statistics.series.digest if statistics else None)
-    found: dict[int, Artifact] = {}
-    any_built = False
-    with work("factor", len(bench.layers)) as advance:
-        for layer in bench.layers:
 
-            def build(draft: Draft, layer: int = layer) -> None:
-                draft.made = bench.made
-                kind.build(bench, draft, layer, statistics)
+    def build(draft: Draft, layer: int) -> None:
+        kind.build(bench, draft, layer, statistics)
 
-            found[layer], built = bench.store.get_or_build(series.member(layer=layer), build)
-            any_built |= built
-            advance(1)
+    found, any_built = layer_artifacts(bench, "factor", series, bench.layers, build)
     return Outcome(
         Factors(series, found, bench),
         series.address,

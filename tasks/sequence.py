@@ -61,7 +61,6 @@ MEASURES = "measures.parquet"
 FACTS = "facts.parquet"
 """One row a fact: ``edits`` written with its batch, and what ``FactMeasures`` says of it."""
 
-
 _COLLISIONS_TOLD = 3
 """Pairs of a batch that are named at most."""
 

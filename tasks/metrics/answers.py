@@ -9,40 +9,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from transformers import PreTrainedTokenizerFast
 
-from factsmith.tasks.metrics.family import ASKED, Asked, MetricFamily, Passes, mean_by_record
+from factsmith.tasks.metrics.family import ASKED, Asked, MetricFamily, Passes, mean_by_kind
 from factsmith.tasks.metrics.likelihood import continuation_likelihoods
 from factsmith.tasks.models.decoder import Decoder
-from factsmith.tasks.models.text import encode_prompt
+from factsmith.tasks.models.text import EncodedPrompt, encode_prompt
 from factsmith.tasks.records.record import Record
 
-__all__ = ["SCHEMA", "AnswerAccuracy", "answer_passes", "measure_answers"]
+__all__ = ["SCHEMA", "AnswerAccuracy"]
 
 SCHEMA = pa.schema(
     [*ASKED, ("nll", pa.float64()), ("tokens", pa.int32()), ("correct", pa.int32()), ("answer", pa.string())]
 )
-"""Mean NLL per token of the answer, its tokens, how many of them are the model's first choice, and the answer."""
-
-
-def measure_answers(
-    decoder: Decoder, asked: Sequence[Asked], *, most_tokens: int, advance: Callable[[int], None]
-) -> list[dict[str, Any]]:
-    """What ``SCHEMA`` measures of each prompt with its answer; the answer alone where the two do not fit the model."""
-    prompts = [encode_prompt(decoder.tokenizer, one.prompt, target=one.answer) for one in asked]
-    fitting = [place for place, prompt in enumerate(prompts) if prompt.fits(decoder.context_length)]
-    advance(len(asked) - len(fitting))
-    found = continuation_likelihoods(
-        decoder, [prompts[place] for place in fitting], most_tokens=most_tokens, advance=advance
-    )
-    measured: list[dict[str, Any]] = [{"answer": one.answer} for one in asked]
-    for place, likelihood in zip(fitting, found, strict=True):
-        measured[place] |= likelihood.columns
-    return measured
-
-
-def answer_passes(tokenizer: PreTrainedTokenizerFast, asked: Sequence[Asked]) -> Passes:
-    """What asking feeds the model at most."""
-    prompts = [encode_prompt(tokenizer, one.prompt, target=one.answer) for one in asked]
-    return [(len(prompt.inputs), prompt.continued) for prompt in prompts]
+"""Mean NLL per token of the answer, its tokens, how many of them are the model's first choice, and the answer, which is
+there alone where prompt and answer do not fit the model."""
 
 
 class AnswerAccuracy(MetricFamily):
@@ -69,15 +48,26 @@ class AnswerAccuracy(MetricFamily):
         advance: Callable[[int], None] = lambda done: None,
     ) -> pa.Table:
         asked = self.asked(records)
-        return self.table(asked, measure_answers(decoder, asked, most_tokens=most_tokens, advance=advance))
+        prompts = _continued(decoder.tokenizer, asked)
+        fitting = [place for place, prompt in enumerate(prompts) if prompt.fits(decoder.context_length)]
+        advance(len(asked) - len(fitting))
+        found = continuation_likelihoods(
+            decoder, [prompts[place] for place in fitting], most_tokens=most_tokens, advance=advance
+        )
+        measured: list[dict[str, Any]] = [{"answer": one.answer} for one in asked]
+        for place, likelihood in zip(fitting, found, strict=True):
+            measured[place] |= likelihood.columns
+        return self.table(asked, measured)
 
     def by_record(self, rows: pa.Table) -> pa.Table:
-        tables: list[pa.Table] = []
-        for kind, metric in self.metric_of.items():
-            of_kind = rows.filter(pc.equal(rows["kind"], kind))
-            share = pc.divide(pc.cast(of_kind["correct"], pa.float64()), of_kind["tokens"])
-            tables += mean_by_record(of_kind, {metric: share})
-        return pa.concat_tables(tables)
+        return mean_by_kind(
+            rows, self.metric_of, lambda asked: pc.divide(pc.cast(asked["correct"], pa.float64()), asked["tokens"])
+        )
 
     def passes(self, tokenizer: PreTrainedTokenizerFast, record: Record) -> Passes:
-        return answer_passes(tokenizer, self.asked([record]))
+        return [(len(prompt.inputs), prompt.continued) for prompt in _continued(tokenizer, self.asked([record]))]
+
+
+def _continued(tokenizer: PreTrainedTokenizerFast, asked: Sequence[Asked]) -> list[EncodedPrompt]:
+    """Each prompt with its answer behind it."""
+    return [encode_prompt(tokenizer, one.prompt, target=one.answer) for one in asked]

@@ -18,7 +18,7 @@ from factsmith.artifacts.errors import InputError, closest
 from factsmith.tasks.models.decoder import Decoder
 from factsmith.tasks.records.record import Record
 
-__all__ = ["ASKED", "Asked", "MetricFamily", "Passes", "load_families", "mean_by_record"]
+__all__ = ["ASKED", "Asked", "MetricFamily", "Passes", "load_families", "mean_by_kind", "mean_by_record"]
 
 ASKED = [
     ("record", pa.string()),
@@ -151,6 +151,17 @@ def mean_by_record(rows: pa.Table, values: Mapping[str, pa.ChunkedArray]) -> Ite
         within = table.group_by("record", use_threads=False).aggregate([("value", "mean")])
         name = pa.array([metric] * len(within), pa.string())
         yield pa.table({"record": within["record"], "metric": name, "value": within["value_mean"]})
+
+
+def mean_by_kind(
+    rows: pa.Table, metric_of: Mapping[str, str], value: Callable[[pa.Table], pa.ChunkedArray]
+) -> pa.Table:
+    """``MetricFamily.by_record`` where each kind of prompts tells one metric, of the same ``value`` of its rows."""
+    tables: list[pa.Table] = []
+    for kind, metric in metric_of.items():
+        of_kind = rows.filter(pc.equal(rows["kind"], kind))
+        tables += mean_by_record(of_kind, {metric: value(of_kind)})
+    return pa.concat_tables(tables)
 
 
 @cache

@@ -17,10 +17,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import pyarrow as pa
-import pyarrow.compute as pc
 from transformers import PreTrainedTokenizerFast
 
-from factsmith.tasks.metrics.family import ASKED, Asked, MetricFamily, Passes, mean_by_record
+from factsmith.tasks.metrics.family import ASKED, Asked, MetricFamily, Passes, mean_by_kind
 from factsmith.tasks.models.decoder import Decoder
 from factsmith.tasks.models.generation import continuations, end_tokens
 from factsmith.tasks.models.text import encode_prompt
@@ -69,11 +68,7 @@ class Greedy(MetricFamily):
         return self.table(asked, measured)
 
     def by_record(self, rows: pa.Table) -> pa.Table:
-        tables: list[pa.Table] = []
-        for kind, name in _METRIC_OF.items():
-            of_kind = rows.filter(pc.equal(rows["kind"], kind))
-            tables += mean_by_record(of_kind, {name: of_kind["correct"]})
-        return pa.concat_tables(tables)
+        return mean_by_kind(rows, _METRIC_OF, lambda asked: asked["correct"])
 
     def passes(self, tokenizer: PreTrainedTokenizerFast, record: Record) -> Passes:
         said = [(one, _answer_length(tokenizer, one) + self.parameters["more"]) for one in self.asked([record])]
