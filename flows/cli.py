@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+from typing import Any, NoReturn
 
 import typer
 
-from factsmith.artifacts.errors import FactsmithError
+from factsmith.artifacts.errors import FactsmithError, causes
 from factsmith.flows.commands.history import compare, runs
 from factsmith.flows.commands.inspection import conf, pretrain
 from factsmith.flows.commands.proposals import locate, tune
@@ -18,7 +20,7 @@ from factsmith.flows.commands.sweeps import sweep
 __all__ = ["app", "main"]
 
 _STOPPED = 130
-"""Exit code after Ctrl-C, of shells and of Typer, which turns the interrupt into it without a word."""
+"""Exit code after Ctrl-C, of shells and of Typer, which turns the interrupt into it without a word; SIGTERM's, too."""
 
 app = typer.Typer(
     name="factsmith",
@@ -35,7 +37,8 @@ app.add_typer(store_app, name="store")
 
 
 def main() -> None:
-    """Run the command line; leaves with 0 when done, 2 for the user's input, 1 for our mistakes."""
+    """Run the command line; leaves with 0 when done, 2 for the user's input, 1 for our mistakes, 130 when stopped."""
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
         app()
     except FactsmithError as error:
@@ -44,8 +47,28 @@ def main() -> None:
     except (KeyboardInterrupt, SystemExit) as leave:
         if isinstance(leave, SystemExit) and leave.code != _STOPPED:
             raise
-        typer.echo("factsmith: stopped; the same command goes on from here", err=True)
-        sys.exit(_STOPPED)
+        _leave_stopped()
+    except Exception as error:
+        if not _while_stopping(error):
+            raise
+        _leave_stopped()
+
+
+def _interrupt(*_: Any) -> NoReturn:
+    """End as Ctrl-C does, where a supervisor asks for it."""
+    raise KeyboardInterrupt
+
+
+def _while_stopping(error: Exception) -> bool:
+    """Whether ``error`` came of being stopped: Prefect's server, that heard the same signal, may be gone before us."""
+    from prefect.exceptions import TerminationSignal
+
+    return any(isinstance(one, KeyboardInterrupt | TerminationSignal) for one in causes(error))
+
+
+def _leave_stopped() -> NoReturn:
+    typer.echo("factsmith: stopped; the same command goes on from here", err=True)
+    sys.exit(_STOPPED)
 
 
 if __name__ == "__main__":

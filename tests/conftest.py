@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -32,6 +33,8 @@ def _quiet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         before = dict(os.environ)
         embedded_services()
         torch.set_num_threads(1)
+        # A shell's background jobs ignore Ctrl-C, and so would the processes that tests start and stop by it.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         yield
         for name in set(os.environ) - set(before):
             del os.environ[name]

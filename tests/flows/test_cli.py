@@ -418,18 +418,22 @@ def test_nobody_at_the_keyboard(home):
     assert json.loads(out)["model"]["name"] == "embedded"
 
 
-def test_a_run_that_is_stopped_says_so_and_can_go_on(prefect_server, home, words):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_is_stopped_says_so_and_can_go_on(prefect_server, home, words, number):
+    """Ctrl-C reaches the whole process group, and with it a server of the run's own."""
     from prefect.settings import PREFECT_API_URL
 
-    environment = {**os.environ, "PREFECT_API_URL": PREFECT_API_URL.value()}
-    process = command_line("run", *words("method.value.steps=100000", "method.value.stop_loss=0"), env=environment)
+    own = number == signal.SIGINT
+    environment = {**os.environ, **({} if own else {"PREFECT_API_URL": PREFECT_API_URL.value()})}
+    endless = words("method.value.steps=100000", "method.value.stop_loss=0")
+    process = command_line("run", *endless, env=environment, start_new_session=True)
     try:
         deadline = time.monotonic() + 90
         while "contexts" not in kinds(home):  # it is at the value vectors, and would stay there for long
             assert process.poll() is None, process.stderr.read()
             assert time.monotonic() < deadline
             time.sleep(0.1)
-        process.send_signal(signal.SIGINT)
+        os.killpg(process.pid, number) if own else process.send_signal(number)
         _, err = process.communicate(timeout=60)
     finally:
         process.kill()
