@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,6 +27,27 @@ def tiny_words(folder: Path, *words: str) -> list[str]:
     ]  # fmt: skip
     names = {word.partition("=")[0] for word in words}
     return [*(word for word in given if word.partition("=")[0] not in names), *words]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _tables(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """MLflow's migrations, a second for every new database, run once: the others are copies."""
+    from mlflow.store.db import utils
+
+    template = tmp_path_factory.mktemp("mlflow") / "empty.db"
+    initialise = utils._initialize_tables
+
+    def copy(engine: Any) -> None:
+        if not template.exists():
+            initialise(engine)
+            shutil.copyfile(engine.url.database, template)
+        else:
+            engine.dispose()
+            shutil.copyfile(template, engine.url.database)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(utils, "_initialize_tables", copy)
+        yield
 
 
 @pytest.fixture
