@@ -218,7 +218,12 @@ class _Course:
             began = time.perf_counter()
             for number in range(self._reached + 1, last + 1):
                 batch = ordered_facts(bench.batches[number - 1])
-                pending.append(self._write_batch(writer, batch))
+                try:
+                    pending.append(self._write_batch(writer, batch, number))
+                except BaseException:  # whatever ends a sequence early, what it has written is kept
+                    if pending:
+                        self._keep(number - 1, pending)
+                    raise
                 facts += len(batch)
                 self._advance(len(batch))
                 if len(pending) == method.sequence.checkpoint_every or number in self._missing:
@@ -229,14 +234,14 @@ class _Course:
         seconds = time.perf_counter() - began
         return {"facts_written": float(facts), "seconds_an_edit": seconds / facts}
 
-    def _write_batch(self, writer: SequenceWriter, batch: Sequence[Record]) -> Written:
+    def _write_batch(self, writer: SequenceWriter, batch: Sequence[Record], number: int) -> Written:
         requests = [record.request for record in batch]
         try:
             written = writer.write(requests, edit_slack(self._bench, len(batch)))
         except CollidingKeysError as error:
             raise colliding(requests, error) from None
         except NonFiniteValueError as error:
-            raise not_finite(error, max(self._bench.layers)) from None
+            raise not_finite(error, max(self._bench.layers), kept=number - 1) from None
         for first, second, cosine in written.collisions[:_COLLISIONS_TOLD]:
             one, other = written.facts[first], written.facts[second]
             logger.warning(

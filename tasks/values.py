@@ -57,12 +57,15 @@ def value_series(bench: Bench, model: ModelName, contexts: str) -> Series:
     return Series("values", 1, parameters, {**model.inputs, "contexts": contexts})
 
 
-def not_finite(error: NonFiniteValueError, layer: int) -> InputError:
-    """The value vector of a fact left the numbers."""
+def not_finite(error: NonFiniteValueError, layer: int, *, kept: int = 0) -> InputError:
+    """The value vector of a fact left the numbers; ``kept`` batches of its sequence were written before."""
+    remedy = "lower method.value.learning_rate, or set model.dtype=float32"
+    if kept:
+        remedy += f"; a model that many edits have worn out ends so: dataset.batches={kept} scores what is written"
     return InputError(
         f"The value vector of case {error.request.case_id} is NaN or infinite.",
         got=f"prompt {error.request.prompt!r}, layer {layer}",
-        remedy="lower method.value.learning_rate, or set model.dtype=float32",
+        remedy=remedy,
     )
 
 

@@ -18,6 +18,7 @@ from factsmith.tasks.bench import Bench
 from factsmith.tasks.edit import read_deltas
 from factsmith.tasks.editing.edit import merge
 from factsmith.tasks.editing.sequence import SequenceWriter
+from factsmith.tasks.editing.values import NonFiniteValueError
 from factsmith.tasks.models.checkpoint import Checkpoint
 from factsmith.tasks.planning import plan
 from factsmith.tasks.runs import find_run
@@ -90,6 +91,22 @@ def test_killed_it_goes_on_to_the_same_bytes(
     monkeypatch.setenv("FACTSMITH_HOME", str(tmp_path / "there"))
     pipeline(*words)
     assert contents(Store(tmp_path / "there")) == interrupted
+
+
+def test_a_model_that_is_worn_out_loses_nothing_that_was_written(pipeline, writes, monkeypatch):
+    write = SequenceWriter.write
+
+    def wear_out(self, requests, slack):
+        if len(writes) == 3:
+            raise NonFiniteValueError(requests[0])
+        return write(self, requests, slack)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SequenceWriter, "write", wear_out)
+        with pytest.raises(InputError, match=r"NaN or infinite[^$]*dataset.batches=3 scores what is written"):
+            pipeline(*ones(5, "method.sequence.checkpoint_every=50"))
+    pipeline(*ones(3))
+    assert writes == [1] * 3
 
 
 def test_a_longer_sequence_goes_on_where_a_shorter_one_ended(pipeline, store, writes, tmp_path, monkeypatch):
