@@ -1,4 +1,4 @@
-"""What MLflow shows of a sequence: curves with the number of edits as step, a figure, and the tables behind them."""
+"""How a sequence went, as reports and MLflow show it: curves with the number of edits as step, and a figure."""
 
 from __future__ import annotations
 
@@ -9,21 +9,42 @@ from collections.abc import Mapping, Sequence
 import pyarrow as pa
 
 from factsmith.flows.figures import sequence_course
-from factsmith.tasks.course import COURSE, Course
+from factsmith.tasks.course import COURSE, FIRST, Course
 from factsmith.tasks.sequence import FACTS, MEASURES
 from factsmith.tasks.tracking import Tracker
 
-__all__ = ["log_course", "measure_curves", "score_curves"]
+__all__ = [
+    "COLLAPSE",
+    "FIRST_FACTS",
+    "PERPLEXITY",
+    "SO_FAR",
+    "Curves",
+    "collapse",
+    "log_course",
+    "measure_curves",
+    "score_curves",
+]
 
 Curves = dict[str, dict[int, float]]
 """By name, values by number of edits."""
+
+SO_FAR = "sequence/{}"
+"""A metric of all facts written so far."""
+
+FIRST_FACTS = f"sequence/first_{FIRST}/{{}}"
+"""The same of the first ones written."""
+
+PERPLEXITY = "sequence/perplexity"
+
+COLLAPSE = 10.0
+"""Times the unedited model's perplexity of held-out text from which on a model counts as collapsed."""
 
 _MOST_POINTS = 100
 """Of a curve of every batch in MLflow; the table has all of them."""
 
 
-def log_course(tracker: Tracker, course: Course, means: Sequence[str]) -> None:
-    """Log a sequence to its run.
+def log_course(tracker: Tracker, course: Course, means: Sequence[str]) -> Curves:
+    """Log a sequence to its run; gives back the curves of its scores.
 
     Args:
         tracker: of the run.
@@ -35,14 +56,24 @@ def log_course(tracker: Tracker, course: Course, means: Sequence[str]) -> None:
     for path in (course.artifact.path / COURSE, course.edit.path / MEASURES, course.edit.path / FACTS):
         tracker.file(path, "sequence")
     tracker.figure(sequence_course(scores, measures, means), "sequence.png")
+    return scores
+
+
+def collapse(scores: Curves) -> int | None:
+    """The number of edits after which text was first found to be ``COLLAPSE`` times as perplexing as before them all.
+
+    ``None`` if it never was, or if there was no text.
+    """
+    points = scores.get(PERPLEXITY, {})
+    return next((edits for edits, value in points.items() if not value < COLLAPSE * points[0]), None)
 
 
 def score_curves(table: pa.Table) -> Curves:
     """``sequence/S`` of all edits so far, ``sequence/first_100/S``, and ``sequence/perplexity``."""
     curves: Curves = defaultdict(dict)
     for row in table.to_pylist():
-        inner = f"{row['scope']}/" if row["scope"].startswith("first") else ""
-        curves[f"sequence/{inner}{row['metric']}"][row["edits"]] = row["value"]
+        name = FIRST_FACTS if row["scope"] == f"first_{FIRST}" else SO_FAR
+        curves[name.format(row["metric"])][row["edits"]] = row["value"]
     return dict(curves)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from prefect import flow
 
 from factsmith.artifacts.store import Artifact
-from factsmith.flows.course import log_course
+from factsmith.flows.course import Curves, log_course
 from factsmith.flows.edit import write
 from factsmith.flows.figures import before_and_after
 from factsmith.flows.form import RunSettings
@@ -23,8 +23,12 @@ from factsmith.tasks.runs import EDITS, RECORDS, SCORE, find_run
 __all__ = ["evaluate", "score"]
 
 
-def score(bench: Bench, model: ModelName, edits: list[Artifact], *, figure: bool = True) -> Scores:
-    """evaluation, and what MLflow shows of it."""
+def score(bench: Bench, model: ModelName, edits: list[Artifact], *, figure: bool = True) -> tuple[Scores, Curves]:
+    """evaluation, and in sequence course, and what MLflow shows of them.
+
+    Returns:
+        Scores before and after; and how they went as edits added up, nothing unless in sequence.
+    """
     scores = evaluation(bench, model, edits[-1:] if bench.in_sequence else edits)
     # MLflow's comparison starts with the metric that was logged first.
     by_phase = {"after": scores.after, "before": scores.before}
@@ -36,11 +40,10 @@ def score(bench: Bench, model: ModelName, edits: list[Artifact], *, figure: bool
         bench.tracker.tags({SCORE: means[0]})
     for name in (RECORDS, *(prompt_table(family.name) for family in bench.families)):
         bench.tracker.file(scores.artifact.path / name)
-    if bench.in_sequence:
-        log_course(bench.tracker, course(bench, model, edits), means)
+    curves = log_course(bench.tracker, course(bench, model, edits), means) if bench.in_sequence else {}
     if figure:
         bench.tracker.figure(before_and_after(scores.before, scores.after), "before_after.png")
-    return scores
+    return scores, curves
 
 
 @flow(name="evaluate")
@@ -55,7 +58,7 @@ def evaluate(settings: RunSettings, run: str | None = None) -> Report:
     with open_bench(settings, "evaluate", run=past) as bench:
         if past is None:
             prepared = prepare(bench)
-            return finish(bench, prepared, score(bench, prepared.model, write(bench, prepared)))
+            return finish(bench, prepared, *score(bench, prepared.model, write(bench, prepared)))
         edits = past_edits(bench, past)
         bench.tracker.document(past.edits, EDITS)
-        return Report.of(bench, score(bench, model(bench), edits))
+        return Report.of(bench, *score(bench, model(bench), edits))

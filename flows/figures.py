@@ -13,6 +13,7 @@ __all__ = [
     "leverage_by_multiplier",
     "score_by_multiplier",
     "sequence_course",
+    "sequences_by_edits",
     "spectra",
 ]
 
@@ -173,4 +174,28 @@ def sequence_course(
     for axes in panels:
         axes.set_xlabel("edits")
         axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def sequences_by_edits(panels: Mapping[str, Mapping[str, Mapping[int, float]]]) -> Figure:
+    """Several sequences against the number of edits, a line each.
+
+    Args:
+        panels: by what is shown and by sequence, its values; those in percent say so.
+    """
+    figure = Figure(figsize=(4.4 * len(panels) + 2, 4), layout="constrained")
+    drawn = dict.fromkeys(name for sequences in panels.values() for name in sequences)
+    style = {name: {"color": f"C{place % 10}", "linestyle": "-:"[place // 10 % 2]} for place, name in enumerate(drawn)}
+    for axes, (title, sequences) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        for name, points in sequences.items():
+            axes.plot(list(points), list(points.values()), marker="o", markersize=3, label=name, **style[name])
+        if "percent" in title:
+            axes.set_ylim(0, 103)
+        else:
+            axes.set_yscale("log")
+        axes.set_title(title.rstrip(","), fontsize="medium")
+        axes.set_xlabel("edits")
+        axes.spines[["top", "right"]].set_visible(False)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize="small")
     return figure

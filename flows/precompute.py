@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from prefect import flow
 
 from factsmith.flows.conditioning import check_report, conditioning, log_choice, log_leverages
+from factsmith.flows.course import Curves
 from factsmith.flows.form import RunSettings
 from factsmith.flows.report import PreparationReport, Report
 from factsmith.tasks.accumulation import accumulate
@@ -78,11 +79,11 @@ def prepare(bench: Bench, *, spare: int = 0) -> Prepared:
     return Prepared(name, factor(bench, statistics), stream, statistics, wanted, leverages)
 
 
-def finish(bench: Bench, prepared: Prepared, scores: Scores | None = None) -> Report:
+def finish(bench: Bench, prepared: Prepared, scores: Scores | None = None, course: Curves | None = None) -> Report:
     """What a run tells; and how its token count was found, logged last: MLflow's comparison starts with the scores."""
     if prepared.leverages:
         log_choice(bench, prepared.leverages)
-    return Report.of(bench, scores, tokens=prepared.tokens)
+    return Report.of(bench, scores, course, tokens=prepared.tokens)
 
 
 @flow(name="precompute")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from factsmith.flows.course import Curves
 from factsmith.tasks.bench import Bench, StageReport
 from factsmith.tasks.evaluation import Scores
 
@@ -18,6 +19,7 @@ class Report(BaseModel):
         mlflow_run_id: of the parent run in MLflow.
         stages: in their order.
         metrics: by phase (``before``, ``after``), in percent; empty if nothing was scored.
+        course: of a sequence, ``Curves`` of its scores; empty if it is none.
         dynamic_multiplier: d_m of C0, given or found; ``None`` if the run has none.
     """
 
@@ -28,10 +30,13 @@ class Report(BaseModel):
     dynamic_multiplier: float | None = None
     stages: list[StageReport]
     metrics: dict[str, dict[str, float | None]]
+    course: Curves = {}
     facts: int = Field(0, exclude=True, description="that were scored")
 
     @classmethod
-    def of(cls, bench: Bench, scores: Scores | None = None, *, tokens: int | None = None) -> Report:
+    def of(
+        cls, bench: Bench, scores: Scores | None = None, course: Curves | None = None, *, tokens: int | None = None
+    ) -> Report:
         from prefect.runtime import flow_run
 
         return cls(
@@ -40,6 +45,7 @@ class Report(BaseModel):
             dynamic_multiplier=None if tokens is None else tokens / bench.checkpoint.key_width,
             stages=bench.reports,
             metrics={"before": scores.before, "after": scores.after} if scores else {},
+            course=course or {},
             facts=scores.artifact.summary["records"] if scores else 0,
         )
 
@@ -88,6 +94,7 @@ class CellReport(BaseModel):
         tokens: that C0 is the mean of; 0 if the cell failed.
         dynamic_multiplier: the same in multiples of d_k.
         metrics: by phase (``before``, ``after``), in percent; empty if the cell failed.
+        course: of a sequence, ``Curves`` of its scores; empty if it is none.
         intervals: 95 % bootstrap interval over records of each metric after the edit.
         stages: in their order.
         seconds: it took.
@@ -102,6 +109,7 @@ class CellReport(BaseModel):
     tokens: int = 0
     dynamic_multiplier: float = 0.0
     metrics: dict[str, dict[str, float | None]] = {}
+    course: Curves = {}
     intervals: dict[str, tuple[float, float]] = {}
     stages: list[StageReport] = []
     seconds: float = 0.0

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from factsmith.flows.figures import score_by_multiplier
 from factsmith.flows.report import CellReport, SweepReport
+from factsmith.flows.sequences import log_sequences, sequence_sheets, write_sequences
 from factsmith.flows.sheets import Sheet
 from factsmith.tasks.tracking import Tracker
 
@@ -31,11 +32,17 @@ Curve = Mapping[str, CellReport]
 
 
 def sheets(report: SweepReport) -> list[Sheet]:
-    """The tables of a sweep: S by d_m, and the papers' layout; every cell a row where d_m does not vary."""
+    """The tables of a sweep.
+
+    S by d_m, and the papers' layout; where d_m does not vary every cell a row, and sequences by the number of edits.
+    """
     done = [cell for cell in report.cells if not cell.error]
     if not done:
         return []
-    found = [*_by_multiplier(report), *_full_and_fast(report)] if _varies(report, MULTIPLIER) else [_cells(report)]
+    if _varies(report, MULTIPLIER):
+        found = [*_by_multiplier(report), *_full_and_fast(report)]
+    else:
+        found = [_cells(report), *sequence_sheets(report)]
     return [sheet for sheet in found if sheet.rows]
 
 
@@ -49,7 +56,7 @@ def curves(report: SweepReport) -> dict[str, dict[str, Curve]]:
 
 
 def write_results(report: SweepReport, folder: Path) -> list[Path]:
-    """``results.md``, ``results.csv`` and, where d_m varies, ``score_by_multiplier.png`` in ``folder``."""
+    """``results.md`` and ``results.csv`` in ``folder``, ``score_by_multiplier.png`` where d_m varies, and sequences."""
     folder.mkdir(parents=True, exist_ok=True)
     title = f"# {report.name}\n\n" + "\n".join(sheet.markdown() for sheet in sheets(report))
     failed = "".join(f"\n{line}\n" for line in failures(report))
@@ -66,11 +73,11 @@ def write_results(report: SweepReport, folder: Path) -> list[Path]:
             for variant, by_batch in curves(report).items()
         }
         score_by_multiplier(points, report.mean[0], THRESHOLD).savefig(written[-1], dpi=150)
-    return written
+    return written + write_sequences(report, folder)
 
 
 def log_results(tracker: Tracker, report: SweepReport) -> None:
-    """Attach tables and plots to the sweep's run, and log each score against the tokens of C0, a step each."""
+    """Attach tables and plots to the sweep's run, and log scores against the tokens of C0, or the number of edits."""
     with tempfile.TemporaryDirectory() as folder:
         for path in write_results(report, Path(folder)):
             tracker.file(path)
@@ -78,8 +85,13 @@ def log_results(tracker: Tracker, report: SweepReport) -> None:
     if report.mean and _varies(report, MULTIPLIER):
         for variant, by_batch in curves(report).items():
             for batch, curve in by_batch.items():
-                name = "/".join(part for part in (variant, f"batch_{batch}" if batch else "", report.mean[0]) if part)
+                name = "/".join(
+                    part
+                    for part in (variant.replace("/", "_"), f"batch_{batch}" if batch else "", report.mean[0])
+                    if part
+                )
                 tracker.curve(name, {cell.tokens: _point(report, cell)[0] for cell in curve.values()})
+    log_sequences(tracker, report)
 
 
 # ----------------------------------------------------------------------------------------------------------- tables

@@ -29,8 +29,8 @@ def run(settings: RunSettings) -> Report:
     with open_bench(settings, "run") as bench:
         prepared = _subflow("precompute", lambda: prepare(bench))
         edits = _subflow("edit", lambda: write(bench, prepared))
-        scores = _subflow("evaluate", lambda: score(bench, prepared.model, edits))
-        return finish(bench, prepared, scores)
+        scored = _subflow("evaluate", lambda: score(bench, prepared.model, edits))
+        return finish(bench, prepared, *scored)
 
 
 def _subflow(name: str, body: Callable[[], T]) -> T:

@@ -16,6 +16,7 @@ from factsmith.artifacts.errors import FactsmithError, InputError
 from factsmith.artifacts.formats import load_table
 from factsmith.artifacts.store import Store
 from factsmith.flows.cells import Benches, Sweep, open_sweep
+from factsmith.flows.course import Curves
 from factsmith.flows.grid import Cell
 from factsmith.flows.precompute import Prepared
 from factsmith.flows.report import CellReport, SweepReport
@@ -149,13 +150,14 @@ def _run_cell(bench: Bench, cell: Cell, parent: str) -> CellReport:
     )
 
 
-def _scored(bench: Bench, scores: Scores, prepared: Prepared) -> dict[str, Any]:
+def _scored(bench: Bench, scores: Scores, course: Curves, prepared: Prepared) -> dict[str, Any]:
     after = record_values(load_table(scores.artifact.path / RECORDS), "after", bench.families)
     return {
         "facts": scores.artifact.summary["records"],
         "tokens": prepared.tokens,
         "dynamic_multiplier": prepared.tokens / bench.checkpoint.key_width,
         "metrics": {"before": scores.before, "after": scores.after},
+        "course": course,
         "intervals": {name: (found.low, found.high) for name, found in intervals(after).items()},
     }
 

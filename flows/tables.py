@@ -11,10 +11,12 @@ from rich.text import Text
 
 from factsmith.artifacts.manifest import Manifest
 from factsmith.flows.configuration import GROUPS, choices
+from factsmith.flows.course import FIRST_FACTS, PERPLEXITY, SO_FAR, Curves
 from factsmith.flows.grid import EXPERIMENT
 from factsmith.flows.report import LayerReport, Report
 from factsmith.flows.vocabulary import describe_settings
 from factsmith.tasks.bench import StageReport
+from factsmith.tasks.course import FIRST
 from factsmith.tasks.metrics.family import load_families
 from factsmith.tasks.planning import StagePlan
 from factsmith.tasks.settings import Settings
@@ -22,6 +24,7 @@ from factsmith.tasks.settings import Settings
 __all__ = [
     "choices_table",
     "conditioning_table",
+    "course_table",
     "deployments_table",
     "plan_table",
     "scores_table",
@@ -48,6 +51,26 @@ def scores_table(report: Report, settings: Settings) -> Table:
             whole = family.mean is not None and name == family.mean[0]
             table.add_row(name, *cells, meaning, style="bold" if whole else "", end_section=whole)
         table.add_section()
+    return table
+
+
+def course_table(course: Curves, settings: Settings) -> Table:
+    """How scores and perplexity went as edits added up: twenty rows at most, the last one among them."""
+    table = Table(title="after so many edits", title_justify="left")
+    table.add_column("edits", justify="right")
+    shown: dict[str, str] = {}
+    for family in load_families(settings.dataset.metrics):
+        if family.mean:
+            name, parts = family.mean
+            shown |= {metric: SO_FAR.format(metric) for metric in (*parts, name)}
+            shown[f"{name}, first {FIRST}"] = FIRST_FACTS.format(name)
+    shown = {heading: name for heading, name in {**shown, "perplexity": PERPLEXITY}.items() if name in course}
+    for heading in shown:
+        table.add_column(heading, justify="right")
+    counts = sorted({count for name in shown.values() for count in course[name]})
+    for count in counts[:: min(-1, -len(counts) // 20)][::-1]:
+        values = [course[name].get(count) for name in shown.values()]
+        table.add_row(f"{count:,}", *("" if value is None else f"{value:.4g}" for value in values))
     return table
 
 

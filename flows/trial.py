@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from factsmith.flows.conditioning import log_choice
+from factsmith.flows.course import Curves
 from factsmith.flows.edit import write
 from factsmith.flows.evaluate import score
 from factsmith.flows.precompute import Prepared, prepare
@@ -12,11 +13,18 @@ from factsmith.tasks.evaluation import Scores
 __all__ = ["score_trial"]
 
 
-def score_trial(bench: Bench, name: str, *, flow: str, parent: str) -> tuple[Scores, Prepared]:
-    """Scores of the edit that a bench's settings describe, and what it was made with, in a run below ``parent``."""
+def score_trial(bench: Bench, name: str, *, flow: str, parent: str) -> tuple[Scores, Curves, Prepared]:
+    """What ``score`` tells of the edit that a bench's settings describe, and what that was made with.
+
+    Args:
+        bench: of the trial.
+        name: of its run in MLflow.
+        flow: what it is logged as.
+        parent: the run that it is part of.
+    """
     with bench.logged(name, flow=flow, parent=parent):
         prepared = prepare(bench)
-        scores = score(bench, prepared.model, write(bench, prepared), figure=False)
+        scores, course = score(bench, prepared.model, write(bench, prepared), figure=False)
         if prepared.leverages:
             log_choice(bench, prepared.leverages, figure=False)
-        return scores, prepared
+        return scores, course, prepared

@@ -206,7 +206,7 @@ def _scores(bench: Bench, settings: Settings, name: str) -> dict[str, float | No
     """Metrics after the edit that ``settings`` describe, in a run of its own below the bench's."""
     variant = bench.variant(settings)
     trial = Flow(lambda: score_trial(variant, name, flow="trial", parent=bench.tracker.run_id), name="trial")
-    scores, _ = trial()
+    scores, _, _ = trial()
     return scores.after
 
 

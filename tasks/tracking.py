@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -172,5 +173,5 @@ class Tracker:
 
 
 def metric_name(metric: str) -> str:
-    """What MLflow knows a metric by: no ``*`` may be in it."""
-    return metric.replace("*", "_star")
+    """What MLflow knows a metric by: letters, digits and ``_-. :/`` alone."""
+    return re.sub(r"[^\w\-. :/]", "_", metric.replace("*", "_star").replace("=", ":").replace(", ", " "))

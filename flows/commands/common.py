@@ -79,9 +79,12 @@ def complete(flow: Callable[[], T]) -> T:
     """What ``flow`` gives back, or a clear word on a server that does not answer."""
     from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
+    from factsmith.flows.temporary_server import start_temporary_server
+
     # Nobody watches a run at the command line by its heartbeat, and stopping it costs a second a flow.
     try:
         with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+            start_temporary_server()
             return flow()
     except RuntimeError as error:
         if not str(error).startswith("Failed to reach API"):
@@ -99,11 +102,16 @@ def show_report(flow: Callable[[], Report], settings: Settings, as_json: bool, o
     if as_json:
         typer.echo(report.model_dump_json())
         return
+    from factsmith.flows.course import COLLAPSE, collapse
     from factsmith.flows.report import PreparationReport
-    from factsmith.flows.tables import conditioning_table, scores_table, stages_table
+    from factsmith.flows.tables import conditioning_table, course_table, scores_table, stages_table
 
     if report.metrics:
         show(scores_table(report, settings))
+    if report.course:
+        show(course_table(report.course, settings))
+        if (edits := collapse(report.course)) is not None:
+            typer.echo(f"Collapsed: after {edits:,} edits text is {COLLAPSE:g} times as perplexing as before them.")
     if isinstance(report, PreparationReport):
         show(conditioning_table(report.layers))
     show(stages_table(report.stages))

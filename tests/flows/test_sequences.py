@@ -1,0 +1,96 @@
+"""Sequences side by side: their curves in tables, files and MLflow, and which models collapse."""
+
+from __future__ import annotations
+
+import csv
+
+import pytest
+from mlflow import MlflowClient
+from rich.console import Console
+
+from factsmith.flows.cells import open_sweep
+from factsmith.flows.configuration import compose
+from factsmith.flows.course import collapse
+from factsmith.flows.report import CellReport, SweepReport
+from factsmith.flows.results import sheets, write_results
+from factsmith.flows.sweep import run_sweep
+from factsmith.flows.tables import course_table
+from factsmith.tasks.tracking import metric_name
+
+WORDS = ("method.batch_size=1", "dataset.batches=3", "method.sequence.evaluate_at=[1]")
+
+
+def cell(method: str, history: str, course: dict[str, dict[int, float]]) -> CellReport:
+    metrics = {"before": {"S": 0.0}, "after": {"S": 50.0}}
+    place = {"method": method, "method.sequence.history": history}
+    return CellReport(place=place, metrics=metrics, intervals={"S": (40, 60)}, course=course)
+
+
+@pytest.fixture
+def report() -> SweepReport:
+    good = {"sequence/S": {1: 90, 4: 80}, "sequence/perplexity": {0: 2, 1: 3, 4: 19.9}}
+    bad = {"sequence/S": {1: 90, 8: 5}, "sequence/perplexity": {0: 2, 1: 20, 8: float("inf")}}
+    return SweepReport(
+        run_id="r", mlflow_run_id="m", name="by-hand", metrics=["S"], mean=("S", []),
+        axes=[["method", "dataset.batches"], ["method.sequence.history"]],
+        cells=[cell("memit", "full", good), cell("memit", "none", bad)],
+    )  # fmt: skip
+
+
+def test_a_sweep_shows_how_each_sequence_went(prefect_server, home, words, pipeline, tmp_path):
+    grid = words(*WORDS, "method=memit,memit-f", "method.sequence.history=full,none", "method.low_rank.n_samples=300")
+    found = run_sweep(open_sweep(grid))
+    assert [one.error for one in found.cells] == [None] * 4
+    alone = pipeline(*WORDS, "method=memit", "method.sequence.history=none")
+    assert found.cells[1].course == alone.course
+    assert list(alone.course["sequence/perplexity"]) == [0, 1, 3]
+    assert alone.course["sequence/ES"][3] == alone.metrics["after"]["ES"]
+
+    titles = [sheet.title for sheet in sheets(found)]
+    assert [title.partition(": ")[2].partition(" after")[0] for title in titles[1:]] == [
+        "S of all facts, percent,", "S of the first 100 facts, percent,", "perplexity of held-out text",
+    ]  # fmt: skip
+    written = {path.name: path for path in write_results(found, tmp_path / "out")}
+    assert {"sequences.csv", "sequences.png"} <= set(written)
+    with written["sequences.csv"].open() as file:
+        rows = [row for row in csv.DictReader(file) if row["method"] == "memit-f" and row["edits"] == "3"]
+    last = {row["curve"]: float(row["value"]) for row in rows if row["method.sequence.history"] == "full"}
+    assert last["sequence/PS"] == found.cells[2].metrics["after"]["PS"]
+    client = MlflowClient(f"sqlite:///{home / 'mlflow.db'}")
+    history = client.get_metric_history(found.mlflow_run_id, "memit-f full/sequence/perplexity")
+    assert {one.step: one.value for one in history} == found.cells[2].course["sequence/perplexity"]
+
+
+def test_tables_by_hand(report):
+    first, so_far, perplexity = sheets(report)
+    assert so_far.columns == ["method", "history", "1", "4", "8", "collapse"]
+    assert so_far.rows == [["memit", "full", "90", "80", "", "-"], ["memit", "none", "90", "", "5", "1"]]
+    assert perplexity.rows[1] == ["memit", "none", "2", "20", "", "inf", "1"]
+    assert so_far.weak == perplexity.weak == {1}
+    assert not first.weak
+
+
+@pytest.mark.parametrize(
+    ("points", "after"),
+    [({0: 2, 5: 19.9}, None), ({0: 2, 5: 20, 6: 3}, 5), ({0: 2, 5: 3, 9: float("nan")}, 9), ({}, None)],
+)
+def test_a_model_has_collapsed_once_text_is_ten_times_as_perplexing(points, after):
+    assert collapse({"sequence/perplexity": points} if points else {}) == after
+
+
+def test_a_run_tells_its_course(words, home):
+    settings = compose(words())
+    course = {"sequence/S": dict.fromkeys(range(1, 101), 50.0), "sequence/perplexity": {0: 2.0, 100: 30.0}}
+    console = Console(width=100)
+    with console.capture() as captured:
+        console.print(course_table(course, settings))
+    rows = [line.split("│")[1:-1] for line in captured.get().splitlines() if line.startswith("│")]
+    assert len(rows) == 17  # every sixth of 101, from the last one
+    assert [cell.strip() for cell in rows[-1]] == ["100", "50", "30"]
+
+
+@pytest.mark.parametrize("name", ["Eff*", "corpus.sampling=first, corpus.blocks=[1]/batch_1/S", "é (x) {y}"])
+def test_mlflow_takes_every_name(name):
+    from mlflow.utils.validation import _validate_metric_name
+
+    _validate_metric_name(metric_name(name))
