@@ -111,6 +111,9 @@ class LowRankSettings(_Frozen):
     """The low-rank model of keys, U U^T + D, and what it is made from."""
 
     n_samples: int = Field(40_000, ge=2, description="tokens whose keys are modelled, in place of corpus.tokens")
+    centred: bool = Field(
+        True, description="whether their mean is taken out, as in the paper; what it meets is then preserved by D alone"
+    )
     rank: int | None = Field(None, ge=1, description="r0, columns of U; null for the least that holds energy")
     energy: float = Field(0.8, gt=0, le=1, description="share of the fused covariance that U holds")
     energy_of: EnergyOf = Field(

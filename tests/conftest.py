@@ -14,6 +14,9 @@ import pytest
 
 # Threads that wait must not spin: tests run side by side on few cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# What Prefect logs, at the level that the command line has, is read by nobody here. It looks when it is imported.
+os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")
+os.environ.setdefault("PREFECT_LOGGING_TO_API_ENABLED", "false")
 
 import torch
 

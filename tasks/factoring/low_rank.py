@@ -58,6 +58,8 @@ class LowRank(Factorisation):
     def series(self, bench: Bench, source: str | None) -> Series:
         settings, fraction = bench.settings.method.low_rank, _fraction(bench)
         parameters: dict[str, Any] = {"preservation": "low_rank", "prior_fraction": fraction, "floor": settings.floor}
+        if not settings.centred:
+            parameters["centred"] = False
         if fraction:
             parameters["prior_rank"] = _prior_rank(bench)
         if settings.rank is not None:
@@ -78,10 +80,12 @@ class LowRank(Factorisation):
         try:
             if isinstance(statistics, KeyStream):
                 keys = _sampled_keys(draft, statistics, layer, settings.n_samples).to(bench.device)
-                model = LowRankModel.of_factor(fused_factor(keys, structure, fraction), rule, settings.floor)
+                model = LowRankModel.of_factor(
+                    fused_factor(keys, structure, fraction, centred=settings.centred), rule, settings.floor
+                )
             else:
                 assert isinstance(statistics, Covariances)
-                data = _centred(draft, statistics.layers[layer], bench.device)
+                data = _covariance(draft, statistics.layers[layer], bench.device, centred=settings.centred)
                 model = LowRankModel.of_covariance(fused_covariance(data, structure, fraction), rule, settings.floor)
         except RankError as error:
             raise InputError(
@@ -152,13 +156,15 @@ def _sampled_keys(draft: Draft, stream: KeyStream, layer: int, count: int) -> Te
     return found
 
 
-def _centred(draft: Draft, source: Artifact, device: torch.device) -> Tensor:
-    """The sample covariance, 1 / (n - 1), of the keys that C0 and the mean are of."""
+def _covariance(draft: Draft, source: Artifact, device: torch.device, *, centred: bool) -> Tensor:
+    """C0, or the sample covariance, 1 / (n - 1), of the keys that it and the mean are of."""
     draft.read_from(source)
     moments = load_tensors(source.path / MOMENTS, str(device))
-    count, mean = source.summary["tokens"], moments["mean"]
-    centred: Tensor = (moments["covariance"] - mean[:, None] * mean) * (count / (count - 1))
-    return centred
+    covariance: Tensor = moments["covariance"]
+    if centred:
+        count, mean = source.summary["tokens"], moments["mean"]
+        covariance = (covariance - mean[:, None] * mean) * (count / (count - 1))
+    return covariance
 
 
 def choose(method: MethodSettings) -> Factorisation:

@@ -196,19 +196,20 @@ def fused_covariance(covariance: Tensor, prior: Tensor | None, fraction: float) 
     return fused
 
 
-def fused_factor(keys: Tensor, prior: Tensor | None, fraction: float) -> Tensor:
+def fused_factor(keys: Tensor, prior: Tensor | None, fraction: float, *, centred: bool = True) -> Tensor:
     """F with C_fused = F F^T, for fewer keys than are needed to fill C_data.
 
     Args:
-        keys: (n, d_in); C_data is their sample covariance, centred, 1 / (n - 1).
+        keys: (n, d_in); C_data is their sample covariance, centred, 1 / (n - 1), or the mean of k k^T.
         prior: a factor of C_prior, (d_in, r) float64; ``None`` where ``fraction`` is 0.
         fraction: a.
+        centred: which of the two.
 
     Returns:
         (d_in, n + r) float64.
     """
     keys = keys.double()
-    data: Tensor = (keys - keys.mean(0)).T / (len(keys) - 1) ** 0.5
+    data: Tensor = (keys - keys.mean(0)).T / (len(keys) - 1) ** 0.5 if centred else keys.T / len(keys) ** 0.5
     if prior is None or fraction == 0:
         return data
     scale = float((data.T @ data).norm() / (prior.T @ prior).norm())

@@ -63,12 +63,15 @@ def rows(store: Store, count: int) -> torch.Tensor:
     return torch.from_numpy(np.concatenate([read_keys(shard) for shard in shards])[:count].astype(np.float64))
 
 
-def test_the_low_rank_model_is_that_of_the_first_keys(prefect_server, words, store, gpt2_folder):
-    """By hand: centred covariance, the projection's part at its Frobenius norm, leading eigenvectors, the diagonal."""
+@pytest.mark.parametrize("centred", [True, False])
+def test_the_low_rank_model_is_that_of_the_first_keys(prefect_server, words, store, gpt2_folder, centred):
+    """By hand: covariance, the projection's part at its Frobenius norm, leading eigenvectors, the diagonal."""
     given = ["method.layers=[1]", "method.low_rank.prior_fraction=0.3", "method.low_rank.prior_rank=6"]
-    precompute(compose(words("method=memit-f", *MANY, *given, "method.low_rank.rank=11")))
+    given += ["method.low_rank.rank=11", f"method.low_rank.centred={centred}"]
+    precompute(compose(words("method=memit-f", *MANY, *given)))
     (artifact,) = artifacts(store, "factor")
-    data = torch.cov(rows(store, 800).T)
+    keys = rows(store, 800)
+    data = torch.cov(keys.T) if centred else keys.T @ keys / 800
     weight = load(gpt2_folder).weight(1).detach().double()
     _, values, right = torch.linalg.svd(weight, full_matrices=False)
     structure = right[:6].T * values[:6].square() @ right[:6]
@@ -83,9 +86,10 @@ def test_the_low_rank_model_is_that_of_the_first_keys(prefect_server, words, sto
     assert artifact.summary["energy"] == pytest.approx(float(eigenvalues[-11:].sum() / eigenvalues.sum()))
 
 
-def test_few_keys_give_the_same_edit_whether_they_are_kept_or_added_up(pipeline, store):
+@pytest.mark.parametrize("centred", [True, False])
+def test_few_keys_give_the_same_edit_whether_they_are_kept_or_added_up(pipeline, store, centred):
     """From the keys, without their covariance, as from the covariance."""
-    given = ["method=memit-f", *FEW, "method.layers=[1]", "dataset.batches=1"]
+    given = ["method=memit-f", *FEW, "method.layers=[1]", "dataset.batches=1", f"method.low_rank.centred={centred}"]
     pipeline(*given)
     (kept,) = artifacts(store, "edit")
     pipeline(*given, "corpus.keep_keys=false")

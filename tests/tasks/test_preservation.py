@@ -262,13 +262,15 @@ def test_a_rank_that_is_not_there_is_refused():
         assert caught.value.rank == 29  # one less than the keys, since they are centred
 
 
+@pytest.mark.parametrize("centred", [True, False])
 @pytest.mark.parametrize("fraction", [0.0, 0.05, 0.6])
-def test_the_gram_side_gives_the_same_model(fraction):
+def test_the_gram_side_gives_the_same_model(fraction, centred):
     """Fewer keys than dimensions: from the keys alone, without C_fused, as from C_fused."""
     keys = draw(25, D_IN, seed=7) * torch.logspace(0, -2, D_IN, dtype=torch.float64) + 3
     structure = prior(draw(D_OUT, D_IN, seed=8), 9)
-    fused = fused_covariance(torch.cov(keys.T), structure, fraction)
-    factor = fused_factor(keys, structure, fraction)
+    covariance = torch.cov(keys.T) if centred else keys.T @ keys / len(keys)
+    fused = fused_covariance(covariance, structure, fraction)
+    factor = fused_factor(keys, structure, fraction, centred=centred)
     assert near(factor @ factor.T, fused)
     thin = LowRankModel.of_factor(factor, rule(rank=12), FLOOR)
     whole = LowRankModel.of_covariance(fused, rule(rank=12), FLOOR)
