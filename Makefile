@@ -6,13 +6,17 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
 .DEFAULT_GOAL := run
-.PHONY: run test check bench bench-large pretrain clean
+.PHONY: run test test-all check bench bench-large pretrain clean
 
 run: $(INSTALLED)
 	$(BIN)/factsmith run
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+
+# Those too that show in every case, by minutes, what others show in one.
+test-all: $(INSTALLED)
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m 'slow or not slow'
 
 check: $(INSTALLED) $(VENV)/typing
 	$(BIN)/ruff check .

@@ -99,6 +99,7 @@ def test_only_the_layers_that_lack_one_are_added_up(unkept, rows):
     assert sum(rows) == 45 * 40
 
 
+@pytest.mark.slow
 def test_killed_between_two_layers_it_goes_on_from_the_checkpoint_of_both(unkept, store, rows):
     unkept(MANY)
     before = {one.key["layer"]: one for one in artifacts(store, "covariance")}

@@ -428,13 +428,13 @@ def test_a_run_that_is_stopped_says_so_and_can_go_on(prefect_server, home, words
     endless = words("method.value.steps=100000", "method.value.stop_loss=0")
     process = command_line("run", *endless, env=environment, start_new_session=True)
     try:
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + 300
         while "contexts" not in kinds(home):  # it is at the value vectors, and would stay there for long
             assert process.poll() is None, process.stderr.read()
             assert time.monotonic() < deadline
             time.sleep(0.1)
         os.killpg(process.pid, number) if own else process.send_signal(number)
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=180)
     finally:
         process.kill()
     assert process.returncode == 130

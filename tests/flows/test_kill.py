@@ -56,13 +56,14 @@ def killed(prefect_server: None, home: Path, words, monkeypatch):
         environment = {**os.environ, "PREFECT_API_URL": PREFECT_API_URL.value(), "OMP_NUM_THREADS": "1"}
         done = subprocess.run(
             [sys.executable, "-c", KILLED_RUN, kind, str(number), *words(*more)],
-            env=environment, capture_output=True, text=True, timeout=120, check=False,
+            env=environment, capture_output=True, text=True, timeout=300, check=False,
         )  # fmt: skip
         assert done.returncode == -signal.SIGKILL, done.stderr
 
     return call
 
 
+@pytest.mark.slow
 def test_killed_at_every_stage_in_turn(killed, pipeline, store, tmp_path, monkeypatch):
     for place, kind in enumerate(KINDS):
         killed(kind)

@@ -26,8 +26,13 @@ def _home(tmp_path_factory, prefect_server):
         torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize("method", ["memit", "emmet"])
-@pytest.mark.parametrize(("size", "batches", "least"), [(16, 10, 92), (64, 4, 87)])
+@pytest.mark.parametrize(
+    ("method", "size", "batches", "least"),
+    [
+        ("memit", 16, 10, 92), ("memit", 64, 4, 87), ("emmet", 16, 10, 92), ("emmet", 64, 4, 87),
+        ("memit-f", 16, 10, 92), ("alphaedit-f", 16, 10, 92),
+    ],
+)  # fmt: skip
 def test_the_embedded_model(method, size, batches, least):
     words = [f"method={method}", f"method.batch_size={size}", f"dataset.batches={batches}"]
     report = run(compose(words))

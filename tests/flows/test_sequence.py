@@ -77,7 +77,14 @@ def test_one_batch_in_sequence_is_a_batch(pipeline, store):
     assert follows.metrics["after"]["ES"] == alone.metrics["after"]["ES"]
 
 
-@pytest.mark.parametrize(("kind", "number"), [("sequence", 1), ("sequence", 3), ("edit", 1)])
+@pytest.mark.parametrize(
+    ("kind", "number"),
+    [
+        pytest.param("sequence", 1, marks=pytest.mark.slow),
+        ("sequence", 3),
+        pytest.param("edit", 1, marks=pytest.mark.slow),
+    ],
+)
 def test_killed_it_goes_on_to_the_same_bytes(
     killed, pipeline, store, writes, tmp_path, monkeypatch, kind, number  # noqa: F811
 ):  # fmt: skip
