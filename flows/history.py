@@ -109,13 +109,13 @@ def comparison_sheets(comparison: Comparison) -> list[Sheet]:
     """The runs, the settings that differ, and what each phase scored."""
     ids = [run.id[:8] for run in comparison.runs]
     title = "runs" if comparison.settings else "runs with the same settings"
-    runs = Sheet(title, ["run", "name", "facts", "shared", "bootstrap"], words=2)
+    runs = Sheet(title, ["run", "name", "facts", "shared", "bootstrap"], words=2, wrapped=["name"])
     for place, run in enumerate(comparison.runs):
         drawn = [str(run.shared), "paired" if run.paired else "independent"]
         runs.add(ids[place], run.name, str(run.facts), *(drawn if place else ["", ""]))
     found = [runs]
     if comparison.settings:
-        settings = Sheet("settings that differ", ["setting", *ids], words=1 + len(ids))
+        settings = Sheet("settings that differ", ["setting", *ids], words=1 + len(ids), wrapped=ids)
         for name, values in comparison.settings.items():
             settings.add(name, *("-" if value is None else value for value in values))
         found.append(settings)

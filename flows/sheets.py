@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from rich.table import Table
 from rich.text import Text
@@ -24,6 +25,7 @@ class Sheet:
         strong: rows that sum others up, by their number.
         sections: numbers of the rows that end a section.
         caption: below it.
+        wrapped: columns whose cells may break into lines, in a terminal that is too narrow.
     """
 
     title: str
@@ -34,6 +36,7 @@ class Sheet:
     strong: set[int] = field(default_factory=set)
     sections: set[int] = field(default_factory=set)
     caption: str = ""
+    wrapped: Sequence[str] = ()
 
     def add(self, *cells: str, weak: bool = False, strong: bool = False) -> None:
         """Add a row; ``weak`` ones fall short of something, ``strong`` ones sum others up."""
@@ -51,7 +54,8 @@ class Sheet:
         """For the terminal."""
         table = Table(title=self.title, title_justify="left", caption=self.caption or None, caption_justify="left")
         for place, name in enumerate(self.columns):
-            table.add_column(name, justify="left" if place < self.words else "right", no_wrap=True)
+            justify: Literal["left", "right"] = "left" if place < self.words else "right"
+            table.add_column(name, justify=justify, no_wrap=name not in self.wrapped, overflow="fold")
         for number, row in enumerate(self.rows):
             colour = "red" if number in self.weak else ""
             style = "bold" if number in self.strong else ""

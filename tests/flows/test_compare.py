@@ -7,9 +7,11 @@ from datetime import UTC, datetime
 
 import pytest
 import torch
+from rich.console import Console
 
 from factsmith.flows.compare import ScoredRun, compare
 from factsmith.flows.history import comparison_sheets
+from factsmith.flows.sheets import Sheet
 from factsmith.tasks.metrics.summary import RecordValues
 
 SETTINGS = {"method.name": "memit", "method.ridge": "0.0", "dataset.limit": "null"}
@@ -169,3 +171,14 @@ def test_markdown_keeps_its_columns():
         lines = [line for line in printed.splitlines() if line.startswith("|")]
         assert len(lines) == len(sheet.rows) + 2
         assert {line.replace(r"\|", "").count("|") for line in lines} == {len(sheet.columns) + 1}
+
+
+def test_in_a_narrow_terminal_a_long_name_breaks_and_an_id_does_not():
+    sheet = Sheet("runs", ["run", "name"], words=2, wrapped=["name"])
+    sheet.add("72523f7e", "method.sequence.evaluate_at=[10,25,50] method.sequence.history=full")
+    console = Console(width=40)
+    with console.capture() as captured:
+        console.print(sheet.table())
+    text = captured.get()
+    assert "72523f7e" in text
+    assert "…" not in text
