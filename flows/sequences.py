@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from factsmith.flows.course import COLLAPSE, FIRST_FACTS, PERPLEXITY, SO_FAR, Curves, collapse
@@ -16,12 +16,15 @@ from factsmith.tasks.tracking import Tracker
 
 __all__ = ["log_sequences", "sequence_sheets", "write_sequences"]
 
+_COLUMNS = 5
+"""Numbers of edits in a table; the CSV has all."""
+
 
 def sequence_sheets(report: SweepReport) -> Iterator[Sheet]:
     """A table for each curve: the mean of all facts so far, that of the first ones, and perplexity."""
     varied = [axis[0] for axis in report.axes]
     for curve, title in _titles(report).items():
-        counts = sorted({count for cell in report.cells for count in cell.course.get(curve, {})})
+        counts = _shown({count for cell in report.cells for count in cell.course.get(curve, {})})
         sheet = Sheet(
             f"{report.name}: {title} after so many edits",
             [*(key.rpartition(".")[2] for key in varied), *(f"{count:,}" for count in counts), "collapse"],
@@ -30,7 +33,7 @@ def sequence_sheets(report: SweepReport) -> Iterator[Sheet]:
         )
         for cell in report.cells:
             if points := cell.course.get(curve):
-                values = [f"{points[count]:.4g}" if count in points else "" for count in counts]
+                values = [f"{points[count]:.1f}" if count in points else "" for count in counts]
                 when = collapse(cell.course)
                 places = [cell.place[key] for key in varied]
                 sheet.add(*places, *values, "-" if when is None else f"{when:,}", weak=when is not None)
@@ -55,6 +58,13 @@ def log_sequences(tracker: Tracker, report: SweepReport) -> None:
         shown = {name: points for name, points in cell.course.items() if name in _titles(report)}
         variant = _name(report, cell).replace("/", "_")
         tracker.curves({f"{variant}/{name}": points for name, points in shown.items()})
+
+
+def _shown(counts: Collection[int]) -> list[int]:
+    """None at all if that is among them, and as many others, evenly from the last one, as a terminal has room for."""
+    none = [count for count in counts if not count]
+    others = sorted(count for count in counts if count)
+    return none + others[:: min(-1, -len(others) // (_COLUMNS - len(none)))][::-1]
 
 
 def _titles(report: SweepReport) -> dict[str, str]:

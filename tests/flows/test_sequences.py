@@ -64,10 +64,21 @@ def test_a_sweep_shows_how_each_sequence_went(prefect_server, home, words, pipel
 def test_tables_by_hand(report):
     first, so_far, perplexity = sheets(report)
     assert so_far.columns == ["method", "history", "1", "4", "8", "collapse"]
-    assert so_far.rows == [["memit", "full", "90", "80", "", "-"], ["memit", "none", "90", "", "5", "1"]]
-    assert perplexity.rows[1] == ["memit", "none", "2", "20", "", "inf", "1"]
+    assert so_far.rows == [["memit", "full", "90.0", "80.0", "", "-"], ["memit", "none", "90.0", "", "5.0", "1"]]
+    assert perplexity.rows[1] == ["memit", "none", "2.0", "20.0", "", "inf", "1"]
     assert so_far.weak == perplexity.weak == {1}
     assert not first.weak
+
+
+def test_a_table_of_many_counts_fits_a_terminal(report):
+    points = {
+        "sequence/S": dict.fromkeys(range(20, 201, 20), 50.0),
+        "sequence/perplexity": dict.fromkeys(range(11), 2.0),
+    }
+    many = report.model_copy(update={"cells": [cell("memit", "full", points)]})
+    _, so_far, perplexity = sheets(many)
+    assert so_far.columns[2:-1] == ["40", "80", "120", "160", "200"]
+    assert perplexity.columns[2:-1] == ["0", "1", "4", "7", "10"]
 
 
 @pytest.mark.parametrize(
