@@ -19,6 +19,7 @@ from rich.table import Table
 from torch import Tensor
 
 from factsmith.tasks.numerics.cholesky import cholesky
+from factsmith.tasks.numerics.delta_sum import DeltaSum
 from factsmith.tasks.numerics.solve import solve_edit
 from factsmith.tasks.preservation.full import FullPreservation
 from factsmith.tasks.preservation.history import History
@@ -105,14 +106,17 @@ class Sequence:
     def __init__(self, operator: PreservationOperator, width: int, earlier: int) -> None:
         self._history = History(operator)
         self._history.add(draw(width, earlier, seed=earlier))
-        self._weight = torch.zeros(width // OUTPUTS, width)
+        self._original = torch.zeros(width // OUTPUTS, width)
+        self._weight = self._original.clone()
+        self._sum = DeltaSum()
 
     def edit(self, seed: int) -> float:
-        """Solve, write, remember one fact; seconds."""
+        """Solve, add up, write, remember one fact, as a ``SequenceWriter`` does; seconds."""
         rows, width = self._weight.shape
         key, residual = draw(width, 1, seed=seed), draw(rows, 1, seed=seed)
         started = time.perf_counter()
-        self._weight = solve_edit(key, residual, self._history, slack=1.0).added_to(self._weight)
+        self._sum.add(solve_edit(key, residual, self._history, slack=1.0))
+        self._weight.copy_(self._original + self._sum.total.float())
         self._history.add(key)
         return time.perf_counter() - started
 

@@ -10,6 +10,9 @@ from factsmith.tasks.preservation.operator import PreservationOperator
 
 __all__ = ["History", "leading_directions"]
 
+_BLOCK = 2**18
+"""Numbers that are read twice at a time: 2 MiB, for a core's own cache."""
+
 
 class History:
     """Applies (A + H)^-1 for the keys of earlier edits, H = K_hist K_hist^T, where an operator applies A^-1.
@@ -18,8 +21,8 @@ class History:
     (A + H)^-1 = A^-1 - T T^T for T = S L^-T, which grows by B columns with every batch and is never computed again
     [FastEdit, eq. 8, one batch after the other]. On a null-space operator this is Q (L2 I + Q^T H Q)^-1 Q^T.
 
-    An edit costs one application of A^-1 and two products with T. Keys that are added wait for the next ``solve``, so
-    that one pass over the factors of A and over T serves them and the keys that are to be solved.
+    An edit costs one application of A^-1 and one pass over T. Keys that are added wait for the next ``solve``, so that
+    the same pass serves them and the keys that are to be solved.
 
     Args:
         operator: applies A^-1, which is symmetric.
@@ -58,8 +61,7 @@ class History:
         solved = self._operator.solve(keys)
         keys = keys.to(solved)
         if first:
-            images = self._images.filled
-            solved = solved - images.T @ (images @ keys)
+            solved = solved - self._images.gram_times(keys)
         if waiting:
             new = _images(keys[:, :waiting], solved[:, :waiting])
             self._images.append(new)
@@ -126,6 +128,13 @@ class _Rows:
         if self._storage is None:
             raise ValueError("no rows yet")
         return self._storage[: self.count]
+
+    def gram_times(self, columns: Tensor) -> Tensor:
+        """F^T F X for the rows F so far and X of shape (d, B): both products of a block, while the cache holds it."""
+        product = torch.zeros_like(columns)
+        for block in self.filled.split(max(_BLOCK // self.filled.shape[1], columns.shape[1])):
+            product.addmm_(block.T, block @ columns)
+        return product
 
     def append(self, rows: Tensor) -> None:
         needed = self.count + len(rows)
