@@ -150,6 +150,19 @@ def test_how_keys_were_added_does_not_matter(operator):
     assert torch.equal(one_by_one.keys, keys)
 
 
+@pytest.mark.parametrize("numbers", [1, 7 * D_IN])
+def test_a_history_of_many_blocks_is_that_of_one(operator, monkeypatch, numbers):
+    def solved() -> Tensor:
+        history = History(operator)
+        history.add(draw(D_IN, 30, seed=4))
+        history.solve(draw(D_IN, 1))
+        return history.solve(draw(D_IN, 2, seed=5))
+
+    expected = solved()
+    monkeypatch.setattr("factsmith.tasks.preservation.history._BLOCK", numbers)
+    assert near(solved(), expected, 1e-9)
+
+
 def test_solving_twice_gives_the_same(operator):
     history = History(operator)
     history.add(draw(D_IN, 4, seed=4))

@@ -16,6 +16,9 @@ from factsmith.tasks.numerics.delta import LowRankDelta
 from factsmith.tasks.numerics.delta_sum import DeltaSum
 from factsmith.tasks.numerics.moments import Moments
 from factsmith.tasks.preservation.full import FullPreservation
+from factsmith.tasks.preservation.low_rank import LowRankModel, LowRankPreservation, RankRule
+from factsmith.tasks.preservation.null_space import NullSpace, NullSpacePreservation
+from factsmith.tasks.preservation.operator import PreservationOperator
 from factsmith.tasks.records.selection import scored_batches
 from factsmith.tasks.settings import MethodSettings
 from tests.conftest import load
@@ -32,15 +35,25 @@ def decoder(gpt2_folder):
 
 
 @pytest.fixture
-def operators(decoder):
+def operators(decoder, request):
+    """Of each layer: full preservation, or the kind that a test asks for."""
     generator = torch.Generator().manual_seed(0)
     blocks = [torch.randint(3, 400, (40,), generator=generator).tolist() for _ in range(30)]
     found = {}
     for layer, keys in block_keys(decoder, blocks, LAYERS, most_tokens=10_000).items():
         moments = Moments(decoder.key_width)
         moments.update(keys)
-        found[layer] = FullPreservation.from_covariance(moments.covariance, weight=2.0)
+        found[layer] = preservation(getattr(request, "param", "full"), moments.covariance)
     return found
+
+
+def preservation(kind: str, covariance: torch.Tensor) -> PreservationOperator:
+    if kind == "full":
+        return FullPreservation.from_covariance(covariance, weight=2.0)
+    model = LowRankModel.of_covariance(covariance, RankRule(5, 1.0, "eigenvalues"), 1e-6)
+    if kind == "low_rank":
+        return LowRankPreservation(model, 2.0)
+    return NullSpacePreservation(NullSpace(model.basis, complement=True), l2=1.0)
 
 
 def method(**sequence) -> MethodSettings:
@@ -138,6 +151,7 @@ def test_history_compressed_at_energy_1_is_full_history(decoder, operators):
     assert any(apart(little[layer].total, full[layer].total) > 1e-4 for layer in LAYERS)
 
 
+@pytest.mark.parametrize("operators", ["full", "low_rank", "null_space"], indirect=True)
 @pytest.mark.parametrize("history", ["none", "full", "compressed"])
 def test_a_writer_that_replays_another_goes_on_to_the_same_bits(decoder, operators, history):
     sums, written, held = ones(decoder, operators, history=history, tau=2)
