@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from threading import Event
 from typing import Any
 
 from prefect import Flow, flow, task
@@ -27,7 +28,7 @@ from factsmith.tasks.evaluation import Scores
 from factsmith.tasks.home import home
 from factsmith.tasks.metrics.family import load_families
 from factsmith.tasks.metrics.summary import intervals, record_values
-from factsmith.tasks.progress import work
+from factsmith.tasks.progress import stopped_by, work
 from factsmith.tasks.runs import RECORDS
 from factsmith.tasks.settings import Settings
 from factsmith.tasks.shortage import shortages
@@ -109,13 +110,14 @@ def _run_cells(opened: Sweep, store: Store, parent: str) -> list[CellReport]:
         place: CellReport(place=dict(opened.cells[place][0].place), error=error)
         for place, error in opened.refused.items()
     }
+    stopping = Event()
     with work("cells", len(opened.cells)) as advance:
         advance(len(reports))
 
         @task(name="cell", persist_result=False, cache_policy=NO_CACHE)
         def run(place: int) -> CellReport:
             cell, settings = opened.cells[place]
-            with benches.lent(settings) as bench:
+            with stopped_by(stopping), benches.lent(settings) as bench:
                 report = _run_cell(bench, cell, parent)
             advance(1)
             return report
@@ -126,7 +128,11 @@ def _run_cells(opened: Sweep, store: Store, parent: str) -> list[CellReport]:
             reports |= {place: run(place) for place in waiting}
         else:
             futures = {place: run.submit(place) for place in waiting}
-            reports |= {place: future.result() for place, future in futures.items()}
+            try:
+                reports |= {place: future.result() for place, future in futures.items()}
+            except BaseException:  # whoever ends the sweep does not want to wait for its cells
+                stopping.set()
+                raise
     return [reports[place] for place in sorted(reports)]
 
 

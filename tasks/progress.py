@@ -8,11 +8,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from threading import Event
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-__all__ = ["work"]
+__all__ = ["stopped_by", "work"]
 
 logger = logging.getLogger(__name__)
 
@@ -21,13 +22,32 @@ _SECONDS_BETWEEN_LINES = 10.0
 _bars: ContextVar[Progress | None] = ContextVar("_bars", default=None)
 """Bars that are being shown, for work within work: two displays would write over each other."""
 
+_stopping: ContextVar[Event | None] = ContextVar("_stopping", default=None)
+
 
 @contextmanager
 def work(what: str, total: int) -> Iterator[Callable[[int], None]]:
     """While open, show how much of ``total`` is done; the function it gives takes how much more is."""
     show = _bar if sys.stderr.isatty() else _lines
+    stopping = _stopping.get()
     with show(what, total) as advance:
-        yield advance
+
+        def advance_or_stop(done: int) -> None:
+            if stopping is not None and stopping.is_set():
+                raise KeyboardInterrupt
+            advance(done)
+
+        yield advance_or_stop
+
+
+@contextmanager
+def stopped_by(event: Event) -> Iterator[None]:
+    """Work in it ends as Ctrl-C would end it, once ``event`` is set: signals reach the main thread alone."""
+    token = _stopping.set(event)
+    try:
+        yield
+    finally:
+        _stopping.reset(token)
 
 
 @contextmanager

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import signal
+import time
 
 import pytest
 from mlflow import MlflowClient
@@ -14,6 +17,7 @@ from factsmith.flows.report import CellReport, SweepReport
 from factsmith.flows.results import curves, failures, sheets, write_results
 from factsmith.flows.sweep import run_sweep
 from factsmith.tasks.models.checkpoint import Checkpoint
+from factsmith.tasks.progress import work
 from tests.flows.conftest import artifacts
 from tests.flows.test_pipeline import count_positions
 
@@ -85,6 +89,28 @@ def test_cells_may_run_at_once_to_the_same_scores(sweep, monkeypatch, tmp_path):
     for cell, other in zip(one.cells, two.cells, strict=True):
         # Which facts share a pass depends on which cell comes first, and with it the last bits of a value vector.
         assert other.metrics["after"] == pytest.approx(cell.metrics["after"], abs=1e-2)
+
+
+def test_a_sweep_that_is_stopped_does_not_wait_for_its_cells(sweep, monkeypatch):
+    stopped = []
+
+    def endless(bench, name, **_):
+        deadline = time.monotonic() + 60
+        if "emmet" in name:
+            os.kill(os.getpid(), signal.SIGINT)
+        try:
+            with work("endless", 1) as advance:
+                while time.monotonic() < deadline:
+                    advance(0)
+                    time.sleep(0.01)
+        except KeyboardInterrupt:
+            stopped.append(name)
+            raise
+
+    monkeypatch.setattr("factsmith.flows.sweep.score_trial", endless)
+    with pytest.raises(KeyboardInterrupt):
+        sweep("method=memit,emmet", jobs=2)
+    assert stopped
 
 
 def test_no_more_cells_run_at_once_than_fit_the_memory(words, home, caplog):
