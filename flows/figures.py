@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
 
@@ -108,13 +109,18 @@ def leverage_by_multiplier(curves: Mapping[int, Mapping[float, float]], toleranc
     ticks = sorted({multiplier for curve in curves.values() for multiplier in curve})
     axes.set_xticks(ticks, [f"{one:g}" for one in ticks])
     axes.xaxis.minorticks_off()
-    axes.yaxis.set_major_formatter(LogFormatter())  # 2 and 20, where the default writes powers of ten
-    axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.4)))
+    _plain_ticks(axes)
     axes.set_xlabel("dynamic multiplier d_m")
     axes.set_ylabel("held-out leverage")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize="small")
     return figure
+
+
+def _plain_ticks(axes: Axes) -> None:
+    """2 and 20 beside a logarithmic axis, where the default writes powers of ten."""
+    axes.yaxis.set_major_formatter(LogFormatter())
+    axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.4)))
 
 
 def spectra(eigenvalues: Mapping[int, Sequence[float]]) -> Figure:
@@ -193,6 +199,7 @@ def sequences_by_edits(panels: Mapping[str, Mapping[str, Mapping[int, float]]]) 
             axes.set_ylim(0, 103)
         else:
             axes.set_yscale("log")
+            _plain_ticks(axes)
         axes.set_title(title.rstrip(","), fontsize="medium")
         axes.set_xlabel("edits")
         axes.spines[["top", "right"]].set_visible(False)

@@ -34,7 +34,7 @@ def test_json_is_all_there_is_on_stdout(factsmith, prefect_server, words):
     result = factsmith("run", "--json", *words())
     assert result.code == 0, result
     document = json.loads(result.out)
-    assert set(document) == {"run_id", "mlflow_run_id", "dynamic_multiplier", "stages", "metrics"}
+    assert set(document) == {"run_id", "mlflow_run_id", "dynamic_multiplier", "stages", "metrics", "course"}
     assert document["dynamic_multiplier"] == 20
     assert {tuple(stage) for stage in document["stages"]} == {("name", "state", "seconds", "artifact")}
     assert {stage["state"] for stage in document["stages"]} == {"built"}
