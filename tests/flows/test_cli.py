@@ -418,7 +418,7 @@ def test_nobody_at_the_keyboard(home):
     assert json.loads(out)["model"]["name"] == "embedded"
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
 def test_a_run_that_is_stopped_says_so_and_can_go_on(prefect_server, home, words, number):
     """Ctrl-C reaches the whole process group, and with it a server of the run's own."""
     from prefect.settings import PREFECT_API_URL

@@ -29,8 +29,10 @@ def _home(tmp_path_factory, prefect_server):
 @pytest.mark.parametrize(
     ("method", "size", "batches", "least"),
     [
-        ("memit", 16, 10, 92), ("memit", 64, 4, 87), ("emmet", 16, 10, 92), ("emmet", 64, 4, 87),
-        ("memit-f", 16, 10, 92), ("alphaedit-f", 16, 10, 92),
+        ("memit", 16, 10, 92), ("memit", 64, 4, 87), ("memit-f", 16, 10, 92),
+        pytest.param("emmet", 16, 10, 92, marks=pytest.mark.slow),
+        pytest.param("emmet", 64, 4, 87, marks=pytest.mark.slow),
+        pytest.param("alphaedit-f", 16, 10, 92, marks=pytest.mark.slow),
     ],
 )  # fmt: skip
 def test_the_embedded_model(method, size, batches, least):
@@ -49,7 +51,7 @@ def test_an_automatic_multiplier_does_as_well_as_the_largest(size, batches):
     assert found["auto"].metrics["after"]["S"] >= 0.95 * found["40"].metrics["after"]["S"]
 
 
-@pytest.mark.parametrize("method", ["memit", "emmet"])
+@pytest.mark.parametrize("method", ["memit", pytest.param("emmet", marks=pytest.mark.slow)])
 def test_real_facts(shared, method):
     data, model = shared / "data", shared / "models" / "cf-gpt2"
     words = [
