@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
-from threading import Event
+from threading import Event, Semaphore
 from typing import Any
 
 from prefect import Flow, flow, task
 from prefect.cache_policies import NO_CACHE
+from prefect.futures import PrefectFuture
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from factsmith.artifacts.errors import FactsmithError, InputError
@@ -37,6 +38,9 @@ from factsmith.tasks.tracking import Tracker
 __all__ = ["run_sweep", "sweep"]
 
 logger = logging.getLogger(__name__)
+
+_LONGEST_WAIT = 0.5
+"""Seconds that cells are waited for at a stretch."""
 
 
 @flow(name="sweep")
@@ -127,13 +131,24 @@ def _run_cells(opened: Sweep, store: Store, parent: str) -> list[CellReport]:
         if opened.jobs == 1:
             reports |= {place: run(place) for place in waiting}
         else:
-            futures = {place: run.submit(place) for place in waiting}
             try:
+                futures = {place: run.submit(place) for place in waiting}
+                _wait(futures.values())
                 reports |= {place: future.result() for place, future in futures.items()}
             except BaseException:  # whoever ends the sweep does not want to wait for its cells
                 stopping.set()
                 raise
     return [reports[place] for place in sorted(reports)]
+
+
+def _wait(futures: Collection[PrefectFuture[CellReport]]) -> None:
+    """Until all have ended; one wait without a limit can sleep through a Ctrl-C that comes as it begins."""
+    ended = Semaphore(0)
+    for future in futures:
+        future.add_done_callback(lambda _: ended.release())
+    for _ in futures:
+        while not ended.acquire(timeout=_LONGEST_WAIT):
+            pass
 
 
 def _run_cell(bench: Bench, cell: Cell, parent: str) -> CellReport:

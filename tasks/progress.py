@@ -43,6 +43,8 @@ def work(what: str, total: int) -> Iterator[Callable[[int], None]]:
 @contextmanager
 def stopped_by(event: Event) -> Iterator[None]:
     """Work in it ends as Ctrl-C would end it, once ``event`` is set: signals reach the main thread alone."""
+    if event.is_set():
+        raise KeyboardInterrupt
     token = _stopping.set(event)
     try:
         yield

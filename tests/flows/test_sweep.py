@@ -91,12 +91,14 @@ def test_cells_may_run_at_once_to_the_same_scores(sweep, monkeypatch, tmp_path):
         assert other.metrics["after"] == pytest.approx(cell.metrics["after"], abs=1e-2)
 
 
-def test_a_sweep_that_is_stopped_does_not_wait_for_its_cells(sweep, monkeypatch):
+@pytest.mark.parametrize("which", ["method=memit", "method=emmet"], ids=["first", "last"])
+def test_a_sweep_that_is_stopped_does_not_wait_for_its_cells(which, sweep, monkeypatch):
+    """Whether Ctrl-C comes while cells are still handed out or when all of them run."""
     stopped = []
 
     def endless(bench, name, **_):
         deadline = time.monotonic() + 60
-        if "emmet" in name:
+        if which in name:
             os.kill(os.getpid(), signal.SIGINT)
         try:
             with work("endless", 1) as advance:
