@@ -36,10 +36,12 @@ def check_report(bench: Bench) -> None:
 
 def log_leverages(bench: Bench, leverages: Leverages) -> None:
     """Log held-out leverage against the tokens of C0, a curve a layer."""
-    for layer, curve in leverages.curves.items():
-        # MLflow has no infinity to draw: steps at which C0 was singular are left out.
-        finite = {tokens: value for tokens, value in curve.items() if math.isfinite(value)}
-        bench.tracker.curve(f"leverage/layer_{layer}", finite)
+    # MLflow has no infinity to draw: steps at which C0 was singular are left out.
+    finite = {
+        f"leverage/layer_{layer}": {tokens: value for tokens, value in curve.items() if math.isfinite(value)}
+        for layer, curve in leverages.curves.items()
+    }
+    bench.tracker.curves(finite)
 
 
 def log_choice(bench: Bench, leverages: Leverages, *, figure: bool = True) -> None:

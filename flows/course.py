@@ -4,40 +4,17 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import pyarrow as pa
 
+from factsmith.flows.curves import FIRST_FACTS, SO_FAR, Curves, evenly
 from factsmith.flows.figures import sequence_course
 from factsmith.tasks.course import COURSE, FIRST, Course
 from factsmith.tasks.sequence import FACTS, MEASURES
 from factsmith.tasks.tracking import Tracker
 
-__all__ = [
-    "COLLAPSE",
-    "FIRST_FACTS",
-    "PERPLEXITY",
-    "SO_FAR",
-    "Curves",
-    "collapse",
-    "log_course",
-    "measure_curves",
-    "score_curves",
-]
-
-Curves = dict[str, dict[int, float]]
-"""By name, values by number of edits."""
-
-SO_FAR = "sequence/{}"
-"""A metric of all facts written so far."""
-
-FIRST_FACTS = f"sequence/first_{FIRST}/{{}}"
-"""The same of the first ones written."""
-
-PERPLEXITY = "sequence/perplexity"
-
-COLLAPSE = 10.0
-"""Times the unedited model's perplexity of held-out text from which on a model counts as collapsed."""
+__all__ = ["log_course", "measure_curves", "score_curves"]
 
 _MOST_POINTS = 100
 """Of a curve of every batch in MLflow; the table has all of them."""
@@ -52,20 +29,15 @@ def log_course(tracker: Tracker, course: Course, means: Sequence[str]) -> Curves
         means: the scores that the run's families of metrics are summed up in.
     """
     scores, measures = score_curves(course.scores()), measure_curves(course.measures(), course.facts())
-    tracker.curves(scores | {name: _thinned(points) for name, points in measures.items()})
+    thinned = {
+        name: {edits: points[edits] for edits in evenly(list(points), _MOST_POINTS)}
+        for name, points in measures.items()
+    }
+    tracker.curves(scores | thinned)
     for path in (course.artifact.path / COURSE, course.edit.path / MEASURES, course.edit.path / FACTS):
         tracker.file(path, "sequence")
     tracker.figure(sequence_course(scores, measures, means), "sequence.png")
     return scores
-
-
-def collapse(scores: Curves) -> int | None:
-    """The number of edits after which text was first found to be ``COLLAPSE`` times as perplexing as before them all.
-
-    ``None`` if it never was, or if there was no text.
-    """
-    points = scores.get(PERPLEXITY, {})
-    return next((edits for edits, value in points.items() if not value < COLLAPSE * points[0]), None)
 
 
 def score_curves(table: pa.Table) -> Curves:
@@ -98,10 +70,3 @@ _CURVES = {
     "total_leading": "safety/total",
     "total_rest": "safety/total_rest",
 }
-
-
-def _thinned(points: Mapping[int, float]) -> dict[int, float]:
-    """The last point and as many others, evenly spread, as MLflow need draw."""
-    steps = list(points)
-    stride = -(-len(steps) // _MOST_POINTS)
-    return {step: points[step] for step in [*reversed(steps[::-1][::stride])]}

@@ -5,7 +5,8 @@ from __future__ import annotations
 from prefect import flow
 
 from factsmith.artifacts.store import Artifact
-from factsmith.flows.course import Curves, log_course
+from factsmith.flows.course import log_course
+from factsmith.flows.curves import Curves
 from factsmith.flows.edit import write
 from factsmith.flows.figures import before_and_after
 from factsmith.flows.form import RunSettings

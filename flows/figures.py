@@ -8,6 +8,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
 
+from factsmith.flows.curves import FIRST_FACTS, PERPLEXITY, SO_FAR
+from factsmith.tasks.course import FIRST
+
 __all__ = [
     "before_and_after",
     "effects_by_role",
@@ -147,13 +150,13 @@ def sequence_course(
         measures: likewise.
         means: the scores to draw.
     """
-    perplexity = scores.get("sequence/perplexity")
+    perplexity = scores.get(PERPLEXITY)
     figure = Figure(figsize=(4.4 * (3 if perplexity else 2), 3.4), layout="constrained")
     panels = list(figure.subplots(1, 3 if perplexity else 2))
     for number, name in enumerate(means):
         for label, key, style in (
-            ("all so far", f"sequence/{name}", "-"),
-            ("first 100", f"sequence/first_100/{name}", "--"),
+            ("all so far", SO_FAR.format(name), "-"),
+            (f"first {FIRST}", FIRST_FACTS.format(name), "--"),
         ):
             if points := scores.get(key):
                 panels[0].plot(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from prefect import flow
 
 from factsmith.flows.conditioning import check_report, conditioning, log_choice, log_leverages
-from factsmith.flows.course import Curves
+from factsmith.flows.curves import Curves
 from factsmith.flows.form import RunSettings
 from factsmith.flows.report import PreparationReport, Report
 from factsmith.tasks.accumulation import accumulate

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from factsmith.flows.course import Curves
+from factsmith.flows.curves import Curves
 from factsmith.tasks.bench import Bench, StageReport
 from factsmith.tasks.evaluation import Scores
 

@@ -90,7 +90,7 @@ def log_results(tracker: Tracker, report: SweepReport) -> None:
                     for part in (variant.replace("/", "_"), f"batch_{batch}" if batch else "", report.mean[0])
                     if part
                 )
-                tracker.curve(name, {cell.tokens: _point(report, cell)[0] for cell in curve.values()})
+                tracker.curves({name: {cell.tokens: _point(report, cell)[0] for cell in curve.values()}})
     log_sequences(tracker, report)
 
 

@@ -7,7 +7,7 @@ import io
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from factsmith.flows.course import COLLAPSE, FIRST_FACTS, PERPLEXITY, SO_FAR, Curves, collapse
+from factsmith.flows.curves import COLLAPSE, FIRST_FACTS, PERPLEXITY, SO_FAR, Curves, collapse, evenly
 from factsmith.flows.figures import sequences_by_edits
 from factsmith.flows.report import CellReport, SweepReport
 from factsmith.flows.sheets import Sheet
@@ -54,8 +54,9 @@ def write_sequences(report: SweepReport, folder: Path) -> list[Path]:
 
 def log_sequences(tracker: Tracker, report: SweepReport) -> None:
     """Log the curves of each cell to the sweep's run, with the number of edits as step."""
+    titles = _titles(report)
     for cell in report.cells:
-        shown = {name: points for name, points in cell.course.items() if name in _titles(report)}
+        shown = {name: points for name, points in cell.course.items() if name in titles}
         variant = _name(report, cell).replace("/", "_")
         tracker.curves({f"{variant}/{name}": points for name, points in shown.items()})
 
@@ -64,7 +65,7 @@ def _shown(counts: Collection[int]) -> list[int]:
     """None at all if that is among them, and as many others, evenly from the last one, as a terminal has room for."""
     none = [count for count in counts if not count]
     others = sorted(count for count in counts if count)
-    return none + others[:: min(-1, -len(others) // (_COLUMNS - len(none)))][::-1]
+    return none + evenly(others, _COLUMNS - len(none))
 
 
 def _titles(report: SweepReport) -> dict[str, str]:

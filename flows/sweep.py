@@ -18,7 +18,7 @@ from factsmith.artifacts.errors import FactsmithError, InputError
 from factsmith.artifacts.formats import load_table
 from factsmith.artifacts.store import Store
 from factsmith.flows.cells import Benches, Sweep, open_sweep
-from factsmith.flows.course import Curves
+from factsmith.flows.curves import Curves
 from factsmith.flows.grid import Cell
 from factsmith.flows.precompute import Prepared
 from factsmith.flows.report import CellReport, SweepReport

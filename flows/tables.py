@@ -11,7 +11,7 @@ from rich.text import Text
 
 from factsmith.artifacts.manifest import Manifest
 from factsmith.flows.configuration import GROUPS, choices
-from factsmith.flows.course import FIRST_FACTS, PERPLEXITY, SO_FAR, Curves
+from factsmith.flows.curves import FIRST_FACTS, PERPLEXITY, SO_FAR, Curves, evenly
 from factsmith.flows.grid import EXPERIMENT
 from factsmith.flows.report import LayerReport, Report
 from factsmith.flows.vocabulary import describe_settings
@@ -32,6 +32,10 @@ __all__ = [
     "stages_table",
     "store_table",
 ]
+
+
+_MOST_ROWS = 20
+"""Numbers of edits that a course tells; MLflow and ``--json`` have all."""
 
 
 def scores_table(report: Report, settings: Settings) -> Table:
@@ -68,7 +72,7 @@ def course_table(course: Curves, settings: Settings) -> Table:
     for heading in shown:
         table.add_column(heading, justify="right")
     counts = sorted({count for name in shown.values() for count in course[name]})
-    for count in counts[:: min(-1, -len(counts) // 20)][::-1]:
+    for count in evenly(counts, _MOST_ROWS):
         values = [course[name].get(count) for name in shown.values()]
         table.add_row(f"{count:,}", *("" if value is None else f"{value:.4g}" for value in values))
     return table

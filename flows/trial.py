@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from factsmith.flows.conditioning import log_choice
-from factsmith.flows.course import Curves
+from factsmith.flows.curves import Curves
 from factsmith.flows.edit import write
 from factsmith.flows.evaluate import score
 from factsmith.flows.precompute import Prepared, prepare

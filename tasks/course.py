@@ -69,7 +69,7 @@ class Course:
 def perplexity_series(bench: Bench, model: ModelName, edit: str | None) -> Series:
     """NLL of blocks of text under the weights of an edit (its digest), or of no edit."""
     inputs = {**model.inputs, "tokens": token_series(bench, model).digest, **({"edit": edit} if edit else {})}
-    return Series("perplexity", 1, {**model.parameters}, inputs)
+    return Series("perplexity", 1, model.parameters, inputs)
 
 
 @stage("course")

@@ -30,6 +30,7 @@ __all__ = [
     "edit_recipe",
     "edit_series",
     "edit_slack",
+    "fact_digests",
     "ordered_facts",
     "past_edits",
     "read_deltas",
@@ -73,9 +74,14 @@ def ordered_facts(batch: Sequence[Record]) -> list[Record]:
     return sorted(batch, key=lambda record: digest_of(record.request.fact))
 
 
+def fact_digests(batch: Sequence[Record]) -> list[str]:
+    """A batch's facts by their digests, the same whatever order they came in."""
+    return sorted(digest_of(record.request.fact) for record in batch)
+
+
 def edit_recipe(series: Series, batch: Sequence[Record]) -> Recipe:
     """The edit that writes a batch; the order of its facts does not matter."""
-    return series.member(facts=[digest_of(record.request.fact) for record in ordered_facts(batch)])
+    return series.member(facts=fact_digests(batch))
 
 
 def save_deltas(draft: Draft, deltas: Mapping[int, LowRankDelta], requests: Sequence[EditRequest]) -> None:
@@ -165,7 +171,7 @@ def past_edits(bench: Bench, run: PastRun) -> list[Artifact]:
         )
     found = [artifact for artifact in edits if artifact is not None]
     written = [artifact.key["facts"] for artifact in found]
-    batches = [[digest_of(record.request.fact) for record in ordered_facts(batch)] for batch in bench.batches]
+    batches = [fact_digests(batch) for batch in bench.batches]
     asked = [digest_of(batches[:number]) for number in bench.scored_batches] if bench.in_sequence else batches
     held = found[-1:] if bench.in_sequence else found
     if written != asked:

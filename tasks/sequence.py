@@ -25,7 +25,7 @@ from factsmith.artifacts.store import Artifact, Draft
 from factsmith.tasks.bench import Bench
 from factsmith.tasks.contexts import Contexts
 from factsmith.tasks.directions import Directions
-from factsmith.tasks.edit import colliding, edit_slack, ordered_facts, save_deltas
+from factsmith.tasks.edit import colliding, edit_slack, fact_digests, ordered_facts, save_deltas
 from factsmith.tasks.editing.fit import check_requests
 from factsmith.tasks.editing.sequence import FactMeasures, SequenceWriter, Step, Written
 from factsmith.tasks.editing.values import NonFiniteValueError
@@ -117,8 +117,8 @@ def sequence_shards(bench: Bench, series: Series) -> list[Artifact]:
 
 
 def _facts(bench: Bench) -> list[list[str]]:
-    """The facts of each batch by their digests; their order within a batch does not matter."""
-    return [[digest_of(record.request.fact) for record in ordered_facts(batch)] for batch in bench.batches]
+    """The facts of each batch, by their digests."""
+    return [fact_digests(batch) for batch in bench.batches]
 
 
 @stage("edit")

@@ -115,12 +115,8 @@ class Tracker:
         """Log numbers of the whole run; those that are not known are left out."""
         self._log(self.run_id, metrics={name: value for name, value in metrics.items() if value is not None})
 
-    def curve(self, name: str, points: Mapping[int, float]) -> None:
-        """Log a metric at several steps, which MLflow draws as a line."""
-        self.curves({name: points})
-
     def curves(self, curves: Mapping[str, Mapping[int, float]]) -> None:
-        """Log several metrics at several steps each."""
+        """Log metrics at several steps each, which MLflow draws as lines."""
         now = round(time.time() * 1000)
         metrics = [
             Metric(metric_name(name), value, now, step)

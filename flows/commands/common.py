@@ -102,7 +102,7 @@ def show_report(flow: Callable[[], Report], settings: Settings, as_json: bool, o
     if as_json:
         typer.echo(report.model_dump_json())
         return
-    from factsmith.flows.course import COLLAPSE, collapse
+    from factsmith.flows.curves import COLLAPSE, collapse
     from factsmith.flows.report import PreparationReport
     from factsmith.flows.tables import conditioning_table, course_table, scores_table, stages_table
 

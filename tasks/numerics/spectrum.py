@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["condition_number", "effective_rank", "spectrum"]
+__all__ = ["condition_number", "effective_rank", "rank_of_energy", "spectrum"]
 
 
 def spectrum(matrix: Tensor) -> Tensor:
@@ -37,3 +37,9 @@ def condition_number(eigenvalues: Tensor) -> float:
     largest, smallest = float(eigenvalues[0]), float(eigenvalues[-1])
     singular = smallest <= len(eigenvalues) * torch.finfo(eigenvalues.dtype).eps * largest
     return float("inf") if singular else largest / smallest
+
+
+def rank_of_energy(values: Tensor, energy: float) -> int:
+    """How few of ``values`` (d,), none negative, the largest first, hold the share ``energy`` of their sum."""
+    held = values.cumsum(0)
+    return int((held < energy * held[-1]).sum()) + 1

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from factsmith.tasks.numerics.cholesky import cholesky, solve_factored
+from factsmith.tasks.numerics.spectrum import rank_of_energy
 
 __all__ = ["FullPreservation"]
 
@@ -48,9 +49,9 @@ class FullPreservation:
             (d_in, r) float64, orthonormal, the leading one first; and the share that they hold.
         """
         values, vectors = torch.linalg.eigh(self.factor @ self.factor.T)
-        held = values.flip(0).clamp(min=0).cumsum(0) / values.clamp(min=0).sum()
-        rank = int((held < energy).sum()) + 1
-        return vectors.flip(1)[:, :rank].contiguous(), float(held[rank - 1])
+        values = values.flip(0).clamp(min=0)
+        rank = rank_of_energy(values, energy)
+        return vectors.flip(1)[:, :rank].contiguous(), float(values[:rank].sum() / values.sum())
 
     def solve(self, keys: Tensor) -> Tensor:
         """A^-1 K for keys K of shape (d_in, B)."""

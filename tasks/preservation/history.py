@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from factsmith.tasks.numerics.cholesky import cholesky
+from factsmith.tasks.numerics.spectrum import rank_of_energy
 from factsmith.tasks.preservation.operator import PreservationOperator
 
 __all__ = ["History", "leading_directions"]
@@ -100,8 +101,7 @@ def leading_directions(keys: Tensor, energy: float, most: int) -> Tensor:
     else:
         values, vectors = torch.linalg.eigh(keys @ keys.T)
         directions = vectors * values.clamp(min=0).sqrt()
-    held = values.flip(0).clamp(min=0).cumsum(0)
-    rank = int((held < energy * held[-1]).sum()) + 1
+    rank = rank_of_energy(values.flip(0).clamp(min=0), energy)
     leading: Tensor = directions.flip(1)[:, : min(rank, most)]
     return leading
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from factsmith.tasks.numerics.cholesky import cholesky, solve_factored
+from factsmith.tasks.numerics.spectrum import rank_of_energy
 
 __all__ = [
     "EnergyOf",
@@ -67,8 +68,7 @@ class RankRule:
                 raise RankError(most)
             return self.rank
         shares = values[:most]
-        held = (shares.square() if self.energy_of == "squared_eigenvalues" else shares).cumsum(0)
-        return int((held < self.energy * held[-1]).sum()) + 1
+        return rank_of_energy(shares.square() if self.energy_of == "squared_eigenvalues" else shares, self.energy)
 
 
 @dataclass(frozen=True)

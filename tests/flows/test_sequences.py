@@ -10,7 +10,7 @@ from rich.console import Console
 
 from factsmith.flows.cells import open_sweep
 from factsmith.flows.configuration import compose
-from factsmith.flows.course import collapse
+from factsmith.flows.curves import collapse
 from factsmith.flows.report import CellReport, SweepReport
 from factsmith.flows.results import sheets, write_results
 from factsmith.flows.sweep import run_sweep

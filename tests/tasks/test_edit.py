@@ -29,16 +29,22 @@ def facts() -> list[EditRequest]:
     return [EditRequest(index, *row) for index, row in enumerate(rows)]
 
 
-@pytest.fixture
-def operators(decoder):
+def covariances(decoder, layers: list[int]) -> dict[int, torch.Tensor]:
+    """C0 of each layer, of some random text."""
     generator = torch.Generator().manual_seed(0)
     blocks = [torch.randint(3, 400, (40,), generator=generator).tolist() for _ in range(30)]
     found = {}
-    for layer, keys in block_keys(decoder, blocks, LAYERS, most_tokens=10_000).items():
+    for layer, keys in block_keys(decoder, blocks, layers, most_tokens=10_000).items():
         moments = Moments(decoder.key_width)
         moments.update(keys)
-        found[layer] = FullPreservation.from_covariance(moments.covariance, weight=2.0)
+        found[layer] = moments.covariance
     return found
+
+
+@pytest.fixture
+def operators(decoder):
+    found = covariances(decoder, LAYERS)
+    return {layer: FullPreservation.from_covariance(one, weight=2.0) for layer, one in found.items()}
 
 
 @pytest.fixture

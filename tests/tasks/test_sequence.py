@@ -11,10 +11,8 @@ from factsmith.tasks.editing.request import EditRequest
 from factsmith.tasks.editing.sequence import SequenceWriter
 from factsmith.tasks.editing.sweep import FactSweep
 from factsmith.tasks.editing.values import optimise_values
-from factsmith.tasks.models.key_stream import block_keys
 from factsmith.tasks.numerics.delta import LowRankDelta
 from factsmith.tasks.numerics.delta_sum import DeltaSum
-from factsmith.tasks.numerics.moments import Moments
 from factsmith.tasks.preservation.full import FullPreservation
 from factsmith.tasks.preservation.low_rank import LowRankModel, LowRankPreservation, RankRule
 from factsmith.tasks.preservation.null_space import NullSpace, NullSpacePreservation
@@ -22,7 +20,7 @@ from factsmith.tasks.preservation.operator import PreservationOperator
 from factsmith.tasks.records.selection import scored_batches
 from factsmith.tasks.settings import MethodSettings
 from tests.conftest import load
-from tests.tasks.test_edit import facts, weights
+from tests.tasks.test_edit import covariances, facts, weights
 
 CONTEXTS = ("{}", "The judge plays the flute. {}")
 LAYERS = [0, 1]
@@ -37,14 +35,8 @@ def decoder(gpt2_folder):
 @pytest.fixture
 def operators(decoder, request):
     """Of each layer: full preservation, or the kind that a test asks for."""
-    generator = torch.Generator().manual_seed(0)
-    blocks = [torch.randint(3, 400, (40,), generator=generator).tolist() for _ in range(30)]
-    found = {}
-    for layer, keys in block_keys(decoder, blocks, LAYERS, most_tokens=10_000).items():
-        moments = Moments(decoder.key_width)
-        moments.update(keys)
-        found[layer] = preservation(getattr(request, "param", "full"), moments.covariance)
-    return found
+    kind = getattr(request, "param", "full")
+    return {layer: preservation(kind, covariance) for layer, covariance in covariances(decoder, LAYERS).items()}
 
 
 def preservation(kind: str, covariance: torch.Tensor) -> PreservationOperator:
