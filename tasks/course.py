@@ -15,14 +15,14 @@ from factsmith.tasks.bench import Bench
 from factsmith.tasks.edit import read_deltas
 from factsmith.tasks.editing.edit import applied
 from factsmith.tasks.evaluation import score_records, values_by_fact
-from factsmith.tasks.key_reader import corpus_tokens
+from factsmith.tasks.key_reader import corpus_tokens, tokens_of_any_method
 from factsmith.tasks.metrics.perplexity import block_nll, perplexity
 from factsmith.tasks.metrics.summary import RecordValues
 from factsmith.tasks.model import ModelName
 from factsmith.tasks.progress import work
 from factsmith.tasks.sequence import FACTS, MEASURES
 from factsmith.tasks.stage import Outcome, stage
-from factsmith.tasks.tokens import held_out_blocks, token_series
+from factsmith.tasks.tokens import held_out_blocks, reached, token_series
 
 __all__ = ["COURSE", "FIRST", "HELD_OUT", "Course", "course"]
 
@@ -90,7 +90,9 @@ def course(bench: Bench, model: ModelName, edits: Sequence[Artifact]) -> Outcome
         for one in family.asked(everything[:count])
     )
     with work("course", prompts + HELD_OUT * (1 + len(edits))) as advance:
-        texts = [_text(bench, model, edit, advance) for edit in (None, *edits)]
+        # Behind what any method reads, so that all are told by the same text, if the corpus has as much.
+        first = reached(bench, model, corpus_tokens(bench), tokens_of_any_method(bench))
+        texts = [_text(bench, model, edit, first, advance) for edit in (None, *edits)]
         phases = {
             family.name: [
                 score_records(bench, model, family, edit, everything[:count], advance)
@@ -139,11 +141,10 @@ def course(bench: Bench, model: ModelName, edits: Sequence[Artifact]) -> Outcome
 
 
 def _text(
-    bench: Bench, model: ModelName, edit: Artifact | None, advance: Callable[[int], None]
+    bench: Bench, model: ModelName, edit: Artifact | None, first: int, advance: Callable[[int], None]
 ) -> tuple[Artifact, bool]:
-    """NLL of the held-out blocks under some weights, and whether they had to be run."""
+    """NLL under some weights of the blocks behind ``first`` tokens, and whether they had to be run."""
     series = perplexity_series(bench, model, edit.digest if edit else None)
-    first = corpus_tokens(bench)
 
     def build(draft: Draft) -> None:
         shards, blocks = held_out_blocks(bench, model, first, HELD_OUT)

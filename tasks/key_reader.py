@@ -40,12 +40,16 @@ def token_steps(bench: Bench, most: int | None = None) -> list[int]:
         bench: of the run.
         most: tokens that the corpus has; counts that are not to be had from it are left out.
     """
-    settings, method = bench.settings.corpus, bench.settings.method
+    method = bench.settings.method
     if method.reads != "corpus":
         return [method.low_rank.n_samples if method.reads == "samples" else 0]
-    width, spare = bench.checkpoint.key_width, spare_tokens(bench)
-    steps = [settings.tokens] if settings.tokens else [math.ceil(one * width) for one in settings.multipliers]
-    return [count for count in steps if most is None or count + spare <= most]
+    spare = spare_tokens(bench)
+    return [count for count in _covariance_steps(bench) if most is None or count + spare <= most]
+
+
+def _covariance_steps(bench: Bench) -> list[int]:
+    settings, width = bench.settings.corpus, bench.checkpoint.key_width
+    return [settings.tokens] if settings.tokens else [math.ceil(one * width) for one in settings.multipliers]
 
 
 def spare_tokens(bench: Bench) -> int:
@@ -57,6 +61,11 @@ def spare_tokens(bench: Bench) -> int:
 def corpus_tokens(bench: Bench) -> int:
     """Tokens that are read for what must stay; at most, where their number is to be found."""
     return token_steps(bench)[-1]
+
+
+def tokens_of_any_method(bench: Bench) -> int:
+    """Tokens that would be read by the method that reads most of all, with the settings that there are."""
+    return max(_covariance_steps(bench)[-1], bench.settings.method.low_rank.n_samples)
 
 
 def shard_rows(key_width: int) -> int:

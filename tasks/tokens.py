@@ -18,7 +18,7 @@ from factsmith.tasks.model import ModelName
 from factsmith.tasks.progress import work
 from factsmith.tasks.stage import Outcome, stage
 
-__all__ = ["SHARD_TOKENS", "TokenStream", "corpus_too_small", "held_out_blocks", "token_series", "tokens"]
+__all__ = ["SHARD_TOKENS", "TokenStream", "corpus_too_small", "held_out_blocks", "reached", "token_series", "tokens"]
 
 SHARD_TOKENS = 2**16
 """A shard is closed at the end of the document that brings it to this many tokens."""
@@ -119,6 +119,12 @@ def held_out_blocks(bench: Bench, model: ModelName, first: int, most: int) -> tu
         if len(held_out) >= most or stream.shards[-1].summary["last"]:
             return shards, held_out[:most]
         useful = stream.count + 1
+
+
+def reached(bench: Bench, model: ModelName, *positions: int) -> int:
+    """The last of ``positions`` that the corpus goes beyond; the first of them all if it goes beyond none."""
+    stream, _ = _grown(bench, model, 0, max(positions) + 1)
+    return max((one for one in positions if one < stream.count), default=min(positions))
 
 
 def _grown(

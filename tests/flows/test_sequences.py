@@ -38,12 +38,15 @@ def report() -> SweepReport:
 
 
 def test_a_sweep_shows_how_each_sequence_went(prefect_server, home, words, pipeline, tmp_path):
-    grid = words(*WORDS, "method=memit,memit-f", "method.sequence.history=full,none", "method.low_rank.n_samples=300")
+    few = "method.low_rank.n_samples=300"
+    grid = words(*WORDS, "method=memit,memit-f", "method.sequence.history=full,none", few)
     found = run_sweep(open_sweep(grid))
     assert [one.error for one in found.cells] == [None] * 4
-    alone = pipeline(*WORDS, "method=memit", "method.sequence.history=none")
+    alone = pipeline(*WORDS, "method=memit", "method.sequence.history=none", few)
     assert found.cells[1].course == alone.course
     assert list(alone.course["sequence/perplexity"]) == [0, 1, 3]
+    unedited = {cell.course["sequence/perplexity"][0] for cell in found.cells}
+    assert len(unedited) == 1, "methods that read more of the corpus or less are told by the same text"
     assert alone.course["sequence/ES"][3] == alone.metrics["after"]["ES"]
 
     titles = [sheet.title for sheet in sheets(found)]
