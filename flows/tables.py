@@ -164,7 +164,7 @@ def store_table(manifests: Sequence[Manifest]) -> Table:
     table.add_column("bytes", justify="right", no_wrap=True)
     for manifest in manifests:
         key = ", ".join(
-            f"{len(value)} {name}" if isinstance(value, list) else f"{name} {value}"
+            f"{len(value)} {name}" if isinstance(value, list | dict) else f"{name} {value}"
             for name, value in manifest.recipe["key"].items()
         )
         table.add_row(manifest.kind, manifest.digest[:12], manifest.series[:12], key, f"{manifest.size:,}")

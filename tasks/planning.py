@@ -38,7 +38,7 @@ from factsmith.tasks.model import model_name, model_recipe
 from factsmith.tasks.models.cost import model_cost
 from factsmith.tasks.models.text import encode_prompt
 from factsmith.tasks.records.record import Record
-from factsmith.tasks.sequence import sequence_edits, sequence_series, sequence_shards, state_series
+from factsmith.tasks.sequence import kept_batches, sequence_edits, sequence_series, state_series
 from factsmith.tasks.tokens import corpus_too_small, token_series
 from factsmith.tasks.values import value_series
 
@@ -237,8 +237,8 @@ class _Planner:
         series = sequence_series(bench, self.name, contexts, self.factor_series.digest, leading.digest)
         recipes = sequence_edits(bench, state_series(series.digest))
         wanted = max((number for number, recipe in recipes.items() if bench.store.find(recipe) is None), default=0)
-        shards = sequence_shards(bench, series)
-        batches = bench.batches[shards[-1].key["stop"] if shards else 0 : wanted]
+        kept = kept_batches(bench, series)
+        batches = bench.batches[kept[-1].stop if kept else 0 : wanted]
         left, vectors = sum(map(len, batches)), 8 * len(self.layers) * (2 * width + self.cost.width)
         flop = sum(self._value_flop(record.request) for batch in batches for record in batch)
         flop += sum(2 * self._edit_flop(batch) for batch in batches)  # its keys are read again

@@ -12,7 +12,7 @@ import itertools
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -44,9 +44,9 @@ __all__ = [
     "FACTS",
     "MEASURES",
     "edit_in_sequence",
+    "kept_batches",
     "sequence_edits",
     "sequence_series",
-    "sequence_shards",
     "state_series",
 ]
 
@@ -87,7 +87,7 @@ def sequence_series(bench: Bench, model: ModelName, contexts: str, factor: str, 
         **model.parameters,
     }
     inputs = {**model.inputs, "contexts": contexts, "factor": factor, "directions": directions}
-    return Series("sequence", 1, parameters, inputs)
+    return Series("sequence", 2, parameters, inputs)
 
 
 def state_series(sequence: str) -> Series:
@@ -97,28 +97,46 @@ def state_series(sequence: str) -> Series:
 
 def sequence_edits(bench: Bench, states: Series) -> dict[int, Recipe]:
     """All changes up to the end of a batch, for each number of batches that is scored."""
-    facts = _facts(bench)
+    facts = [fact_digests(batch) for batch in bench.batches]
     return {number: states.member(batches=number, facts=digest_of(facts[:number])) for number in bench.scored_batches}
 
 
-def sequence_shards(bench: Bench, series: Series) -> list[Artifact]:
-    """The shards that the run's sequence begins with, one after the other, whatever lengths they were cut in."""
-    facts = _facts(bench)
-    longest: dict[int, Artifact] = {}
+@dataclass(frozen=True)
+class Stretch:
+    """Batches of a run's sequence that a shard holds; it may hold others, of a sequence that went on differently.
+
+    Attributes:
+        shard: that holds them.
+        start: batches before the first of them.
+        stop: the number of the last one.
+    """
+
+    shard: Artifact
+    start: int
+    stop: int
+
+
+def kept_batches(bench: Bench, series: Series) -> list[Stretch]:
+    """The batches that the run's sequence begins with and shards hold, one stretch after the other."""
+    there = []
+    histories = _histories(bench)
     for shard in bench.store.members(series):
-        start, stop = shard.key["start"], shard.key["stop"]
-        same = stop <= len(facts) and shard.key["facts"] == digest_of(facts[:stop])
-        if same and (start not in longest or stop > longest[start].key["stop"]):
-            longest[start] = shard
-    found: list[Artifact] = []
-    while (shard_there := longest.get(found[-1].key["stop"] if found else 0)) is not None:
-        found.append(shard_there)
+        start, known = shard.key["start"], shard.key["histories"]
+        common = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(known, histories[start:], strict=False))
+        there.append(Stretch(shard, start, start + sum(1 for _ in common)))
+    found: list[Stretch] = []
+    reached = 0
+    while longer := [one for one in there if one.start <= reached < one.stop]:
+        best = max(longer, key=lambda one: one.stop)
+        found.append(Stretch(best.shard, reached, best.stop))
+        reached = best.stop
     return found
 
 
-def _facts(bench: Bench) -> list[list[str]]:
-    """The facts of each batch, by their digests."""
-    return [fact_digests(batch) for batch in bench.batches]
+def _histories(bench: Bench) -> list[str]:
+    """Of each batch, a digest of its facts and of all that were written before them."""
+    facts = map(fact_digests, bench.batches)
+    return list(itertools.accumulate(facts, lambda before, batch: digest_of([before, batch]), initial=""))[1:]
 
 
 @stage("edit")
@@ -169,13 +187,13 @@ class _Course:
         self._series = series
         self._missing = missing
         self._advance = advance
-        self._shards = sequence_shards(bench, series)
-        self._facts = _facts(bench)
+        self._stretches = kept_batches(bench, series)
+        self._histories = _histories(bench)
 
     @property
     def _reached(self) -> int:
-        """Batches that the shards hold."""
-        return int(self._shards[-1].key["stop"]) if self._shards else 0
+        """Batches that are kept."""
+        return self._stretches[-1].stop if self._stretches else 0
 
     def go_on(self) -> dict[str, float]:
         """Publish the missing edits; what it took."""
@@ -188,18 +206,18 @@ class _Course:
                 sums[layer].add(delta)
             if number in self._missing:
                 self._publish(number, sums)
-            self._advance(len(self._facts[number - 1]))
+            self._advance(len(self._bench.batches[number - 1]))
         return self._write(last) if self._reached < last else {"facts_written": 0.0}
 
     def _kept(self) -> Iterator[tuple[int, Step]]:
-        """The batches that the shards hold, each with its number, counted from 1."""
-        for shard in self._shards:
-            tensors = load_tensors(shard.path / STEPS, str(self._bench.device))
-            for number in range(shard.key["start"] + 1, shard.key["stop"] + 1):
+        """The batches that are kept, each with its number, counted from 1."""
+        for stretch in self._stretches:
+            tensors = load_tensors(stretch.shard.path / STEPS, str(self._bench.device))
+            for number in range(stretch.start + 1, stretch.stop + 1):
                 yield number, _step(tensors, number, self._bench.layers)
 
     def _write(self, last: int) -> dict[str, float]:
-        """Write the batches that no shard holds, up to the one that ends with number ``last``."""
+        """Write the batches that are not kept, up to the one that ends with number ``last``."""
         bench, method = self._bench, self._bench.settings.method
         if self._reached:
             logger.info("edit: going on after %d batches", self._reached)
@@ -255,7 +273,7 @@ class _Course:
     def _keep(self, stop: int, pending: Sequence[Written]) -> None:
         """Publish ``pending``, the batches up to number ``stop``, as a shard."""
         start = stop - len(pending)
-        counts = list(itertools.accumulate(map(len, self._facts)))
+        counts = list(itertools.accumulate(map(len, self._bench.batches)))
         tensors: dict[str, torch.Tensor] = {}
         measures: list[dict[str, Any]] = []
         facts: list[dict[str, Any]] = []
@@ -267,29 +285,30 @@ class _Course:
             place = {"batch": number, "edits": counts[number - 1]}
             measures += [{**place, **asdict(one)} for one in written.layers]
             facts += [{**place, **_row(one)} for one in written.facts]
-        recipe = self._series.member(start=start, stop=stop, facts=digest_of(self._facts[:stop]))
+        recipe = self._series.member(start=start, histories=self._histories[start:stop])
 
         def build(draft: Draft) -> None:
-            draft.read_from(*self._factors.layers.values(), *self._directions.layers.values(), *self._shards)
+            earlier = [stretch.shard for stretch in self._stretches]
+            draft.read_from(*self._factors.layers.values(), *self._directions.layers.values(), *earlier)
             save_tensors(draft.path / STEPS, tensors)
             save_table(draft.path / MEASURES, pa.Table.from_pylist(measures))
             save_table(draft.path / FACTS, pa.Table.from_pylist(facts))
             draft.summary = {"batches": len(pending), "facts": len(facts)}
             draft.made = self._bench.made
 
-        self._shards.append(self._bench.store.get_or_build(recipe, build)[0])
+        self._stretches.append(Stretch(self._bench.store.get_or_build(recipe, build)[0], start, stop))
 
     def _publish(self, number: int, sums: Mapping[int, DeltaSum]) -> None:
         """Publish the edit that the first ``number`` batches come to."""
         requests = [one.request for batch in self._bench.batches[:number] for one in ordered_facts(batch)]
 
         def build(draft: Draft) -> None:
-            shards = [shard for shard in self._shards if shard.key["start"] < number]
-            draft.read_from(*shards)
+            stretches = [stretch for stretch in self._stretches if stretch.start < number]
+            draft.read_from(*(stretch.shard for stretch in stretches))
             save_deltas(draft, {layer: one.delta() for layer, one in sums.items()}, requests)
             for name in (MEASURES, FACTS):
-                table = pa.concat_tables([load_table(shard.path / name) for shard in shards])
-                save_table(draft.path / name, table.filter(pc.less_equal(table["batch"], number)))
+                parts = [_rows(stretch, name, min(stretch.stop, number)) for stretch in stretches]
+                save_table(draft.path / name, pa.concat_tables(parts))
             draft.made = self._bench.made
 
         self._bench.store.get_or_build(self._missing[number], build)
@@ -299,6 +318,12 @@ def _step(tensors: Mapping[str, torch.Tensor], number: int, layers: Sequence[int
     names = {layer: f"{number}.layer.{layer}" for layer in layers}
     deltas = {layer: LowRankDelta(tensors[f"{name}.left"], tensors[f"{name}.right"]) for layer, name in names.items()}
     return Step(deltas, {layer: tensors[f"{name}.key"] for layer, name in names.items() if f"{name}.key" in tensors})
+
+
+def _rows(stretch: Stretch, name: str, stop: int) -> pa.Table:
+    """A stretch's rows of a table, up to batch number ``stop``."""
+    table = load_table(stretch.shard.path / name)
+    return table.filter(pc.and_(pc.greater(table["batch"], stretch.start), pc.less_equal(table["batch"], stop)))
 
 
 def _row(one: FactMeasures) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from factsmith.artifacts.errors import InputError
+from factsmith.artifacts.formats import load_table
 from factsmith.artifacts.store import Store
 from factsmith.flows.configuration import compose, compose_again
 from factsmith.flows.edit import edit
@@ -124,6 +125,24 @@ def test_a_longer_sequence_goes_on_where_a_shorter_one_ended(pipeline, store, wr
     monkeypatch.setenv("FACTSMITH_HOME", str(tmp_path / "there"))
     pipeline(*ones(6))
     assert results(Store(tmp_path / "there")).items() <= grown.items()
+
+
+def test_batches_that_two_sequences_begin_with_are_written_once(pipeline, store, writes, tmp_path, monkeypatch):
+    """Even where the last batch of one of them was not full, and so is another batch in the other."""
+    words = ("method.sequence.history=full", "method.batch_size=2", "dataset.batches=null")
+    pipeline(*words, "dataset.limit=5")
+    assert writes == [2, 2, 1]
+    pipeline(*words, "dataset.limit=6")
+    assert writes[3:] == [2]
+    pipeline(*words, "dataset.limit=4")
+    pipeline(*words, "dataset.limit=5", "method.sequence.evaluate_at=[2]")
+    assert writes[4:] == []
+    grown = results(store)
+    monkeypatch.setenv("FACTSMITH_HOME", str(tmp_path / "there"))
+    pipeline(*words, "dataset.limit=6")
+    assert results(Store(tmp_path / "there")).items() <= grown.items()
+    table = load_table(max(artifacts(store, "edit"), key=lambda one: one.summary["facts"]).path / "facts.parquet")
+    assert table["batch"].to_pylist() == [1, 1, 2, 2, 3, 3]
 
 
 def test_another_first_fact_is_another_sequence(pipeline, writes):
