@@ -158,13 +158,13 @@ class Store:
     @contextlib.contextmanager
     def lock(self, digest: str) -> Iterator[None]:
         """Hold the lock that goes with ``digest``, waiting for whoever holds it."""
-        with self.in_use(), held(self.lock_path(digest), f"another process that is building {digest}"):
+        with self.in_use(), held(self.lock_path(digest), f"whoever else is building {digest}"):
             yield
 
     @contextlib.contextmanager
     def in_use(self) -> Iterator[None]:
         """While open, nothing is removed from the store."""
-        with shared(self.lock_path(IN_USE), "another process that is removing artifacts"):
+        with shared(self.lock_path(IN_USE), "whoever is removing artifacts"):
             yield
 
     def lock_path(self, name: str) -> Path:

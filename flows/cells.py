@@ -11,7 +11,7 @@ from threading import Lock
 from factsmith.artifacts.errors import InputError
 from factsmith.artifacts.store import Store
 from factsmith.flows.configuration import compose
-from factsmith.flows.grid import Cell, Grid, read_grid
+from factsmith.flows.grid import MULTIPLIER, Cell, Grid, read_grid
 from factsmith.tasks.bench import Bench
 from factsmith.tasks.home import home
 from factsmith.tasks.planning import plan
@@ -54,20 +54,20 @@ def open_sweep(words: Sequence[str], *, jobs: int = 1, memory_mb: int | None = N
     grid = read_grid(words)
     cells = [(cell, compose(cell.words)) for cell in grid.cells]
     looked: dict[str, InputError | None] = {}
-    refused: dict[int, str] = {}
+    refused: dict[int, InputError] = {}
     needed = 0
     benches = Benches(Store(home()))
-    for place, (_, settings) in enumerate(cells):
+    for place, (cell, settings) in enumerate(cells):
         with benches.lent(settings) as bench:
             alike = _what_is_looked_at(settings)
             if alike not in looked:
                 looked[alike] = _fault(bench)
-            if error := looked[alike]:
-                refused[place] = str(error)
+            if error := looked[alike] or _same_tokens(cell, settings):
+                refused[place] = error
             elif memory_mb is not None:
                 needed = max(needed, *(stage.memory for stage in plan(bench)))
     if len(refused) == len(cells):
-        raise next(error for error in looked.values() if error)
+        raise refused[0]
     if memory_mb is not None and needed:
         fitting = memory_mb * 2**20 // needed
         if fitting < jobs:
@@ -75,7 +75,7 @@ def open_sweep(words: Sequence[str], *, jobs: int = 1, memory_mb: int | None = N
                 "%d cells at once would need %s MB: running %d", jobs, f"{jobs * needed / 2**20:,.0f}", max(1, fitting)
             )
         jobs = max(1, min(jobs, fitting))
-    return Sweep(grid, cells, refused, jobs)
+    return Sweep(grid, cells, {place: str(error) for place, error in refused.items()}, jobs)
 
 
 class Benches:
@@ -108,6 +108,19 @@ def _what_is_looked_at(settings: Settings) -> str:
     tokens = {"dynamic_multiplier", "tokens", "key_dtype", "keep_keys", "auto"}
     return settings.model_dump_json(
         exclude={"corpus": tokens, "method": {**dict.fromkeys(numbers, True), "value": value}}
+    )
+
+
+def _same_tokens(cell: Cell, settings: Settings) -> InputError | None:
+    """Cells that differ in d_m would be the same cell, and a table by d_m would say what nobody has tried."""
+    method = settings.method
+    if MULTIPLIER not in cell.place or method.reads == "corpus":
+        return None
+    samples = method.reads == "samples"
+    return InputError(
+        f"{MULTIPLIER} makes no difference to {method.name}, which keeps no C0.",
+        got=f"{MULTIPLIER}={cell.place[MULTIPLIER]}",
+        remedy="vary method.low_rank.n_samples, the tokens that it reads" if samples else "it reads no tokens",
     )
 
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 from factsmith.flows.curves import FIRST_FACTS, SO_FAR, Curves, evenly
 from factsmith.flows.figures import sequence_course
 from factsmith.tasks.course import COURSE, FIRST, Course
-from factsmith.tasks.sequence import FACTS, MEASURES
+from factsmith.tasks.stretches import FACTS, MEASURES
 from factsmith.tasks.tracking import Tracker
 
 __all__ = ["log_course", "measure_curves", "score_curves"]

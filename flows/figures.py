@@ -72,7 +72,7 @@ def score_by_multiplier(
     figure = Figure(figsize=(0.8 + 4.6 * len(points), 3.6), layout="constrained")
     panels = figure.subplots(1, len(points), sharey=True, squeeze=False)[0]
     for axes, (variant, by_batch) in zip(panels, points.items(), strict=True):
-        for number, (batch, curve) in enumerate(by_batch.items()):
+        for number, (batch, curve) in enumerate((batch, curve) for batch, curve in by_batch.items() if curve):
             # A little beside each other, or the intervals would hide one another.
             multipliers, found = [1.02**number * one for one in curve], list(curve.values())
             values = [value for value, _, _ in found]

@@ -24,9 +24,13 @@ from omegaconf import OmegaConf
 from factsmith.artifacts.errors import InputError, closest
 from factsmith.flows.configuration import choices, conf_folder, load_yaml
 
-__all__ = ["EXPERIMENT", "Cell", "Grid", "read_grid"]
+__all__ = ["EXPERIMENT", "MULTIPLIER", "Cell", "Grid", "read_grid"]
 
 EXPERIMENT = "experiment"
+
+MULTIPLIER = "corpus.dynamic_multiplier"
+"""An axis that papers' tables are by."""
+
 _MOST_CELLS = 10_000
 
 

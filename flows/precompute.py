@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 from prefect import flow
@@ -25,6 +26,8 @@ from factsmith.tasks.spectrum import spectrum
 from factsmith.tasks.tokens import TokenStream, tokens
 
 __all__ = ["Prepared", "finish", "precompute", "prepare"]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,9 @@ def prepare(bench: Bench, *, spare: int = 0) -> Prepared:
         bench: of the run.
         spare: tokens behind those of C0 to read, if the corpus has them.
     """
+    method = bench.settings.method
+    if bench.settings.corpus.is_auto and method.reads != "corpus":
+        logger.warning("corpus.dynamic_multiplier=auto finds nothing: %s keeps no C0", method.name)
     name = model(bench)
     source = factorisation(bench).source(bench)
     if source == "nothing":

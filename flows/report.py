@@ -124,8 +124,8 @@ class SweepReport(BaseModel):
         mlflow_run_id: of the parent run in MLflow.
         name: of the experiment.
         axes: settings that vary, those that vary together side by side.
-        metrics: in the order they are shown in.
-        mean: the harmonic mean that sums up a cell, and the metrics it is of.
+        metrics: that some cell tells, in the order they are shown in.
+        mean: the harmonic mean that sums up a cell, and the metrics it is of; ``None`` if no cell tells it.
         cells: in the order of the axes.
     """
 

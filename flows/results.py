@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from factsmith.flows.figures import score_by_multiplier
+from factsmith.flows.grid import MULTIPLIER
 from factsmith.flows.report import CellReport, SweepReport
 from factsmith.flows.sequences import log_sequences, sequence_sheets, write_sequences
 from factsmith.flows.sheets import Sheet
@@ -22,7 +23,6 @@ from factsmith.tasks.tracking import Tracker
 __all__ = ["Curve", "curves", "failures", "log_results", "sheets", "write_results"]
 
 BATCH = "method.batch_size"
-MULTIPLIER = "corpus.dynamic_multiplier"
 AUTO = "auto"
 THRESHOLD = 0.95
 """Share of the full covariance's score that a fast one should reach."""
@@ -39,7 +39,7 @@ def sheets(report: SweepReport) -> list[Sheet]:
     done = [cell for cell in report.cells if not cell.error]
     if not done:
         return []
-    if _varies(report, MULTIPLIER):
+    if report.mean and _varies(report, MULTIPLIER):
         found = [*_by_multiplier(report), *_full_and_fast(report)]
     else:
         found = [_cells(report), *sequence_sheets(report)]
@@ -67,7 +67,9 @@ def write_results(report: SweepReport, folder: Path) -> list[Path]:
         written.append(folder / "score_by_multiplier.png")
         points = {
             variant: {
-                batch: {_multiplier(cell): _point(report, cell) for cell in curve.values()}
+                batch: {
+                    _multiplier(cell): point for cell in curve.values() if (point := _point(report, cell)) is not None
+                }
                 for batch, curve in by_batch.items()
             }
             for variant, by_batch in curves(report).items()
@@ -90,7 +92,8 @@ def log_results(tracker: Tracker, report: SweepReport) -> None:
                     for part in (variant.replace("/", "_"), f"batch_{batch}" if batch else "", report.mean[0])
                     if part
                 )
-                tracker.curves({name: {cell.tokens: _point(report, cell)[0] for cell in curve.values()}})
+                points = {cell.tokens: _after(cell, report.mean[0]) for cell in curve.values()}
+                tracker.curves({name: {tokens: value for tokens, value in points.items() if value is not None}})
     log_sequences(tracker, report)
 
 
@@ -111,13 +114,16 @@ def _by_multiplier(report: SweepReport) -> Iterator[Sheet]:
     )
     for variant, by_batch in curves(report).items():
         for batch, curve in by_batch.items():
-            full = _point(report, [*curve.values()][-1])[0]
+            full = _after([*curve.values()][-1], name) or 0.0
             cells = []
             for multiplier in multipliers:
                 if multiplier not in curve:
                     cells.append("failed")
                     continue
-                value, low, high = _point(report, curve[multiplier])
+                if (point := _point(report, curve[multiplier])) is None:
+                    cells.append("-")
+                    continue
+                value, low, high = point
                 found = f" at {_multiplier(curve[multiplier]):g}" if multiplier == AUTO else ""
                 cells.append(f"{value:.1f}{' !' if value < THRESHOLD * full else ''}\n{low:.0f}-{high:.0f}{found}")
             sheet.add(*_places(report, variant, batch), *cells)
@@ -171,8 +177,8 @@ def _cells(report: SweepReport) -> Sheet:
             continue
         values = [_number(_after(cell, part)) for part in parts]
         if name:
-            value, low, high = _point(report, cell)
-            values.append(f"{value:.1f} {low:.0f}-{high:.0f}")
+            point = _point(report, cell)
+            values.append("-" if point is None else "{:.1f} {:.0f}-{:.0f}".format(*point))
         sheet.add(*(cell.place[key] for key in varied), str(cell.facts), *values, f"{cell.seconds:.1f}")
     return sheet
 
@@ -242,12 +248,11 @@ def _after(cell: CellReport, metric: str) -> float | None:
     return cell.metrics["after"].get(metric)
 
 
-def _point(report: SweepReport, cell: CellReport) -> tuple[float, float, float]:
-    """The headline score and the ends of its interval; zeros where the records do not tell it."""
+def _point(report: SweepReport, cell: CellReport) -> tuple[float, float, float] | None:
+    """The headline score and the ends of its interval; ``None`` where the records do not tell it."""
     name = report.mean[0] if report.mean else ""
     value = _after(cell, name)
-    low, high = cell.intervals.get(name, (0.0, 0.0))
-    return (value or 0.0, low, high)
+    return None if value is None else (value, *cell.intervals[name])
 
 
 def _number(value: float | None) -> str:

@@ -21,7 +21,7 @@ _COLUMNS = 5
 
 
 def sequence_sheets(report: SweepReport) -> Iterator[Sheet]:
-    """A table for each curve: the mean of all facts so far, that of the first ones, and perplexity."""
+    """A table for each curve: a score of all facts so far, that of the first ones, and perplexity."""
     varied = [axis[0] for axis in report.axes]
     for curve, title in _titles(report).items():
         counts = _shown({count for cell in report.cells for count in cell.course.get(curve, {})})
@@ -33,7 +33,8 @@ def sequence_sheets(report: SweepReport) -> Iterator[Sheet]:
         )
         for cell in report.cells:
             if points := cell.course.get(curve):
-                values = [f"{points[count]:.1f}" if count in points else "" for count in counts]
+                digits = "#.4g" if curve == PERPLEXITY else ".1f"
+                values = [f"{points[count]:{digits}}" if count in points else "" for count in counts]
                 when = collapse(cell.course)
                 places = [cell.place[key] for key in varied]
                 sheet.add(*places, *values, "-" if when is None else f"{when:,}", weak=when is not None)
@@ -69,13 +70,12 @@ def _shown(counts: Collection[int]) -> list[int]:
 
 
 def _titles(report: SweepReport) -> dict[str, str]:
-    """The curves that are shown, and what they are of."""
-    name = report.mean[0] if report.mean else report.metrics[0]
-    return {
-        SO_FAR.format(name): f"{name} of all facts, percent,",
-        FIRST_FACTS.format(name): f"{name} of the first {FIRST} facts, percent,",
-        PERPLEXITY: "perplexity of held-out text",
-    }
+    """The curves that are shown, and what they are of: of the mean, or where it is not known of each metric."""
+    found = {}
+    for name in [report.mean[0]] if report.mean else report.metrics:
+        found[SO_FAR.format(name)] = f"{name} of all facts, percent,"
+        found[FIRST_FACTS.format(name)] = f"{name} of the first {FIRST} facts, percent,"
+    return {**found, PERPLEXITY: "perplexity of held-out text"}
 
 
 def _name(report: SweepReport, cell: CellReport) -> str:

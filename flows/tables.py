@@ -64,10 +64,12 @@ def course_table(course: Curves, settings: Settings) -> Table:
     table.add_column("edits", justify="right")
     shown: dict[str, str] = {}
     for family in load_families(settings.dataset.metrics):
+        metrics = [*family.metrics]
+        if family.mean and SO_FAR.format(family.mean[0]) in course:
+            metrics = [*family.mean[1], family.mean[0]]
+        shown |= {metric: SO_FAR.format(metric) for metric in metrics}
         if family.mean:
-            name, parts = family.mean
-            shown |= {metric: SO_FAR.format(metric) for metric in (*parts, name)}
-            shown[f"{name}, first {FIRST}"] = FIRST_FACTS.format(name)
+            shown[f"{family.mean[0]}, first {FIRST}"] = FIRST_FACTS.format(family.mean[0])
     shown = {heading: name for heading, name in {**shown, "perplexity": PERPLEXITY}.items() if name in course}
     for heading in shown:
         table.add_column(heading, justify="right")

@@ -20,8 +20,8 @@ from factsmith.tasks.metrics.perplexity import block_nll, perplexity
 from factsmith.tasks.metrics.summary import RecordValues
 from factsmith.tasks.model import ModelName
 from factsmith.tasks.progress import work
-from factsmith.tasks.sequence import FACTS, MEASURES
 from factsmith.tasks.stage import Outcome, stage
+from factsmith.tasks.stretches import FACTS, MEASURES
 from factsmith.tasks.tokens import held_out_blocks, reached, token_series
 
 __all__ = ["COURSE", "FIRST", "HELD_OUT", "Course", "course"]

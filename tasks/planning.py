@@ -6,6 +6,7 @@ once besides Python and its libraries. Value vectors and evaluation are bounds: 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,6 +16,7 @@ from factsmith.artifacts.rows import RowSeries
 from factsmith.tasks.accumulation import checkpoint_series, last_checkpoint
 from factsmith.tasks.bench import Bench
 from factsmith.tasks.contexts import context_series
+from factsmith.tasks.course import HELD_OUT, perplexity_series
 from factsmith.tasks.covariance import ROWS_AT_ONCE, covariance_series
 from factsmith.tasks.directions import direction_layers, direction_series
 from factsmith.tasks.edit import edit_recipe, edit_series, edit_slack
@@ -38,7 +40,8 @@ from factsmith.tasks.model import model_name, model_recipe
 from factsmith.tasks.models.cost import model_cost
 from factsmith.tasks.models.text import encode_prompt
 from factsmith.tasks.records.record import Record
-from factsmith.tasks.sequence import kept_batches, sequence_edits, sequence_series, state_series
+from factsmith.tasks.sequence import sequence_edits, sequence_series, state_series
+from factsmith.tasks.stretches import kept_batches
 from factsmith.tasks.tokens import corpus_too_small, token_series
 from factsmith.tasks.values import value_series
 
@@ -203,8 +206,7 @@ class _Planner:
         return StagePlan("leverage", missing, layers * len(recipes), unit, flop, memory=(layers + 3) * self.matrix)
 
     def factor(self) -> StagePlan:
-        series = self.factor_series
-        missing = self.missing(series.member(layer=layer) for layer in self.layers)
+        missing = self.missing(self.factor_series.member(layer=layer) for layer in self.layers)
         flop, size = missing * self.operator.flop, missing * self.operator.bytes
         return StagePlan("factor", missing, len(self.layers), "layers", flop, size, self.operator.memory)
 
@@ -231,27 +233,27 @@ class _Planner:
         leading = direction_series(self.factor_series.digest)
         layers = direction_layers(bench)
         absent = self.missing(leading.member(layer=layer) for layer in layers)
-        directions = StagePlan(
-            "directions", absent, len(layers), "layers", 9.0 * absent * width**3, absent * self.matrix, 4 * self.matrix
-        )
+        flop, size = 9.0 * absent * width**3, absent * self.matrix
+        directions = StagePlan("directions", absent, len(layers), "layers", flop, size, 4 * self.matrix)
         series = sequence_series(bench, self.name, contexts, self.factor_series.digest, leading.digest)
         recipes = sequence_edits(bench, state_series(series.digest))
         wanted = max((number for number, recipe in recipes.items() if bench.store.find(recipe) is None), default=0)
-        kept = kept_batches(bench, series)
-        batches = bench.batches[kept[-1].stop if kept else 0 : wanted]
+        reached = max((stretch.stop for stretch in kept_batches(bench, series)), default=0)
+        batches = bench.batches[reached:wanted]
         left, vectors = sum(map(len, batches)), 8 * len(self.layers) * (2 * width + self.cost.width)
-        flop = sum(self._value_flop(record.request) for batch in batches for record in batch)
-        flop += sum(2 * self._edit_flop(batch) for batch in batches)  # its keys are read again
-        memory = self.pass_memory() + self.operator.bytes + 16 * len(self.layers) * self.cost.projection
-        memory += bench.settings.runtime.memory_mb * 2**20
+        flop = sum(2 * self._edit_flop(batch) for batch in batches)  # its keys are read again
+        flop += sum(self._value_flop(record.request) for batch in batches for record in batch)
+        changes = 16 * len(self.layers) * self.cost.projection
+        memory = self.pass_memory() + self.operator.bytes + changes + bench.settings.runtime.memory_mb * 2**20
         edit = StagePlan("edit", left, len(bench.requests), "facts", flop, 2 * left * vectors, memory)
-
-        everything = bench.written[0]
-        counts = {number: sum(map(len, bench.batches[:number])) for number in recipes}
-        times = [(recipe.digest, everything[: counts[number]]) for number, recipe in recipes.items()]
-        missing, flop = self._unscored(times[:-1])
-        total = sum(counts.values()) * len(bench.families)
-        course = StagePlan("course", missing, total, "records", flop, memory=self.pass_memory())
+        counts = [*itertools.accumulate(map(len, bench.batches))]
+        phases = [(recipe.digest, bench.written[0][: counts[number - 1]]) for number, recipe in recipes.items()]
+        missing, flop = self._unscored(phases[:-1])
+        texts = [perplexity_series(bench, self.name, edit) for edit in (None, *dict(phases))]
+        blocks = HELD_OUT * sum(not bench.store.members(text) for text in texts)
+        flop += blocks * self._pass_flop(bench.settings.corpus.block_length, bench.settings.corpus.block_length)
+        total = sum(len(records) for _, records in phases[:-1]) * len(bench.families) + HELD_OUT * len(texts)
+        course = StagePlan("course", missing + blocks, total, "records and blocks", flop, memory=self.pass_memory())
         return [directions, edit, self.evaluation(list(recipes.values())[-1:]), course]
 
     def edit_recipe(self, contexts: Recipe, vectors: Series, batch: Sequence[Record]) -> Recipe:
@@ -304,25 +306,25 @@ class _Planner:
 
     def evaluation(self, edits: Sequence[Recipe]) -> StagePlan:
         everything = [record for batch in self.bench.batches for record in batch]
-        written = zip(edits, self.bench.written, strict=True)
-        missing, flop = self._unscored([(None, everything), *((recipe.digest, batch) for recipe, batch in written)])
+        written = [(recipe.digest, batch) for recipe, batch in zip(edits, self.bench.written, strict=True)]
+        missing, flop = self._unscored([(None, everything), *written])
         total = 2 * len(everything) * len(self.bench.families)
         return StagePlan("evaluation", missing, total, "records", flop, memory=self.pass_memory())
 
     def _unscored(self, phases: Sequence[tuple[str | None, Sequence[Record]]]) -> tuple[int, float]:
         """Records that have no scores yet under some weights, an edit's digest or none, and what they would cost."""
-        missing, flop = 0, 0.0
-        for family in self.bench.families:
-            for edit, records in phases:
-                there = RowSeries(self.bench.store, score_series(self.name, family, edit)).find()
-                for record in records:
-                    if record.digest(family.kinds) not in there:
-                        missing += 1
-                        flop += self._scoring_flop(family, record)
-        return missing, flop
+        lacking = [
+            (family, record)
+            for family in self.bench.families
+            for edit, records in phases
+            for there in [RowSeries(self.bench.store, score_series(self.name, family, edit)).find()]
+            for record in records
+            if record.digest(family.kinds) not in there
+        ]
+        return len(lacking), sum(itertools.starmap(self._scoring_flop, lacking))
 
     def _scoring_flop(self, family: MetricFamily, record: Record) -> float:
-        return sum(
-            self.cost.block_flop(self.cost.blocks, positions) + self.cost.logits_flop(read)
-            for positions, read in family.passes(self.bench.tokenizer, record)
-        )
+        return sum(itertools.starmap(self._pass_flop, family.passes(self.bench.tokenizer, record)))
+
+    def _pass_flop(self, positions: int, read: int) -> float:
+        return self.cost.block_flop(self.cost.blocks, positions) + self.cost.logits_flop(read)

@@ -132,7 +132,11 @@ class PastRun:
             try:
                 yield Path(self._client.download_artifacts(self.id, name, folder))
             except (MlflowException, OSError):
-                raise InputError(f"Run {self.id} has no {name}.", got=f"{self.name}, {self.status}") from None
+                raise InputError(
+                    f"Run {self.id} has no {name}.",
+                    got=f"{self.name}, {self.status}",
+                    remedy=None if self.status == "FINISHED" else "it has not finished; run it again, and it goes on",
+                ) from None
 
 
 def past_runs(home: Path, experiment: str | None = None) -> list[PastRun]:

@@ -12,14 +12,13 @@ import itertools
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 
-from factsmith.artifacts.formats import load_table, load_tensors, save_table, save_tensors
+from factsmith.artifacts.formats import save_table, save_tensors
 from factsmith.artifacts.recipe import Recipe, Series, digest_of
 from factsmith.artifacts.store import Artifact, Draft
 from factsmith.tasks.bench import Bench
@@ -32,34 +31,17 @@ from factsmith.tasks.editing.values import NonFiniteValueError
 from factsmith.tasks.factor import Factors
 from factsmith.tasks.factoring.factorisation import factorisation
 from factsmith.tasks.model import ModelName
-from factsmith.tasks.numerics.delta import LowRankDelta
 from factsmith.tasks.numerics.delta_sum import DeltaSum
 from factsmith.tasks.numerics.solve import CollidingKeysError
 from factsmith.tasks.progress import work
 from factsmith.tasks.records.record import Record
 from factsmith.tasks.stage import Outcome, stage
+from factsmith.tasks.stretches import FACTS, MEASURES, STEPS, Stretch, histories, kept_batches
 from factsmith.tasks.values import not_finite
 
-__all__ = [
-    "FACTS",
-    "MEASURES",
-    "edit_in_sequence",
-    "kept_batches",
-    "sequence_edits",
-    "sequence_series",
-    "state_series",
-]
+__all__ = ["edit_in_sequence", "sequence_edits", "sequence_series", "state_series"]
 
 logger = logging.getLogger(__name__)
-
-STEPS = "steps.safetensors"
-"""Holds ``N.layer.L.left`` (d_out, B), ``right`` and ``key`` (d_in, B), float64, of batch N and layer L."""
-
-MEASURES = "measures.parquet"
-"""One row a (batch, layer): ``edits`` written so far, and what ``LayerMeasures`` says of them."""
-
-FACTS = "facts.parquet"
-"""One row a fact: ``edits`` written with its batch, and what ``FactMeasures`` says of it."""
 
 _COLLISIONS_TOLD = 3
 """Pairs of a batch that are named at most."""
@@ -99,44 +81,6 @@ def sequence_edits(bench: Bench, states: Series) -> dict[int, Recipe]:
     """All changes up to the end of a batch, for each number of batches that is scored."""
     facts = [fact_digests(batch) for batch in bench.batches]
     return {number: states.member(batches=number, facts=digest_of(facts[:number])) for number in bench.scored_batches}
-
-
-@dataclass(frozen=True)
-class Stretch:
-    """Batches of a run's sequence that a shard holds; it may hold others, of a sequence that went on differently.
-
-    Attributes:
-        shard: that holds them.
-        start: batches before the first of them.
-        stop: the number of the last one.
-    """
-
-    shard: Artifact
-    start: int
-    stop: int
-
-
-def kept_batches(bench: Bench, series: Series) -> list[Stretch]:
-    """The batches that the run's sequence begins with and shards hold, one stretch after the other."""
-    there = []
-    histories = _histories(bench)
-    for shard in bench.store.members(series):
-        start, known = shard.key["start"], shard.key["histories"]
-        common = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(known, histories[start:], strict=False))
-        there.append(Stretch(shard, start, start + sum(1 for _ in common)))
-    found: list[Stretch] = []
-    reached = 0
-    while longer := [one for one in there if one.start <= reached < one.stop]:
-        best = max(longer, key=lambda one: one.stop)
-        found.append(Stretch(best.shard, reached, best.stop))
-        reached = best.stop
-    return found
-
-
-def _histories(bench: Bench) -> list[str]:
-    """Of each batch, a digest of its facts and of all that were written before them."""
-    facts = map(fact_digests, bench.batches)
-    return list(itertools.accumulate(facts, lambda before, batch: digest_of([before, batch]), initial=""))[1:]
 
 
 @stage("edit")
@@ -188,7 +132,7 @@ class _Course:
         self._missing = missing
         self._advance = advance
         self._stretches = kept_batches(bench, series)
-        self._histories = _histories(bench)
+        self._histories = histories(bench)
 
     @property
     def _reached(self) -> int:
@@ -212,9 +156,7 @@ class _Course:
     def _kept(self) -> Iterator[tuple[int, Step]]:
         """The batches that are kept, each with its number, counted from 1."""
         for stretch in self._stretches:
-            tensors = load_tensors(stretch.shard.path / STEPS, str(self._bench.device))
-            for number in range(stretch.start + 1, stretch.stop + 1):
-                yield number, _step(tensors, number, self._bench.layers)
+            yield from stretch.steps(self._bench.layers, str(self._bench.device))
 
     def _write(self, last: int) -> dict[str, float]:
         """Write the batches that are not kept, up to the one that ends with number ``last``."""
@@ -307,23 +249,11 @@ class _Course:
             draft.read_from(*(stretch.shard for stretch in stretches))
             save_deltas(draft, {layer: one.delta() for layer, one in sums.items()}, requests)
             for name in (MEASURES, FACTS):
-                parts = [_rows(stretch, name, min(stretch.stop, number)) for stretch in stretches]
+                parts = [stretch.rows(name, number) for stretch in stretches]
                 save_table(draft.path / name, pa.concat_tables(parts))
             draft.made = self._bench.made
 
         self._bench.store.get_or_build(self._missing[number], build)
-
-
-def _step(tensors: Mapping[str, torch.Tensor], number: int, layers: Sequence[int]) -> Step:
-    names = {layer: f"{number}.layer.{layer}" for layer in layers}
-    deltas = {layer: LowRankDelta(tensors[f"{name}.left"], tensors[f"{name}.right"]) for layer, name in names.items()}
-    return Step(deltas, {layer: tensors[f"{name}.key"] for layer, name in names.items() if f"{name}.key" in tensors})
-
-
-def _rows(stretch: Stretch, name: str, stop: int) -> pa.Table:
-    """A stretch's rows of a table, up to batch number ``stop``."""
-    table = load_table(stretch.shard.path / name)
-    return table.filter(pc.and_(pc.greater(table["batch"], stretch.start), pc.less_equal(table["batch"], stop)))
 
 
 def _row(one: FactMeasures) -> dict[str, Any]:

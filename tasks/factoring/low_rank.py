@@ -88,11 +88,15 @@ class LowRank(Factorisation):
                 data = _covariance(draft, statistics.layers[layer], bench.device, centred=settings.centred)
                 model = LowRankModel.of_covariance(fused_covariance(data, structure, fraction), rule, settings.floor)
         except RankError as error:
+            width = bench.checkpoint.key_width
+            more = (
+                f", or raise method.low_rank.n_samples (at most d_k={width} can be had)" if error.rank < width else ""
+            )
             raise InputError(
                 f"Layer {layer} of {bench.settings.model.name}: the covariance of {settings.n_samples:,} keys has no "
                 f"rank of {settings.rank:,}.",
                 got=f"rank {error.rank:,}",
-                remedy=f"lower method.low_rank.rank to {error.rank}, or raise method.low_rank.n_samples",
+                remedy=f"lower method.low_rank.rank to {error.rank}{more}",
             ) from None
         save_tensors(
             draft.path / TENSORS,

@@ -14,6 +14,7 @@ from factsmith.flows.configuration import compose
 from factsmith.flows.precompute import precompute
 from factsmith.tasks import key_reader
 from factsmith.tasks.bench import Bench
+from factsmith.tasks.course import HELD_OUT
 from factsmith.tasks.models.checkpoint import open_checkpoint
 from factsmith.tasks.models.cost import model_cost
 from factsmith.tasks.models.key_stream import block_keys
@@ -39,6 +40,17 @@ def test_everything_is_missing_before_a_run_and_nothing_after(planned, pipeline)
     after = planned()
     assert not any(stage.missing for stage in after.values())
     assert not any(stage.flop for stage in after.values())
+
+
+def test_a_sequence_is_planned_with_the_text_that_it_is_told_by(planned, pipeline):
+    words = ("method.sequence.history=full", "method.batch_size=2", "dataset.batches=3")
+    pipeline(*words, "method.sequence.evaluate_at=[2]")
+    before = planned(*words, "method.sequence.evaluate_at=[4]")
+    assert (before["edit"].missing, before["evaluation"].missing) == (0, 0), "six facts are written and scored"
+    assert before["course"].missing == 4 + HELD_OUT, "of four facts, nothing is known"
+    assert before["course"].total == 4 + 3 * HELD_OUT
+    pipeline(*words, "method.sequence.evaluate_at=[4]")
+    assert not any(stage.missing for stage in planned(*words, "method.sequence.evaluate_at=[4]").values())
 
 
 def test_only_what_is_new_is_planned(planned, pipeline, words, monkeypatch):

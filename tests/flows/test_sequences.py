@@ -68,7 +68,7 @@ def test_tables_by_hand(report):
     first, so_far, perplexity = sheets(report)
     assert so_far.columns == ["method", "history", "1", "4", "8", "collapse"]
     assert so_far.rows == [["memit", "full", "90.0", "80.0", "", "-"], ["memit", "none", "90.0", "", "5.0", "1"]]
-    assert perplexity.rows[1] == ["memit", "none", "2.0", "20.0", "", "inf", "1"]
+    assert perplexity.rows[1] == ["memit", "none", "2.000", "20.00", "", "inf", "1"]
     assert so_far.weak == perplexity.weak == {1}
     assert not first.weak
 
@@ -101,6 +101,12 @@ def test_a_run_tells_its_course(words, home):
     rows = [line.split("│")[1:-1] for line in captured.get().splitlines() if line.startswith("│")]
     assert len(rows) == 17  # every sixth of 101, from the last one
     assert [cell.strip() for cell in rows[-1]] == ["100", "50", "30"]
+
+
+def test_a_course_without_a_mean_tells_what_it_has(words, home):
+    settings = compose(words("dataset.metrics=[counterfact,greedy]"))
+    course = {"sequence/Eff*": {1: 100.0}, "sequence/FreeEff": {1: 50.0}, "sequence/perplexity": {0: 2.0, 1: 2.5}}
+    assert [one.header for one in course_table(course, settings).columns] == ["edits", "Eff*", "FreeEff", "perplexity"]
 
 
 @pytest.mark.parametrize("name", ["Eff*", "corpus.sampling=first, corpus.blocks=[1]/batch_1/S", "é (x) {y}"])

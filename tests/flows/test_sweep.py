@@ -191,6 +191,31 @@ def test_records_that_do_not_tell_the_score_still_make_a_table(tmp_path):
     assert len(write_results(report, tmp_path)) == 2
 
 
+def test_own_facts_are_told_by_the_scores_that_they_have(sweep, tmp_path):
+    path = tmp_path / "facts.jsonl"
+    path.write_text(
+        "".join(json.dumps({"subject": n, "prompt": "{} lives in", "target_new": "Rome"}) + "\n" for n in "ABC")
+    )
+    facts = ("dataset=facts", f"dataset.path={path}", "dataset.batches=null", "dataset.metrics=[counterfact,greedy]")
+    plain = sweep(*facts, "corpus.dynamic_multiplier=20,45")
+    assert (plain.mean, plain.metrics) == (None, ["Eff*", "FreeEff"])
+    (sheet,) = sheets(plain)
+    assert sheet.columns == ["dynamic_multiplier", "facts", "Eff*", "FreeEff", "s"]
+    ones = sweep(*facts, "method.batch_size=1", "method.sequence.history=full,none", "method.sequence.evaluate_at=[1]")
+    assert [sheet.title.split(": ")[1].split(" after")[0] for sheet in sheets(ones)[1:]] == [
+        "Eff* of all facts, percent,", "Eff* of the first 100 facts, percent,",
+        "FreeEff of all facts, percent,", "FreeEff of the first 100 facts, percent,", "perplexity of held-out text",
+    ]  # fmt: skip
+    assert "S" not in {row["metric"] for row in csv.DictReader(write_results(ones, tmp_path / "out")[1].open())}
+
+
+def test_a_table_by_multiplier_is_of_methods_that_it_makes_a_difference_to(words, home, sweep):
+    with pytest.raises(InputError, match="vary method.low_rank.n_samples"):
+        open_sweep(words("method=memit-f", "corpus.dynamic_multiplier=2,5"))
+    found = open_sweep(words("method=memit,memit-f", "corpus.dynamic_multiplier=2,5"))
+    assert [found.cells[place][0].place["method"] for place in found.refused] == ["memit-f"] * 2
+
+
 def test_the_command_line(factsmith, refused, words, prefect_server, tmp_path):
     grid = words("method=memit,emmet")
     found = factsmith("sweep", *grid, "--out", tmp_path / "out")
