@@ -88,10 +88,7 @@ class LowRank(Factorisation):
                 data = _covariance(draft, statistics.layers[layer], bench.device, centred=settings.centred)
                 model = LowRankModel.of_covariance(fused_covariance(data, structure, fraction), rule, settings.floor)
         except RankError as error:
-            width = bench.checkpoint.key_width
-            more = (
-                f", or raise method.low_rank.n_samples (at most d_k={width} can be had)" if error.rank < width else ""
-            )
+            more = ", or raise method.low_rank.n_samples" if error.rank < bench.checkpoint.key_width else ""
             raise InputError(
                 f"Layer {layer} of {bench.settings.model.name}: the covariance of {settings.n_samples:,} keys has no "
                 f"rank of {settings.rank:,}.",

@@ -154,6 +154,11 @@ def test_without_preservation_an_edit_is_ridge_regression(pipeline, store):
             "lower method.low_rank.rank to 24, or raise method.low_rank.n_samples",
         ),
         (
+            ["method=memit-f", *MANY, "method.low_rank.rank=50"],
+            "Layer 0 of local: the covariance of 800 keys has no rank of 50",
+            "lower method.low_rank.rank to 40",
+        ),
+        (
             ["method=alphaedit", "method.null_space.threshold=1e-12"],
             "Layer 0 of local has no direction that may be written",
             "set a higher method.null_space.threshold",
