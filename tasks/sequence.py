@@ -227,7 +227,7 @@ class _Course:
             place = {"batch": number, "edits": counts[number - 1]}
             measures += [{**place, **asdict(one)} for one in written.layers]
             facts += [{**place, **_row(one)} for one in written.facts]
-        recipe = self._series.member(start=start, histories=self._histories[start:stop])
+        recipe = self._series.member(start=start, batches=self._histories[start:stop])
 
         def build(draft: Draft) -> None:
             earlier = [stretch.shard for stretch in self._stretches]

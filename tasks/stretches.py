@@ -69,7 +69,7 @@ def kept_batches(bench: Bench, series: Series) -> list[Stretch]:
     there = []
     for shard in bench.store.members(series):
         start = shard.key["start"]
-        pairs = zip(shard.key["histories"], wanted[start:], strict=False)
+        pairs = zip(shard.key["batches"], wanted[start:], strict=False)
         common = itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)
         there.append(Stretch(shard, start, start + sum(1 for _ in common)))
     found: list[Stretch] = []
