@@ -219,17 +219,21 @@ class Bench:
     @cached_property
     def decoder(self) -> Decoder:
         """The model in memory, loaded when the first stage asks for it."""
-        if threads := self.settings.runtime.threads:
-            torch.set_num_threads(threads)
         return self.checkpoint.load(
             self.tokenizer, dtype=self.settings.model.dtype, device=str(self.device), device_map=self.device_map
         )
+
+    def limit_threads(self) -> None:
+        """Compute with ``runtime.threads`` from now on: every thread of a process has a number of its own."""
+        if threads := self.settings.runtime.threads:
+            torch.set_num_threads(threads)
 
     @property
     def made(self) -> dict[str, Any]:
         """What a manifest records of how a run computes."""
         return {
             "device": str(self.device),
+            "threads": torch.get_num_threads(),
             "device_map": self.device_map,
             "tokens_per_pass": self.settings.runtime.tokens_per_pass,
             "memory_mb": self.settings.runtime.memory_mb,

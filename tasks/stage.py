@@ -55,6 +55,7 @@ def stage(name: str) -> Callable[[Callable[Concatenate[Bench, P], Outcome[T]]], 
         def run(bench: Bench, /, *args: P.args, **kwargs: P.kwargs) -> State[T]:
             began, started = time.time(), time.perf_counter()
             with shortages(f"Stage {name}", bench.store.root, bench.settings.runtime):
+                bench.limit_threads()  # also where no model is loaded: last bits must not depend on what is cached
                 try:
                     outcome = function(bench, *args, **kwargs)
                 except BaseException:

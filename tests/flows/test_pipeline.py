@@ -327,3 +327,15 @@ def test_runs_are_logged_with_the_same_names(pipeline, home):
             assert child.data.tags["state"] == stage.state
             assert child.data.metrics["seconds"] == pytest.approx(stage.seconds, abs=1e-2)
     assert (home / "mlruns").is_dir()
+
+
+def test_threads_are_those_that_were_asked_for_whatever_is_cached(pipeline, store):
+    before = torch.get_num_threads()
+    try:
+        pipeline("runtime.threads=1")
+        pipeline("runtime.threads=2", "method.preservation_weight=7")  # its factor needs no model
+    finally:
+        torch.set_num_threads(before)
+    found = {one.manifest.made["threads"] for one in artifacts(store, "keys")}
+    assert found == {1}
+    assert sorted(one.manifest.made["threads"] for one in artifacts(store, "factor")) == [1, 1, 2, 2]
