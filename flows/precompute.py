@@ -60,9 +60,8 @@ def prepare(bench: Bench, *, spare: int = 0) -> Prepared:
         bench: of the run.
         spare: tokens behind those of C0 to read, if the corpus has them.
     """
-    method = bench.settings.method
-    if bench.settings.corpus.is_auto and method.reads != "corpus":
-        logger.warning("corpus.dynamic_multiplier=auto finds nothing: %s keeps no C0", method.name)
+    if bench.settings.corpus.is_auto and not bench.settings.finds_tokens:
+        logger.warning("corpus.dynamic_multiplier=auto finds nothing: %s keeps no C0", bench.settings.method.name)
     name = model(bench)
     source = factorisation(bench).source(bench)
     if source == "nothing":

@@ -31,9 +31,9 @@ def sequence_sheets(report: SweepReport) -> Iterator[Sheet]:
             words=len(varied),
             caption=f"collapse: edits after which perplexity was first {COLLAPSE:g} times what it was",
         )
+        digits = "#.4g" if curve == PERPLEXITY else ".1f"
         for cell in report.cells:
             if points := cell.course.get(curve):
-                digits = "#.4g" if curve == PERPLEXITY else ".1f"
                 values = [f"{points[count]:{digits}}" if count in points else "" for count in counts]
                 when = collapse(cell.course)
                 places = [cell.place[key] for key in varied]

@@ -91,14 +91,14 @@ def _report(opened: Sweep) -> SweepReport:
             families = load_families([name for _, one in opened.cells for name in one.dataset.metrics])
             told = {name for cell in reports for name in cell.intervals}
             names = dict.fromkeys(name for family in families for name in family.metrics)
-            means = [(one.mean[0], list(one.mean[1])) for one in families if one.mean and one.mean[0] in told]
+            means = ((one.mean[0], list(one.mean[1])) for one in families if one.mean and one.mean[0] in told)
             report = SweepReport(
                 run_id=str(flow_run.id),
                 mlflow_run_id=tracker.run_id,
                 name=opened.grid.name,
                 axes=[list(axis) for axis in opened.grid.axes],
                 metrics=[name for name in names if name in told],
-                mean=means[0] if means else None,
+                mean=next(means, None),
                 cells=reports,
             )
             log_results(tracker, report)

@@ -54,8 +54,7 @@ def _covariance_steps(bench: Bench) -> list[int]:
 
 def spare_tokens(bench: Bench) -> int:
     """Tokens behind those of C0 that it takes to find their number; none where it is given."""
-    settings = bench.settings.corpus
-    return settings.auto.held_out if settings.is_auto and bench.settings.method.reads == "corpus" else 0
+    return bench.settings.corpus.auto.held_out if bench.settings.finds_tokens else 0
 
 
 def corpus_tokens(bench: Bench) -> int:

@@ -41,7 +41,7 @@ from factsmith.tasks.models.cost import model_cost
 from factsmith.tasks.models.text import encode_prompt
 from factsmith.tasks.records.record import Record
 from factsmith.tasks.sequence import sequence_edits, sequence_series, state_series
-from factsmith.tasks.stretches import kept_batches
+from factsmith.tasks.stretches import histories, kept_batches
 from factsmith.tasks.tokens import corpus_too_small, token_series
 from factsmith.tasks.values import value_series
 
@@ -238,8 +238,8 @@ class _Planner:
         series = sequence_series(bench, self.name, contexts, self.factor_series.digest, leading.digest)
         recipes = sequence_edits(bench, state_series(series.digest))
         wanted = max((number for number, recipe in recipes.items() if bench.store.find(recipe) is None), default=0)
-        reached = max((stretch.stop for stretch in kept_batches(bench, series)), default=0)
-        batches = bench.batches[reached:wanted]
+        kept = kept_batches(bench.store, series, histories(bench))
+        batches = bench.batches[kept[-1].stop if kept else 0 : wanted]
         left, vectors = sum(map(len, batches)), 8 * len(self.layers) * (2 * width + self.cost.width)
         flop = sum(2 * self._edit_flop(batch) for batch in batches)  # its keys are read again
         flop += sum(self._value_flop(record.request) for batch in batches for record in batch)

@@ -131,8 +131,8 @@ class _Course:
         self._series = series
         self._missing = missing
         self._advance = advance
-        self._stretches = kept_batches(bench, series)
         self._histories = histories(bench)
+        self._stretches = kept_batches(bench.store, series, self._histories)
 
     @property
     def _reached(self) -> int:

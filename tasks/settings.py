@@ -254,3 +254,8 @@ class Settings(_Frozen):
     trace: TraceSettings = Field(default_factory=TraceSettings)
     runtime: RuntimeSettings = Field(default_factory=RuntimeSettings)
     tracking: TrackingSettings = Field(default_factory=TrackingSettings)
+
+    @property
+    def finds_tokens(self) -> bool:
+        """Whether the run finds how many tokens C0 takes: it is asked to, and its method keeps a C0."""
+        return self.corpus.is_auto and self.method.reads == "corpus"

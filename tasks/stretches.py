@@ -12,7 +12,7 @@ from torch import Tensor
 
 from factsmith.artifacts.formats import load_table, load_tensors
 from factsmith.artifacts.recipe import Series, digest_of
-from factsmith.artifacts.store import Artifact
+from factsmith.artifacts.store import Artifact, Store
 from factsmith.tasks.bench import Bench
 from factsmith.tasks.edit import fact_digests
 from factsmith.tasks.editing.sequence import Step
@@ -63,11 +63,10 @@ def histories(bench: Bench) -> list[str]:
     return list(itertools.accumulate(facts, lambda before, batch: digest_of([before, batch]), initial=""))[1:]
 
 
-def kept_batches(bench: Bench, series: Series) -> list[Stretch]:
-    """The batches that the run's sequence begins with and shards hold, one stretch after the other."""
-    wanted = histories(bench)
+def kept_batches(store: Store, series: Series, wanted: Sequence[str]) -> list[Stretch]:
+    """The batches that a run's sequence, by its ``histories``, begins with and shards hold, stretch after stretch."""
     there = []
-    for shard in bench.store.members(series):
+    for shard in store.members(series):
         start = shard.key["start"]
         pairs = zip(shard.key["batches"], wanted[start:], strict=False)
         common = itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)

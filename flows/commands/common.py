@@ -115,7 +115,7 @@ def show_report(flow: Callable[[], Report], settings: Settings, as_json: bool, o
     if isinstance(report, PreparationReport):
         show(conditioning_table(report.layers))
     show(stages_table(report.stages))
-    if settings.corpus.is_auto and settings.method.reads == "corpus" and report.dynamic_multiplier is not None:
+    if settings.finds_tokens and report.dynamic_multiplier is not None:
         typer.echo(f"corpus.dynamic_multiplier=auto: {report.dynamic_multiplier:g}")
     if out is not None:
         typer.echo(f"Edited model: {out}")
