@@ -18,10 +18,10 @@ test: $(INSTALLED)
 test-all: $(INSTALLED)
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m 'slow or not slow'
 
-check: $(INSTALLED) $(VENV)/typing
+check: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	MYPYPATH=$(VENV)/typing $(BIN)/mypy --package factsmith
+	$(BIN)/mypy
 
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/floors.py
@@ -43,8 +43,3 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $@
-
-# The packages stand at the top of the repository and are imported as factsmith.*: the type checker is shown so.
-$(VENV)/typing: $(INSTALLED)
-	mkdir -p $@/factsmith
-	for package in artifacts conf flows tasks; do ln -sfn ../../../$$package $@/factsmith/$$package; done
