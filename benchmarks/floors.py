@@ -26,21 +26,21 @@ from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from factsmith.artifacts.store import Store
-from factsmith.flows.configuration import compose
-from factsmith.tasks import covariance as covariance_stage
-from factsmith.tasks import keys as keys_stage
-from factsmith.tasks import model as model_stage
-from factsmith.tasks import tokens as tokens_stage
-from factsmith.tasks.bench import Bench
-from factsmith.tasks.editing.request import EditRequest
-from factsmith.tasks.editing.values import ESSENCE_TEMPLATE, ValueSettings, optimise_values
-from factsmith.tasks.embedded.world import World
-from factsmith.tasks.key_reader import corpus_tokens
-from factsmith.tasks.metrics.families.counterfact import FAMILY
-from factsmith.tasks.models.decoder import Decoder
-from factsmith.tasks.models.text import PLACEHOLDER, EncodedPrompt, encode_prompt
-from factsmith.tasks.records.record import Record
-from factsmith.tasks.records.selection import load_suite
+from factsmith.flows.configuration.composition import compose
+from factsmith.tasks.corpus import stage as tokens_stage
+from factsmith.tasks.covariance import stage as covariance_stage
+from factsmith.tasks.decoder.decoder import Decoder
+from factsmith.tasks.decoder.text import PLACEHOLDER, EncodedPrompt, encode_prompt
+from factsmith.tasks.evaluation.metrics.counterfact import FAMILY
+from factsmith.tasks.facts.record import Record
+from factsmith.tasks.facts.request import EditRequest
+from factsmith.tasks.facts.selection import load_suite
+from factsmith.tasks.keys import stage as keys_stage
+from factsmith.tasks.keys.reader import corpus_tokens
+from factsmith.tasks.model import stage as model_stage
+from factsmith.tasks.model.embedded.world import World
+from factsmith.tasks.pipeline.workspace import Bench
+from factsmith.tasks.values.optimiser import ESSENCE_TEMPLATE, ValueSettings, optimise_values
 
 CONTEXTS = (
     "{}",

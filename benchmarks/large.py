@@ -31,8 +31,8 @@ def make_model(folder: Path, blocks: int) -> None:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     from factsmith.artifacts.store import Store
-    from factsmith.flows.configuration import compose
-    from factsmith.tasks.bench import Bench
+    from factsmith.flows.configuration.composition import compose
+    from factsmith.tasks.pipeline.workspace import Bench
 
     config = GPT2Config(n_embd=1600, n_head=25, n_layer=blocks, bos_token_id=0, eos_token_id=0)
     torch.manual_seed(0)
@@ -45,7 +45,7 @@ def measured(words: list[str], home: Path) -> tuple[dict[str, object], float, fl
     environment = {**os.environ, "FACTSMITH_HOME": str(home)}
     started = time.perf_counter()
     process = subprocess.Popen(
-        [sys.executable, "-m", "factsmith.flows.cli", *words, "--json"],
+        [sys.executable, "-m", "factsmith.flows.cli.main", *words, "--json"],
         env=environment,
         stdout=subprocess.PIPE,
         text=True,

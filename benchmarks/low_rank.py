@@ -18,9 +18,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from factsmith.tasks.numerics.cholesky import cholesky
-from factsmith.tasks.numerics.delta_sum import DeltaSum
-from factsmith.tasks.numerics.solve import solve_edit
+from factsmith.tasks.covariance.cholesky import cholesky
+from factsmith.tasks.edit.delta_sum import DeltaSum
+from factsmith.tasks.edit.solve import solve_edit
 from factsmith.tasks.preservation.full import FullPreservation
 from factsmith.tasks.preservation.history import History
 from factsmith.tasks.preservation.low_rank import LowRankModel, LowRankPreservation

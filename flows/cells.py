@@ -10,13 +10,13 @@ from threading import Lock
 
 from factsmith.artifacts.errors import InputError
 from factsmith.artifacts.store import Store
-from factsmith.flows.configuration import compose
-from factsmith.flows.grid import MULTIPLIER, Cell, Grid, read_grid
-from factsmith.tasks.bench import Bench
-from factsmith.tasks.home import home
-from factsmith.tasks.planning import plan
-from factsmith.tasks.preflight import check_input
-from factsmith.tasks.settings import Settings
+from factsmith.flows.configuration.composition import compose
+from factsmith.flows.configuration.grid import MULTIPLIER, Cell, Grid, read_grid
+from factsmith.tasks.pipeline.paths import home
+from factsmith.tasks.pipeline.workspace import Bench
+from factsmith.tasks.planning.plan import plan
+from factsmith.tasks.planning.preflight import check_input
+from factsmith.tasks.planning.settings import Settings
 
 __all__ = ["Benches", "Sweep", "open_sweep"]
 

@@ -7,18 +7,18 @@ from pathlib import Path
 from prefect import flow
 
 from factsmith.artifacts.store import Artifact
-from factsmith.flows.form import RunSettings
+from factsmith.flows.configuration.parameters import RunSettings
 from factsmith.flows.precompute import Prepared, finish, prepare
-from factsmith.flows.report import Report
-from factsmith.tasks.bench import Bench
-from factsmith.tasks.contexts import contexts
-from factsmith.tasks.directions import directions
-from factsmith.tasks.edit import edit as edit_stage
-from factsmith.tasks.export import export
-from factsmith.tasks.preflight import open_bench
-from factsmith.tasks.runs import EDITS
-from factsmith.tasks.sequence import edit_in_sequence
-from factsmith.tasks.values import values
+from factsmith.flows.reporting.reports import Report
+from factsmith.tasks.edit.sequence_stage import edit_in_sequence
+from factsmith.tasks.edit.stage import edit as edit_stage
+from factsmith.tasks.export.stage import export
+from factsmith.tasks.facts.stage import contexts
+from factsmith.tasks.pipeline.workspace import Bench
+from factsmith.tasks.planning.preflight import open_bench
+from factsmith.tasks.preservation.directions_stage import directions
+from factsmith.tasks.tracking.runs import EDITS
+from factsmith.tasks.values.stage import values
 
 __all__ = ["edit", "write"]
 

@@ -5,21 +5,21 @@ from __future__ import annotations
 from prefect import flow
 
 from factsmith.artifacts.store import Artifact
-from factsmith.flows.course import log_course
-from factsmith.flows.curves import Curves
+from factsmith.flows.configuration.parameters import RunSettings
 from factsmith.flows.edit import write
-from factsmith.flows.figures import before_and_after
-from factsmith.flows.form import RunSettings
 from factsmith.flows.precompute import finish, prepare
-from factsmith.flows.report import Report
-from factsmith.tasks.bench import Bench
-from factsmith.tasks.course import course
-from factsmith.tasks.edit import past_edits
-from factsmith.tasks.evaluation import Scores, evaluation, prompt_table
-from factsmith.tasks.home import home
-from factsmith.tasks.model import ModelName, model
-from factsmith.tasks.preflight import open_bench
-from factsmith.tasks.runs import EDITS, RECORDS, SCORE, find_run
+from factsmith.flows.reporting.curves import Curves
+from factsmith.flows.reporting.figures import before_and_after
+from factsmith.flows.reporting.reports import Report
+from factsmith.flows.reporting.trajectory import log_course
+from factsmith.tasks.edit.stage import past_edits
+from factsmith.tasks.evaluation.stage import Scores, evaluation, prompt_table
+from factsmith.tasks.evaluation.trajectory_stage import course
+from factsmith.tasks.model.stage import ModelName, model
+from factsmith.tasks.pipeline.paths import home
+from factsmith.tasks.pipeline.workspace import Bench
+from factsmith.tasks.planning.preflight import open_bench
+from factsmith.tasks.tracking.runs import EDITS, RECORDS, SCORE, find_run
 
 __all__ = ["evaluate", "score"]
 

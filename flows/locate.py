@@ -5,14 +5,14 @@ from __future__ import annotations
 from prefect import flow
 from pydantic import BaseModel, ConfigDict
 
-from factsmith.flows.figures import effects_by_role
-from factsmith.tasks.bench import StageReport
-from factsmith.tasks.locate import TABLE
-from factsmith.tasks.locate import locate as locate_stage
-from factsmith.tasks.locating.effects import LAST_SUBJECT, LAST_TOKEN
-from factsmith.tasks.model import model
-from factsmith.tasks.preflight import open_bench
-from factsmith.tasks.settings import Settings
+from factsmith.flows.reporting.figures import effects_by_role
+from factsmith.tasks.locate.effects import LAST_SUBJECT, LAST_TOKEN
+from factsmith.tasks.locate.stage import TABLE
+from factsmith.tasks.locate.stage import locate as locate_stage
+from factsmith.tasks.model.stage import model
+from factsmith.tasks.pipeline.workspace import StageReport
+from factsmith.tasks.planning.preflight import open_bench
+from factsmith.tasks.planning.settings import Settings
 
 __all__ = ["LocateReport", "locate"]
 

@@ -7,23 +7,23 @@ from dataclasses import dataclass
 
 from prefect import flow
 
-from factsmith.flows.conditioning import check_report, conditioning, log_choice, log_leverages
-from factsmith.flows.curves import Curves
-from factsmith.flows.form import RunSettings
-from factsmith.flows.report import PreparationReport, Report
-from factsmith.tasks.accumulation import accumulate
-from factsmith.tasks.bench import Bench
-from factsmith.tasks.covariance import Covariances, covariance
-from factsmith.tasks.evaluation import Scores
-from factsmith.tasks.factor import Factors, factor
-from factsmith.tasks.factoring.factorisation import Statistics, factorisation
-from factsmith.tasks.key_reader import corpus_tokens, spare_tokens, token_steps, useful_tokens
-from factsmith.tasks.keys import keys
-from factsmith.tasks.leverage import Leverages, leverage
-from factsmith.tasks.model import ModelName, model
-from factsmith.tasks.preflight import open_bench
-from factsmith.tasks.spectrum import spectrum
-from factsmith.tasks.tokens import TokenStream, tokens
+from factsmith.flows.configuration.parameters import RunSettings
+from factsmith.flows.reporting.conditioning import check_report, conditioning, log_choice, log_leverages
+from factsmith.flows.reporting.curves import Curves
+from factsmith.flows.reporting.reports import PreparationReport, Report
+from factsmith.tasks.corpus.stage import TokenStream, tokens
+from factsmith.tasks.covariance.accumulation_stage import accumulate
+from factsmith.tasks.covariance.leverage_stage import Leverages, leverage
+from factsmith.tasks.covariance.spectrum_stage import spectrum
+from factsmith.tasks.covariance.stage import Covariances, covariance
+from factsmith.tasks.evaluation.stage import Scores
+from factsmith.tasks.keys.reader import corpus_tokens, spare_tokens, token_steps, useful_tokens
+from factsmith.tasks.keys.stage import keys
+from factsmith.tasks.model.stage import ModelName, model
+from factsmith.tasks.pipeline.workspace import Bench
+from factsmith.tasks.planning.preflight import open_bench
+from factsmith.tasks.preservation.factoring.factorisation import Statistics, factorisation
+from factsmith.tasks.preservation.stage import Factors, factor
 
 __all__ = ["Prepared", "finish", "precompute", "prepare"]
 

@@ -7,12 +7,12 @@ from typing import TypeVar
 
 from prefect import Flow, flow
 
+from factsmith.flows.configuration.parameters import RunSettings
 from factsmith.flows.edit import write
 from factsmith.flows.evaluate import score
-from factsmith.flows.form import RunSettings
 from factsmith.flows.precompute import finish, prepare
-from factsmith.flows.report import Report
-from factsmith.tasks.preflight import open_bench
+from factsmith.flows.reporting.reports import Report
+from factsmith.tasks.planning.preflight import open_bench
 
 __all__ = ["run"]
 

@@ -18,22 +18,22 @@ from factsmith.artifacts.errors import FactsmithError, InputError
 from factsmith.artifacts.formats import load_table
 from factsmith.artifacts.store import Store
 from factsmith.flows.cells import Benches, Sweep, open_sweep
-from factsmith.flows.curves import Curves
-from factsmith.flows.grid import Cell
+from factsmith.flows.configuration.grid import Cell
 from factsmith.flows.precompute import Prepared
-from factsmith.flows.report import CellReport, SweepReport
-from factsmith.flows.results import log_results
+from factsmith.flows.reporting.curves import Curves
+from factsmith.flows.reporting.reports import CellReport, SweepReport
+from factsmith.flows.reporting.sweeps import log_results
 from factsmith.flows.trial import score_trial
-from factsmith.tasks.bench import Bench
-from factsmith.tasks.evaluation import Scores
-from factsmith.tasks.home import home
-from factsmith.tasks.metrics.family import load_families
-from factsmith.tasks.metrics.summary import intervals, record_values
-from factsmith.tasks.progress import stopped_by, work
-from factsmith.tasks.runs import RECORDS
-from factsmith.tasks.settings import Settings
-from factsmith.tasks.shortage import shortages
-from factsmith.tasks.tracking import Tracker
+from factsmith.tasks.evaluation.family import load_families
+from factsmith.tasks.evaluation.stage import Scores
+from factsmith.tasks.evaluation.summary import intervals, record_values
+from factsmith.tasks.pipeline.paths import home
+from factsmith.tasks.pipeline.progress import stopped_by, work
+from factsmith.tasks.pipeline.resource_errors import shortages
+from factsmith.tasks.pipeline.workspace import Bench
+from factsmith.tasks.planning.settings import Settings
+from factsmith.tasks.tracking.runs import RECORDS
+from factsmith.tasks.tracking.tracker import Tracker
 
 __all__ = ["run_sweep", "sweep"]
 

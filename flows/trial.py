@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from factsmith.flows.conditioning import log_choice
-from factsmith.flows.curves import Curves
 from factsmith.flows.edit import write
 from factsmith.flows.evaluate import score
 from factsmith.flows.precompute import Prepared, prepare
-from factsmith.tasks.bench import Bench
-from factsmith.tasks.evaluation import Scores
+from factsmith.flows.reporting.conditioning import log_choice
+from factsmith.flows.reporting.curves import Curves
+from factsmith.tasks.evaluation.stage import Scores
+from factsmith.tasks.pipeline.workspace import Bench
 
 __all__ = ["score_trial"]
 

@@ -13,15 +13,15 @@ from pydantic import BaseModel, ConfigDict
 
 from factsmith.artifacts.errors import FactsmithError, InputError
 from factsmith.artifacts.store import Store
-from factsmith.flows.configuration import choices
+from factsmith.flows.configuration.composition import choices
 from factsmith.flows.trial import score_trial
-from factsmith.tasks.bench import Bench
-from factsmith.tasks.embedded.world import Split
-from factsmith.tasks.home import home
-from factsmith.tasks.preflight import check_input, open_bench
-from factsmith.tasks.progress import work
-from factsmith.tasks.search import Point, Search, settings_at
-from factsmith.tasks.settings import EMBEDDED, Settings
+from factsmith.tasks.locate.search import Point, Search, settings_at
+from factsmith.tasks.model.embedded.world import Split
+from factsmith.tasks.pipeline.paths import home
+from factsmith.tasks.pipeline.progress import work
+from factsmith.tasks.pipeline.workspace import Bench
+from factsmith.tasks.planning.preflight import check_input, open_bench
+from factsmith.tasks.planning.settings import EMBEDDED, Settings
 
 __all__ = ["SCORES", "HeldOut", "Trial", "TuneReport", "check_tune", "on_half", "tune"]
 

@@ -31,7 +31,7 @@ def _quiet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv("FACTSMITH_HOME", str(base / "home"))
         patch.setenv("PREFECT_HOME", str(base / "prefect"))
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        from factsmith.tasks.home import embedded_services
+        from factsmith.tasks.pipeline.paths import embedded_services
 
         before = dict(os.environ)
         embedded_services()
@@ -201,7 +201,7 @@ def small_disk(tmp_path: Path):
 
 
 def load(folder: Path, dtype: str = "float32"):
-    from factsmith.tasks.models.checkpoint import open_checkpoint
+    from factsmith.tasks.model.checkpoint import open_checkpoint
 
     checkpoint = open_checkpoint(folder)
     return checkpoint.load(checkpoint.load_tokenizer(), dtype=dtype, device="cpu")
@@ -211,7 +211,7 @@ def _tokenizer(*, bos: bool):
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
-    from factsmith.tasks.embedded.world import World
+    from factsmith.tasks.model.embedded.world import World
 
     special = ["<pad>", "<s>", "</s>"]
     tokenizer = Tokenizer(models.BPE())

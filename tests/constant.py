@@ -28,7 +28,7 @@ def spelling_tokenizer(merges: Sequence[tuple[str, str]] = (), *, bos: bool = Fa
 
 def constant_decoder(folder: Path, tokenizer, scores: Mapping[str, float]):
     """The GPT-2 in ``folder``, whose logits are ``scores`` at their tokens and 0 at all others, at every position."""
-    from factsmith.tasks.models.checkpoint import open_checkpoint
+    from factsmith.tasks.model.checkpoint import open_checkpoint
 
     decoder = open_checkpoint(folder).load(tokenizer, dtype="float32", device="cpu")
     with torch.no_grad():

@@ -164,7 +164,7 @@ def fake_hub(cache: Path, patch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
     """A hub that ``huggingface_hub`` takes for the real one, an empty cache, no token and short waits."""
     from huggingface_hub import constants
 
-    from factsmith.tasks.hub import patience
+    from factsmith.tasks.model.hub import patience
 
     fake = FakeHub()
     with fake.serving():

@@ -11,19 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = ["artifacts", "tasks", "flows"]
 """Each may import those before it."""
 
-SCIENCE = [
-    "corpora",
-    "editing",
-    "embedded",
-    "hub",
-    "locating",
-    "metrics",
-    "models",
-    "numerics",
-    "preservation",
-    "records",
-    "suites",
-]
+SCIENCE = ["decoder"]
 SERVICES = {"prefect", "mlflow"}
 STORE = {"store", "rows", "formats", "keys", "manifest", "checksums", "locks", "removal"}
 """Modules of ``artifacts`` that read or write. Errors and digests are for everybody."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from factsmith.tasks.numerics.cholesky import cholesky
-from factsmith.tasks.numerics.spectrum import rank_of_energy
+from factsmith.tasks.covariance.cholesky import cholesky
+from factsmith.tasks.covariance.spectrum import rank_of_energy
 from factsmith.tasks.preservation.operator import PreservationOperator
 
 __all__ = ["History", "leading_directions"]

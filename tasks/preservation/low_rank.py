@@ -12,8 +12,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from factsmith.tasks.numerics.cholesky import cholesky, solve_factored
-from factsmith.tasks.numerics.spectrum import rank_of_energy
+from factsmith.tasks.covariance.cholesky import cholesky, solve_factored
+from factsmith.tasks.covariance.spectrum import rank_of_energy
 
 __all__ = [
     "EnergyOf",

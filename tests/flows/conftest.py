@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from factsmith.artifacts.store import Artifact, Store
-from factsmith.flows import cli
-from factsmith.flows.configuration import compose
-from factsmith.flows.report import Report
+from factsmith.flows.cli import main as cli
+from factsmith.flows.configuration.composition import compose
+from factsmith.flows.reporting.reports import Report
 from factsmith.flows.run import run
 
 

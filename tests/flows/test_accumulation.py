@@ -6,12 +6,12 @@ import pytest
 
 from factsmith.artifacts.removal import alone, dependants, remove
 from factsmith.artifacts.store import Store
-from factsmith.flows.configuration import compose
+from factsmith.flows.configuration.composition import compose
 from factsmith.flows.precompute import precompute
-from factsmith.tasks import key_reader
-from factsmith.tasks.bench import Bench
-from factsmith.tasks.numerics.moments import Moments
-from factsmith.tasks.planning import StagePlan, plan
+from factsmith.tasks.covariance.moments import Moments
+from factsmith.tasks.keys import reader as key_reader
+from factsmith.tasks.pipeline.workspace import Bench
+from factsmith.tasks.planning.plan import StagePlan, plan
 from tests.flows.conftest import artifacts, contents, states
 
 MANY = "corpus.dynamic_multiplier=45"

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from factsmith.artifacts.store import Store
-from factsmith.tasks.models.decoder import Decoder
+from factsmith.tasks.decoder.decoder import Decoder
 
 FACT = {"subject": "Mara Flousano", "prompt": "{} speaks", "target_new": "Danish"}
 
@@ -312,7 +312,7 @@ def test_keys_that_are_not_numbers(refused, prefect_server, words, home, monkeyp
 
 def test_keys_too_large_for_half_precision(refused, prefect_server, words, home, monkeypatch):
     monkeypatch.setattr(
-        "factsmith.tasks.key_reader.block_keys",
+        "factsmith.tasks.keys.reader.block_keys",
         lambda decoder, blocks, layers, most_tokens: {
             layer: torch.full((sum(map(len, blocks)), decoder.key_width), 1e5) for layer in layers
         },
@@ -343,7 +343,7 @@ def test_a_mistake_of_ours_keeps_its_traceback(factsmith, prefect_server, words,
     def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("factsmith.tasks.values.optimise_values", broken)
+    monkeypatch.setattr("factsmith.tasks.values.stage.optimise_values", broken)
     with pytest.raises(ZeroDivisionError):
         factsmith("run", *words())
 
@@ -399,7 +399,7 @@ def test_a_port_that_is_taken(refused, home, monkeypatch):
 
 def command_line(*arguments: str, **more) -> subprocess.Popen:
     return subprocess.Popen(
-        [sys.executable, "-m", "factsmith.flows.cli", *arguments],
+        [sys.executable, "-m", "factsmith.flows.cli.main", *arguments],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **more,
     )  # fmt: skip
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from rich.console import Console
 
-from factsmith.flows.compare import ScoredRun, compare
-from factsmith.flows.history import comparison_sheets
-from factsmith.flows.sheets import Sheet
-from factsmith.tasks.metrics.summary import RecordValues
+from factsmith.flows.reporting.comparison import ScoredRun, compare
+from factsmith.flows.reporting.runs import comparison_sheets
+from factsmith.flows.reporting.table import Sheet
+from factsmith.tasks.evaluation.summary import RecordValues
 
 SETTINGS = {"method.name": "memit", "method.ridge": "0.0", "dataset.limit": "null"}
 

@@ -6,8 +6,8 @@ import pytest
 from pydantic import ValidationError
 
 from factsmith.artifacts.errors import InputError
-from factsmith.flows.configuration import GROUPS, choices, compose
-from factsmith.flows.vocabulary import describe_settings
+from factsmith.flows.configuration.composition import GROUPS, choices, compose
+from factsmith.flows.configuration.keys import describe_settings
 
 CF = ["model=cf-gpt2", "model.path=m", "corpus.path=c.jsonl", "dataset.path=d.json"]
 

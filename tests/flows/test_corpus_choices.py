@@ -8,10 +8,10 @@ import pytest
 
 from factsmith.artifacts.errors import InputError
 from factsmith.artifacts.formats import load_table
-from factsmith.flows.configuration import choices, compose
+from factsmith.flows.configuration.composition import choices, compose
 from factsmith.flows.precompute import precompute
-from factsmith.tasks import tokens as tokens_stage
-from factsmith.tasks.corpora.embedded import EmbeddedCorpus
+from factsmith.tasks.corpus import stage as tokens_stage
+from factsmith.tasks.corpus.sources.embedded import EmbeddedCorpus
 from tests.flows.conftest import artifacts, contents, states
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from factsmith.artifacts.formats import load_table
-from factsmith.tasks.embedded.world import World
+from factsmith.tasks.model.embedded.world import World
 from tests.conftest import load
 from tests.flows.conftest import artifacts, states
 

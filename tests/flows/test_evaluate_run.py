@@ -8,11 +8,11 @@ import shutil
 import pytest
 
 from factsmith.artifacts.errors import InputError
-from factsmith.flows.configuration import compose, compose_again
+from factsmith.flows.configuration.composition import compose, compose_again
 from factsmith.flows.evaluate import evaluate
-from factsmith.tasks.metrics.families.counterfact import FAMILY, CounterFact
-from factsmith.tasks.models.checkpoint import Checkpoint
-from factsmith.tasks.runs import find_run, past_runs
+from factsmith.tasks.evaluation.metrics.counterfact import FAMILY, CounterFact
+from factsmith.tasks.model.checkpoint import Checkpoint
+from factsmith.tasks.tracking.runs import find_run, past_runs
 from tests.flows.conftest import artifacts, states
 from tests.flows.test_pipeline import count_positions
 

@@ -11,14 +11,14 @@ from prefect.utilities.schema_tools.validation import preprocess_schema, validat
 from pydantic import TypeAdapter
 
 from factsmith.artifacts.errors import InputError
-from factsmith.flows.configuration import GROUPS, choices, compose
+from factsmith.flows.configuration.composition import GROUPS, choices, compose
+from factsmith.flows.configuration.keys import describe_settings
+from factsmith.flows.configuration.parameters import RunSettings, fill
 from factsmith.flows.edit import edit
 from factsmith.flows.evaluate import evaluate
-from factsmith.flows.form import RunSettings, fill
 from factsmith.flows.precompute import precompute
 from factsmith.flows.run import run
-from factsmith.flows.vocabulary import describe_settings
-from factsmith.tasks.settings import Settings
+from factsmith.tasks.planning.settings import Settings
 
 settings_of: TypeAdapter[Settings] = TypeAdapter(RunSettings)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from factsmith.artifacts.errors import InputError
-from factsmith.flows.configuration import choices, compose
-from factsmith.flows.grid import EXPERIMENT, read_grid
+from factsmith.flows.configuration.composition import choices, compose
+from factsmith.flows.configuration.grid import EXPERIMENT, read_grid
 
 PATHS = ["model.path", "corpus.path", "dataset.path"]
 

@@ -8,11 +8,11 @@ import sys
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from factsmith.flows.history import listed, runs_table
 from factsmith.flows.precompute import precompute
-from factsmith.tasks.metrics.families.counterfact import CounterFact
-from factsmith.tasks.runs import PastRun
-from factsmith.tasks.tracking import Tracker
+from factsmith.flows.reporting.runs import listed, runs_table
+from factsmith.tasks.evaluation.metrics.counterfact import CounterFact
+from factsmith.tasks.tracking.runs import PastRun
+from factsmith.tasks.tracking.tracker import Tracker
 from tests.flows.conftest import contents
 
 CONTENT = {"model": {"name": "local"}, "method": {"name": "memit", "batch_size": 3}, "dataset": {"batches": 2}}
@@ -155,7 +155,7 @@ def test_the_same_run_again_differs_in_nothing_and_other_facts_are_told_of(pipel
 
 
 def test_runs_that_cannot_be_compared(pipeline, refused, words, home, monkeypatch):
-    from factsmith.flows.configuration import compose
+    from factsmith.flows.configuration.composition import compose
     from factsmith.flows.edit import edit
 
     report = pipeline()
@@ -182,8 +182,8 @@ def test_runs_that_cannot_be_compared(pipeline, refused, words, home, monkeypatc
 def test_looking_back_does_not_wait_for_prefect():
     heavy = "import sys; print(*sorted({'prefect', 'torch', 'transformers'} & set(sys.modules)))"
     for modules, loaded in (
-        ("factsmith.flows.cli, factsmith.flows.history, factsmith.tasks.runs", ""),
-        ("factsmith.flows.cli, factsmith.flows.compare", "torch transformers"),
+        ("factsmith.flows.cli.main, factsmith.flows.reporting.runs, factsmith.tasks.tracking.runs", ""),
+        ("factsmith.flows.cli.main, factsmith.flows.reporting.comparison", "torch transformers"),
     ):
         out = subprocess.run(
             [sys.executable, "-c", f"import {modules}; {heavy}"], capture_output=True, text=True, check=True

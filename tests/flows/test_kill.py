@@ -19,13 +19,13 @@ KINDS = ["model", "tokens", "keys", "covariance", "factor", "contexts", "values"
 KILLED_RUN = """
 import os, signal, sys
 
-from factsmith.tasks.home import embedded_services
+from factsmith.tasks.pipeline.paths import embedded_services
 
 embedded_services()
 from factsmith.artifacts.store import Store
-from factsmith.flows.configuration import compose
+from factsmith.flows.configuration.composition import compose
 from factsmith.flows.run import run
-from factsmith.tasks import key_reader
+from factsmith.tasks.keys import reader as key_reader
 
 kind, number, *words = sys.argv[1:]
 key_reader._SHARD_ROWS = 400
@@ -48,7 +48,7 @@ run(compose(words))
 @pytest.fixture
 def killed(prefect_server: None, home: Path, words, monkeypatch):
     """Run the pipeline in a process that is killed just before it publishes the n-th artifact of a kind."""
-    from factsmith.tasks import key_reader
+    from factsmith.tasks.keys import reader as key_reader
 
     monkeypatch.setattr(key_reader, "_SHARD_ROWS", 400)
 

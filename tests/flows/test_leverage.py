@@ -13,14 +13,14 @@ from factsmith.artifacts.errors import InputError
 from factsmith.artifacts.keys import read_keys
 from factsmith.artifacts.store import Store
 from factsmith.flows.cells import open_sweep
-from factsmith.flows.configuration import compose
+from factsmith.flows.configuration.composition import compose
 from factsmith.flows.precompute import precompute
-from factsmith.flows.results import sheets, write_results
+from factsmith.flows.reporting.sweeps import sheets, write_results
 from factsmith.flows.sweep import run_sweep
-from factsmith.tasks import key_reader
-from factsmith.tasks.bench import Bench
-from factsmith.tasks.models.checkpoint import Checkpoint
-from factsmith.tasks.planning import StagePlan, plan
+from factsmith.tasks.keys import reader as key_reader
+from factsmith.tasks.model.checkpoint import Checkpoint
+from factsmith.tasks.pipeline.workspace import Bench
+from factsmith.tasks.planning.plan import StagePlan, plan
 from tests.flows.conftest import artifacts, contents, states
 from tests.flows.test_pipeline import count_positions
 from tests.flows.test_sweep import cell, report_of

@@ -9,10 +9,10 @@ from mlflow import MlflowClient
 
 from factsmith.artifacts.errors import InputError
 from factsmith.artifacts.formats import load_table
-from factsmith.flows.configuration import UNUSED_BY_LOCATE, compose
+from factsmith.flows.configuration.composition import UNUSED_BY_LOCATE, compose
 from factsmith.flows.locate import locate
-from factsmith.tasks.models.checkpoint import Checkpoint
-from factsmith.tasks.tracking import tracking_uri
+from factsmith.tasks.model.checkpoint import Checkpoint
+from factsmith.tasks.tracking.tracker import tracking_uri
 from tests.flows.conftest import artifacts, contents, states
 
 
@@ -56,7 +56,7 @@ def test_more_facts_trace_only_those_that_are_new(traced, store):
 
 def test_facts_that_the_model_does_not_know_are_passed_over(traced, tmp_path):
     path = tmp_path / "facts.jsonl"
-    from factsmith.tasks.embedded.world import World
+    from factsmith.tasks.model.embedded.world import World
 
     lines = []
     for at, record in enumerate(World().records()[:4]):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from factsmith.flows.configuration import compose
-from factsmith.tasks.bench import Bench
-from factsmith.tasks.metrics.families.counterfact import CounterFact
-from factsmith.tasks.metrics.family import load_families
-from factsmith.tasks.models.checkpoint import Checkpoint
+from factsmith.flows.configuration.composition import compose
+from factsmith.tasks.evaluation.family import load_families
+from factsmith.tasks.evaluation.metrics.counterfact import CounterFact
+from factsmith.tasks.model.checkpoint import Checkpoint
+from factsmith.tasks.pipeline.workspace import Bench
 from tests.flows.conftest import artifacts, contents, states
 from tests.flows.test_pipeline import count_positions
 

@@ -15,15 +15,15 @@ from factsmith.artifacts.errors import InputError
 from factsmith.artifacts.formats import load_table, load_tensors
 from factsmith.artifacts.keys import read_keys
 from factsmith.artifacts.store import Store
-from factsmith.flows.configuration import compose
+from factsmith.flows.configuration.composition import compose
 from factsmith.flows.edit import edit
 from factsmith.flows.evaluate import evaluate
 from factsmith.flows.precompute import precompute
-from factsmith.tasks import key_reader
-from factsmith.tasks.edit import read_deltas
-from factsmith.tasks.editing.edit import merge
-from factsmith.tasks.models.checkpoint import Checkpoint
-from factsmith.tasks.models.decoder import Decoder
+from factsmith.tasks.decoder.decoder import Decoder
+from factsmith.tasks.edit.batch import merge
+from factsmith.tasks.edit.stage import read_deltas
+from factsmith.tasks.keys import reader as key_reader
+from factsmith.tasks.model.checkpoint import Checkpoint
 from tests.conftest import load
 from tests.flows.conftest import artifacts, contents, states
 
@@ -220,8 +220,8 @@ def test_only_facts_that_are_new_are_optimised_and_scored(pipeline, store):
 
 
 def test_the_table_has_a_row_a_prompt_and_the_summary_comes_from_it(pipeline, store):
-    from factsmith.tasks.metrics.families.counterfact import FAMILY
-    from factsmith.tasks.metrics.summary import RecordValues
+    from factsmith.tasks.evaluation.metrics.counterfact import FAMILY
+    from factsmith.tasks.evaluation.summary import RecordValues
 
     report = pipeline()
     (evaluation,) = artifacts(store, "evaluation")

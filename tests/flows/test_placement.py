@@ -10,10 +10,10 @@ from accelerate import cpu_offload
 from safetensors.torch import load_file
 
 from factsmith.artifacts.store import Store
-from factsmith.flows.configuration import compose
+from factsmith.flows.configuration.composition import compose
 from factsmith.flows.edit import edit
-from factsmith.tasks.models.checkpoint import Checkpoint
-from factsmith.tasks.models.decoder import Decoder
+from factsmith.tasks.decoder.decoder import Decoder
+from factsmith.tasks.model.checkpoint import Checkpoint
 from tests.flows.conftest import artifacts, contents
 
 

@@ -10,15 +10,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from factsmith.artifacts.errors import InputError
 from factsmith.artifacts.store import Store
-from factsmith.flows.configuration import compose
+from factsmith.flows.configuration.composition import compose
 from factsmith.flows.precompute import precompute
-from factsmith.tasks import key_reader
-from factsmith.tasks.bench import Bench
-from factsmith.tasks.course import HELD_OUT
-from factsmith.tasks.models.checkpoint import open_checkpoint
-from factsmith.tasks.models.cost import model_cost
-from factsmith.tasks.models.key_stream import block_keys
-from factsmith.tasks.planning import StagePlan, plan
+from factsmith.tasks.evaluation.trajectory_stage import HELD_OUT
+from factsmith.tasks.keys import reader as key_reader
+from factsmith.tasks.keys.block_keys import block_keys
+from factsmith.tasks.model.checkpoint import open_checkpoint
+from factsmith.tasks.model.cost import model_cost
+from factsmith.tasks.pipeline.workspace import Bench
+from factsmith.tasks.planning.plan import StagePlan, plan
 
 
 @pytest.fixture

@@ -10,11 +10,11 @@ from factsmith.artifacts.errors import InputError
 from factsmith.artifacts.formats import load_tensors
 from factsmith.artifacts.keys import read_keys
 from factsmith.artifacts.store import Store
-from factsmith.flows.configuration import compose
+from factsmith.flows.configuration.composition import compose
 from factsmith.flows.precompute import precompute
-from factsmith.tasks.bench import Bench
-from factsmith.tasks.edit import read_deltas
-from factsmith.tasks.planning import plan
+from factsmith.tasks.edit.stage import read_deltas
+from factsmith.tasks.pipeline.workspace import Bench
+from factsmith.tasks.planning.plan import plan
 from tests.conftest import load
 from tests.flows.conftest import artifacts, states
 

@@ -22,7 +22,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from factsmith.artifacts.errors import InputError
 from factsmith.artifacts.store import Store
-from factsmith.flows.schedules import CRONS, When, check_server, deployments
+from factsmith.flows.services.schedules import CRONS, When, check_server, deployments
 from tests.flows.conftest import contents, tiny_words
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -112,7 +112,7 @@ def test_a_schedule_fires_and_its_second_run_finds_everything_there(server: Serv
     shutil.copytree(gpt2_folder, tmp_path / "model")
     words = tiny_words(Path("model"), "method.ridge=auto")
     environment = server.environment | {"FACTSMITH_HOME": "home"}  # relative, as the model's path
-    arguments = ["factsmith.flows.cli", "serve", *words, "--only", "evaluate", "--interval", "5", "--name", "tiny"]
+    arguments = ["factsmith.flows.cli.main", "serve", *words, "--only", "evaluate", "--interval", "5", "--name", "tiny"]
 
     def finished(count: int) -> list[dict[str, Any]]:
         state = {"type": {"any_": ["COMPLETED", "FAILED", "CRASHED"]}}

@@ -7,11 +7,11 @@ import torch
 
 from factsmith.artifacts.store import Store
 from factsmith.flows.cells import open_sweep
-from factsmith.flows.configuration import compose
-from factsmith.flows.results import curves
+from factsmith.flows.configuration.composition import compose
+from factsmith.flows.reporting.sweeps import curves
 from factsmith.flows.run import run
 from factsmith.flows.sweep import run_sweep
-from factsmith.tasks.home import home
+from factsmith.tasks.pipeline.paths import home
 from tests.flows.conftest import artifacts
 
 

@@ -12,17 +12,17 @@ from transformers import AutoModelForCausalLM
 from factsmith.artifacts.errors import InputError
 from factsmith.artifacts.formats import load_table
 from factsmith.artifacts.store import Store
-from factsmith.flows.configuration import compose, compose_again
+from factsmith.flows.configuration.composition import compose, compose_again
 from factsmith.flows.edit import edit
 from factsmith.flows.evaluate import evaluate
-from factsmith.tasks.bench import Bench
-from factsmith.tasks.edit import read_deltas
-from factsmith.tasks.editing.edit import merge
-from factsmith.tasks.editing.sequence import SequenceWriter
-from factsmith.tasks.editing.values import NonFiniteValueError
-from factsmith.tasks.models.checkpoint import Checkpoint
-from factsmith.tasks.planning import plan
-from factsmith.tasks.runs import find_run
+from factsmith.tasks.edit.batch import merge
+from factsmith.tasks.edit.sequence import SequenceWriter
+from factsmith.tasks.edit.stage import read_deltas
+from factsmith.tasks.model.checkpoint import Checkpoint
+from factsmith.tasks.pipeline.workspace import Bench
+from factsmith.tasks.planning.plan import plan
+from factsmith.tasks.tracking.runs import find_run
+from factsmith.tasks.values.optimiser import NonFiniteValueError
 from tests.conftest import load
 from tests.flows.conftest import artifacts, contents, states
 from tests.flows.test_evaluate_run import count_scoring
@@ -265,7 +265,7 @@ def test_counts_beyond_the_facts_are_refused_before_anything_starts(refused, wor
 
 
 def test_a_sequence_of_several_batches_may_be_written_out(words, home, tmp_path):
-    from factsmith.tasks.preflight import check_input
+    from factsmith.tasks.planning.preflight import check_input
 
     check_input(Bench(compose(words(*ones(3))), Store(home)), dataset=True, out=tmp_path / "out")
     with pytest.raises(InputError, match="edited independently"):

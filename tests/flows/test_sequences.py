@@ -9,13 +9,13 @@ from mlflow import MlflowClient
 from rich.console import Console
 
 from factsmith.flows.cells import open_sweep
-from factsmith.flows.configuration import compose
-from factsmith.flows.curves import collapse
-from factsmith.flows.report import CellReport, SweepReport
-from factsmith.flows.results import sheets, write_results
+from factsmith.flows.configuration.composition import compose
+from factsmith.flows.reporting.curves import collapse
+from factsmith.flows.reporting.reports import CellReport, SweepReport
+from factsmith.flows.reporting.sweeps import sheets, write_results
+from factsmith.flows.reporting.terminal import course_table
 from factsmith.flows.sweep import run_sweep
-from factsmith.flows.tables import course_table
-from factsmith.tasks.tracking import metric_name
+from factsmith.tasks.tracking.tracker import metric_name
 
 WORDS = ("method.batch_size=1", "dataset.batches=3", "method.sequence.evaluate_at=[1]")
 

@@ -13,9 +13,9 @@ from transformers import AutoModelForCausalLM
 
 from factsmith.artifacts.errors import InputError
 from factsmith.artifacts.store import Store
-from factsmith.flows.configuration import compose
+from factsmith.flows.configuration.composition import compose
 from factsmith.flows.edit import edit
-from factsmith.tasks import values
+from factsmith.tasks.values import stage as values
 from tests.flows.conftest import artifacts, states
 
 

@@ -13,11 +13,11 @@ from mlflow import MlflowClient
 
 from factsmith.artifacts.errors import InputError
 from factsmith.flows.cells import open_sweep
-from factsmith.flows.report import CellReport, SweepReport
-from factsmith.flows.results import curves, failures, sheets, write_results
+from factsmith.flows.reporting.reports import CellReport, SweepReport
+from factsmith.flows.reporting.sweeps import curves, failures, sheets, write_results
 from factsmith.flows.sweep import run_sweep
-from factsmith.tasks.models.checkpoint import Checkpoint
-from factsmith.tasks.progress import work
+from factsmith.tasks.model.checkpoint import Checkpoint
+from factsmith.tasks.pipeline.progress import work
 from tests.flows.conftest import artifacts
 from tests.flows.test_pipeline import count_positions
 

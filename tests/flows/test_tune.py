@@ -8,17 +8,17 @@ import pytest
 from mlflow import MlflowClient
 
 from factsmith.artifacts.errors import InputError
-from factsmith.flows.configuration import compose
+from factsmith.flows.configuration.composition import compose
 from factsmith.flows.run import run
 from factsmith.flows.tune import on_half, tune
-from factsmith.tasks import bench
-from factsmith.tasks import values as values_stage
-from factsmith.tasks.bench import Bench
-from factsmith.tasks.corpora.opening import open_corpus
-from factsmith.tasks.embedded.world import World
-from factsmith.tasks.models.checkpoint import Checkpoint
-from factsmith.tasks.search import Point, settings_at
-from factsmith.tasks.tracking import tracking_uri
+from factsmith.tasks.corpus.opening import open_corpus
+from factsmith.tasks.locate.search import Point, settings_at
+from factsmith.tasks.model.checkpoint import Checkpoint
+from factsmith.tasks.model.embedded.world import World
+from factsmith.tasks.pipeline import workspace as bench
+from factsmith.tasks.pipeline.workspace import Bench
+from factsmith.tasks.tracking.tracker import tracking_uri
+from factsmith.tasks.values import stage as values_stage
 from tests.flows.conftest import artifacts, contents
 
 

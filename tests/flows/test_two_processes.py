@@ -18,13 +18,13 @@ COUNTED_RUN = """
 import json, sys, time
 from pathlib import Path
 
-from factsmith.tasks.home import embedded_services
+from factsmith.tasks.pipeline.paths import embedded_services
 
 embedded_services()
 from factsmith.artifacts.store import Store
-from factsmith.flows.configuration import compose
+from factsmith.flows.configuration.composition import compose
 from factsmith.flows.run import run
-from factsmith.tasks import key_reader
+from factsmith.tasks.keys import reader as key_reader
 
 mine, other, *words = sys.argv[1:]
 key_reader._SHARD_ROWS = 400

@@ -21,10 +21,10 @@ import pytest
 from mlflow import MlflowClient
 from playwright.sync_api import Error, Locator, Page, expect, sync_playwright
 
-from factsmith.flows.configuration import compose
-from factsmith.flows.report import Report
+from factsmith.flows.configuration.composition import compose
+from factsmith.flows.reporting.reports import Report
 from factsmith.flows.run import run
-from factsmith.flows.runs_page import runs_pages
+from factsmith.flows.services.mlflow_ui import runs_pages
 
 SMALL = [
     "corpus.dynamic_multiplier=2", "method.batch_size=4", "dataset.batches=1", "runtime.threads=1",
@@ -69,7 +69,7 @@ def address(reports: dict[str, Report]) -> Iterator[str]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     process = subprocess.Popen(
-        [sys.executable, "-m", "factsmith.flows.cli", "ui", "--port", str(port)],
+        [sys.executable, "-m", "factsmith.flows.cli.main", "ui", "--port", str(port)],
         stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True,
     )  # fmt: skip
     try:

@@ -9,7 +9,7 @@ import time
 
 _STARTS = """
 import os, subprocess, sys, time
-command = [sys.executable, "-m", "factsmith.flows.watched", str(os.getpid()), "timeit", "-n", "1", "-r", "1"]
+command = [sys.executable, "-m", "factsmith.flows.services.child_process", str(os.getpid()), "timeit", "-n1", "-r1"]
 print(subprocess.Popen([*command, "import time; time.sleep(60)"], process_group=0).pid, flush=True)
 time.sleep(60)
 """
@@ -28,7 +28,15 @@ def test_what_a_killed_process_has_started_ends():
 
 
 def test_a_module_is_run_as_python_runs_it():
-    command = [sys.executable, "-m", "factsmith.flows.watched", str(os.getpid()), "calendar", "2026", "13"]
+    command = [
+        sys.executable,
+        "-m",
+        "factsmith.flows.services.child_process",
+        str(os.getpid()),
+        "calendar",
+        "2026",
+        "13",
+    ]
     plain = subprocess.run(
         [sys.executable, "-m", "calendar", "2026", "13"], check=False, capture_output=True, text=True
     )

@@ -11,9 +11,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from factsmith.artifacts.errors import InputError
-from factsmith.tasks.records.record import Record
-from factsmith.tasks.records.selection import load_suite, select_batches
-from factsmith.tasks.settings import DatasetSettings
+from factsmith.tasks.facts.record import Record
+from factsmith.tasks.facts.selection import load_suite, select_batches
+from factsmith.tasks.planning.settings import DatasetSettings
 from tests.fuzz.conftest import examples
 
 NAMES = ["subject", "prompt", "target_new", "target_true", "paraphrase_prompts", "neighborhood_prompts", "case_id",

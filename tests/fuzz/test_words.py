@@ -10,9 +10,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from factsmith.artifacts.errors import InputError
-from factsmith.flows.configuration import GROUPS, choices, compose
-from factsmith.flows.vocabulary import describe_settings
-from factsmith.tasks.settings import Settings
+from factsmith.flows.configuration.composition import GROUPS, choices, compose
+from factsmith.flows.configuration.keys import describe_settings
+from factsmith.tasks.planning.settings import Settings
 from tests.fuzz.conftest import examples
 
 KEYS = [key for key, _ in describe_settings()]

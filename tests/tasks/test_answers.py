@@ -6,12 +6,12 @@ import pyarrow as pa
 import pytest
 import torch
 
-from factsmith.tasks.editing.request import EditRequest
-from factsmith.tasks.metrics.families.portability import FAMILY as PORTABILITY
-from factsmith.tasks.metrics.families.zsre import FAMILY as ZSRE
-from factsmith.tasks.metrics.family import load_families
-from factsmith.tasks.metrics.summary import RecordValues
-from factsmith.tasks.records.record import Record
+from factsmith.tasks.evaluation.family import load_families
+from factsmith.tasks.evaluation.metrics.portability import FAMILY as PORTABILITY
+from factsmith.tasks.evaluation.metrics.zsre import FAMILY as ZSRE
+from factsmith.tasks.evaluation.summary import RecordValues
+from factsmith.tasks.facts.record import Record
+from factsmith.tasks.facts.request import EditRequest
 from tests.constant import constant_decoder, nll_of, spelling_tokenizer
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from factsmith.artifacts.errors import InputError
-from factsmith.tasks.editing.contexts import ContextSample, read_contexts, sample_contexts
+from factsmith.tasks.facts.contexts import ContextSample, read_contexts, sample_contexts
 
 STARTS = ("The", "Because", "I")
 SAMPLES = [ContextSample(start=start, length=10) for start in STARTS]

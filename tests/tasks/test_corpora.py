@@ -12,13 +12,13 @@ import pytest
 
 from factsmith.artifacts.checksums import Checksums
 from factsmith.artifacts.errors import InputError
-from factsmith.tasks.corpora.blocks import document_blocks, opening_tokens
-from factsmith.tasks.corpora.embedded import EmbeddedCorpus
-from factsmith.tasks.corpora.local import open_local
-from factsmith.tasks.corpora.opening import open_corpus
-from factsmith.tasks.corpora.stratified import StratifiedCorpus, count_words, take_turns, topics_of
-from factsmith.tasks.progress import work
-from factsmith.tasks.settings import CorpusSettings
+from factsmith.tasks.corpus.blocks import document_blocks, opening_tokens
+from factsmith.tasks.corpus.opening import open_corpus
+from factsmith.tasks.corpus.sources.embedded import EmbeddedCorpus
+from factsmith.tasks.corpus.sources.local import open_local
+from factsmith.tasks.corpus.stratified import StratifiedCorpus, count_words, take_turns, topics_of
+from factsmith.tasks.pipeline.progress import work
+from factsmith.tasks.planning.settings import CorpusSettings
 from tests.conftest import load
 
 TEXTS = [f"Document {number} says Zürich {'so ' * (number % 7 * 5)}." for number in range(40)]

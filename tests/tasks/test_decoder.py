@@ -15,10 +15,10 @@ from transformers import (
 )
 
 from factsmith.artifacts.errors import InputError
-from factsmith.tasks.models.batching import length_batches, pad
-from factsmith.tasks.models.decoder import Decoder
-from factsmith.tasks.models.key_stream import NonFiniteKeysError, block_keys
-from factsmith.tasks.models.layout import layout_for
+from factsmith.tasks.decoder.batching import length_batches, pad
+from factsmith.tasks.decoder.decoder import Decoder
+from factsmith.tasks.decoder.layout import layout_for
+from factsmith.tasks.keys.block_keys import NonFiniteKeysError, block_keys
 from tests.conftest import plain_blocks, plain_projection
 
 LAYERS = (0, 2)

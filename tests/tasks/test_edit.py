@@ -7,11 +7,11 @@ import torch
 from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
-from factsmith.tasks.editing.edit import applied, compute_edit, merge
-from factsmith.tasks.editing.request import EditRequest
-from factsmith.tasks.models.key_stream import block_keys
-from factsmith.tasks.models.text import encode_prompt
-from factsmith.tasks.numerics.moments import Moments
+from factsmith.tasks.covariance.moments import Moments
+from factsmith.tasks.decoder.text import encode_prompt
+from factsmith.tasks.edit.batch import applied, compute_edit, merge
+from factsmith.tasks.facts.request import EditRequest
+from factsmith.tasks.keys.block_keys import block_keys
 from factsmith.tasks.preservation.full import FullPreservation
 from tests.conftest import hidden_of, load, plain_blocks, plain_projection
 

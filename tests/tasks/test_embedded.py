@@ -12,11 +12,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from factsmith.tasks.embedded.training import Recipe, pretrain, recall
-from factsmith.tasks.embedded.world import RELATIONS, World
+from factsmith.tasks.model.embedded.training import Recipe, pretrain, recall
+from factsmith.tasks.model.embedded.world import RELATIONS, World
 from tests.conftest import load
 
-ASSETS = Path(str(resources.files("factsmith.tasks.embedded") / "assets"))
+ASSETS = Path(str(resources.files("factsmith.tasks.model.embedded") / "assets"))
 
 
 def test_the_world_repeats_and_follows_its_seed():

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from factsmith.artifacts.errors import InputError
-from factsmith.tasks.editing.fit import check_requests
-from factsmith.tasks.editing.request import EditRequest
-from factsmith.tasks.editing.values import ValueSettings, optimise_values
-from factsmith.tasks.models.text import encode_prompt
+from factsmith.tasks.decoder.text import encode_prompt
+from factsmith.tasks.facts.request import EditRequest
+from factsmith.tasks.values.checks import check_requests
+from factsmith.tasks.values.optimiser import ValueSettings, optimise_values
 
 
 def request(words: int) -> EditRequest:

@@ -9,12 +9,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from factsmith.tasks.editing.request import EditRequest
-from factsmith.tasks.metrics.families.generation import FAMILY, entropy, words
-from factsmith.tasks.metrics.summary import RecordValues
-from factsmith.tasks.models.generation import TopK, continuations, end_tokens
-from factsmith.tasks.models.text import encode_prompt
-from factsmith.tasks.records.record import Record
+from factsmith.tasks.decoder.generation import TopK, continuations, end_tokens
+from factsmith.tasks.decoder.text import encode_prompt
+from factsmith.tasks.evaluation.metrics.generation import FAMILY, entropy, words
+from factsmith.tasks.evaluation.summary import RecordValues
+from factsmith.tasks.facts.record import Record
+from factsmith.tasks.facts.request import EditRequest
 
 TEXTS = [
     "Mara Flousano speaks",

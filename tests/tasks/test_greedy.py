@@ -9,17 +9,17 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from factsmith.tasks.editing.request import EditRequest
-from factsmith.tasks.metrics.families import greedy
-from factsmith.tasks.metrics.families.counterfact import FAMILY as COUNTERFACT
-from factsmith.tasks.metrics.families.greedy import FAMILY, opens_with
-from factsmith.tasks.metrics.summary import RecordValues
-from factsmith.tasks.records.record import Record
-from factsmith.tasks.settings import DatasetSettings
-from factsmith.tasks.suites.embedded import load as embedded_records
+from factsmith.tasks.evaluation.metrics import greedy
+from factsmith.tasks.evaluation.metrics.counterfact import FAMILY as COUNTERFACT
+from factsmith.tasks.evaluation.metrics.greedy import FAMILY, opens_with
+from factsmith.tasks.evaluation.summary import RecordValues
+from factsmith.tasks.facts.datasets.embedded import load as embedded_records
+from factsmith.tasks.facts.record import Record
+from factsmith.tasks.facts.request import EditRequest
+from factsmith.tasks.planning.settings import DatasetSettings
 from tests.conftest import load
 
-ASSETS = Path(str(resources.files("factsmith.tasks.embedded") / "assets"))
+ASSETS = Path(str(resources.files("factsmith.tasks.model.embedded") / "assets"))
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from factsmith.artifacts.errors import InputError
-from factsmith.tasks.hub import patience, snapshot
-from factsmith.tasks.hub.repository import Repository, is_identifier
-from factsmith.tasks.models.checkpoint import open_checkpoint, open_model
+from factsmith.tasks.model.checkpoint import open_checkpoint, open_model
+from factsmith.tasks.model.hub import patience, snapshot
+from factsmith.tasks.model.hub.repository import Repository, is_identifier
 from tests.fake_hub import TOKEN
 
 NAME = "somebody/tiny-gpt2"

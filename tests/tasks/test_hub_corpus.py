@@ -15,11 +15,11 @@ import pytest
 
 from factsmith.artifacts.checksums import Checksums
 from factsmith.artifacts.errors import InputError
-from factsmith.tasks.corpora import hub as corpora_hub
-from factsmith.tasks.corpora.dataset import Dataset
-from factsmith.tasks.corpora.hub import open_hub
-from factsmith.tasks.hub import patience, snapshot
-from factsmith.tasks.hub.repository import Repository
+from factsmith.tasks.corpus.hub_dataset import Dataset
+from factsmith.tasks.corpus.sources import hub as corpora_hub
+from factsmith.tasks.corpus.sources.hub import open_hub
+from factsmith.tasks.model.hub import patience, snapshot
+from factsmith.tasks.model.hub.repository import Repository
 from tests.fake_hub import TOKEN
 
 TEXTS = ["  \n" if number % 10 == 3 else f"Document {number} says Zürich." for number in range(120)]
@@ -189,8 +189,8 @@ import json, sys
 from pathlib import Path
 from factsmith.artifacts.checksums import Checksums
 from factsmith.artifacts.errors import InputError
-from factsmith.tasks.corpora.hub import open_hub
-from factsmith.tasks.hub import patience
+from factsmith.tasks.corpus.sources.hub import open_hub
+from factsmith.tasks.model.hub import patience
 
 patience.WAITS = (0.01, 0.01)
 for words in json.load(sys.stdin):

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from factsmith.tasks.numerics.cholesky import cholesky
-from factsmith.tasks.numerics.leverage import held_out_leverages
-from factsmith.tasks.numerics.moments import Moments
-from factsmith.tasks.numerics.spectrum import condition_number, effective_rank, spectrum
+from factsmith.tasks.covariance.cholesky import cholesky
+from factsmith.tasks.covariance.leverage import held_out_leverages
+from factsmith.tasks.covariance.moments import Moments
+from factsmith.tasks.covariance.spectrum import condition_number, effective_rank, spectrum
 
 WIDTH = 20
 

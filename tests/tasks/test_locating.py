@@ -7,9 +7,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from factsmith.tasks.locating.effects import LAST_SUBJECT, LAST_TOKEN, ROLES, average, probabilities, role, rows_of
-from factsmith.tasks.locating.proposal import critical_layers
-from factsmith.tasks.locating.trace import (
+from factsmith.tasks.decoder.text import encode_prompt
+from factsmith.tasks.locate.effects import LAST_SUBJECT, LAST_TOKEN, ROLES, average, probabilities, role, rows_of
+from factsmith.tasks.locate.proposal import critical_layers
+from factsmith.tasks.locate.trace import (
     KINDS,
     Traced,
     TraceSettings,
@@ -19,7 +20,6 @@ from factsmith.tasks.locating.trace import (
     trace,
     window,
 )
-from factsmith.tasks.models.text import encode_prompt
 from tests.conftest import plain_blocks
 
 SETTINGS = TraceSettings(samples=3, window=2, noise=3.0)

@@ -8,12 +8,12 @@ import pyarrow as pa
 import pytest
 import torch
 
-from factsmith.tasks.editing.request import EditRequest
-from factsmith.tasks.metrics.families.counterfact import FAMILY as COUNTERFACT
-from factsmith.tasks.metrics.likelihood import continuation_likelihoods
-from factsmith.tasks.metrics.summary import RecordValues
-from factsmith.tasks.models.text import encode_prompt
-from factsmith.tasks.records.record import Record
+from factsmith.tasks.decoder.likelihood import continuation_likelihoods
+from factsmith.tasks.decoder.text import encode_prompt
+from factsmith.tasks.evaluation.metrics.counterfact import FAMILY as COUNTERFACT
+from factsmith.tasks.evaluation.summary import RecordValues
+from factsmith.tasks.facts.record import Record
+from factsmith.tasks.facts.request import EditRequest
 from tests.constant import constant_decoder, nll_of, spelling_tokenizer
 
 PROMPTS = ["Mara Flousano speaks", "The home town of Ilo is", "A", "Mara Flousano speaks", "Pisel was born in"]

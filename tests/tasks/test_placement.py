@@ -12,19 +12,19 @@ from accelerate import cpu_offload
 from transformers import AutoModelForCausalLM
 
 from factsmith.artifacts.errors import InputError
-from factsmith.tasks.editing.edit import applied, compute_edit, merge
-from factsmith.tasks.editing.request import EditRequest
-from factsmith.tasks.editing.values import ValueSettings, optimise_values
-from factsmith.tasks.metrics.likelihood import continuation_likelihoods
-from factsmith.tasks.models.checkpoint import open_checkpoint
-from factsmith.tasks.models.decoder import Decoder
-from factsmith.tasks.models.generation import TopK, continuations
-from factsmith.tasks.models.key_stream import block_keys
-from factsmith.tasks.models.placement import is_offloaded
-from factsmith.tasks.models.prefix_cache import PrefixCache
-from factsmith.tasks.models.text import encode_prompt
-from factsmith.tasks.numerics.delta import LowRankDelta
+from factsmith.tasks.decoder.decoder import Decoder
+from factsmith.tasks.decoder.generation import TopK, continuations
+from factsmith.tasks.decoder.likelihood import continuation_likelihoods
+from factsmith.tasks.decoder.placement import is_offloaded
+from factsmith.tasks.decoder.prefix_cache import PrefixCache
+from factsmith.tasks.decoder.text import encode_prompt
+from factsmith.tasks.edit.batch import applied, compute_edit, merge
+from factsmith.tasks.edit.delta import LowRankDelta
+from factsmith.tasks.facts.request import EditRequest
+from factsmith.tasks.keys.block_keys import block_keys
+from factsmith.tasks.model.checkpoint import open_checkpoint
 from factsmith.tasks.preservation.full import FullPreservation
+from factsmith.tasks.values.optimiser import ValueSettings, optimise_values
 from tests.conftest import load
 
 LAYERS = [0, 2]
@@ -218,7 +218,7 @@ def large(tmp_path):
 
 
 def gpus(monkeypatch, count: int, size_mb: int) -> None:
-    from factsmith.tasks.models import placement
+    from factsmith.tasks.decoder import placement
 
     free = {**dict.fromkeys(range(count), size_mb * 2**20), "cpu": 2**40}
     monkeypatch.setattr(placement, "get_max_memory", lambda: dict(free))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from factsmith.tasks.numerics.solve import solve_edit
+from factsmith.tasks.edit.solve import solve_edit
 from factsmith.tasks.preservation.full import FullPreservation
 from factsmith.tasks.preservation.history import History, leading_directions
 from factsmith.tasks.preservation.identity import IdentityPreservation

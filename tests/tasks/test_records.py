@@ -8,12 +8,12 @@ import logging
 import pytest
 
 from factsmith.artifacts.errors import InputError
-from factsmith.tasks.editing.request import EditRequest
-from factsmith.tasks.embedded.world import World
-from factsmith.tasks.records.conflicts import keep_first
-from factsmith.tasks.records.record import Record
-from factsmith.tasks.records.selection import load_suite, select_batches
-from factsmith.tasks.settings import DatasetSettings
+from factsmith.tasks.facts.conflicts import keep_first
+from factsmith.tasks.facts.record import Record
+from factsmith.tasks.facts.request import EditRequest
+from factsmith.tasks.facts.selection import load_suite, select_batches
+from factsmith.tasks.model.embedded.world import World
+from factsmith.tasks.planning.settings import DatasetSettings
 
 FACT = {"subject": "Ada Lovelace", "prompt": "{} was born in", "target_new": "London"}
 

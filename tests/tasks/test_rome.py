@@ -7,14 +7,14 @@ import torch
 
 from factsmith.artifacts.errors import InputError
 from factsmith.artifacts.store import Store
-from factsmith.flows.configuration import compose
-from factsmith.tasks.bench import Bench
-from factsmith.tasks.editing.edit import applied, compute_edit
-from factsmith.tasks.editing.request import EditRequest
-from factsmith.tasks.editing.values import ValueSettings, optimise_values
-from factsmith.tasks.models.text import encode_prompt
-from factsmith.tasks.preflight import check_input
+from factsmith.flows.configuration.composition import compose
+from factsmith.tasks.decoder.text import encode_prompt
+from factsmith.tasks.edit.batch import applied, compute_edit
+from factsmith.tasks.facts.request import EditRequest
+from factsmith.tasks.pipeline.workspace import Bench
+from factsmith.tasks.planning.preflight import check_input
 from factsmith.tasks.preservation.full import FullPreservation
+from factsmith.tasks.values.optimiser import ValueSettings, optimise_values
 from tests.flows.conftest import tiny_words
 
 CONTEXTS = ("{}", "The judge plays the flute. {}", "Therefore Rome. {}", "I know. {}")

@@ -6,8 +6,8 @@ import itertools
 
 import pytest
 
-from factsmith.flows.configuration import compose
-from factsmith.tasks.search import Point, Search, settings_at
+from factsmith.flows.configuration.composition import compose
+from factsmith.tasks.locate.search import Point, Search, settings_at
 
 
 def play(search: Search, score) -> list[Point]:

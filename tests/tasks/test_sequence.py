@@ -6,19 +6,19 @@ import pytest
 import torch
 
 from factsmith.artifacts.errors import InputError
-from factsmith.tasks.editing.edit import applied, compute_edit
-from factsmith.tasks.editing.request import EditRequest
-from factsmith.tasks.editing.sequence import SequenceWriter
-from factsmith.tasks.editing.sweep import FactSweep
-from factsmith.tasks.editing.values import optimise_values
-from factsmith.tasks.numerics.delta import LowRankDelta
-from factsmith.tasks.numerics.delta_sum import DeltaSum
+from factsmith.tasks.edit.batch import applied, compute_edit
+from factsmith.tasks.edit.delta import LowRankDelta
+from factsmith.tasks.edit.delta_sum import DeltaSum
+from factsmith.tasks.edit.sequence import SequenceWriter
+from factsmith.tasks.facts.activations import FactSweep
+from factsmith.tasks.facts.request import EditRequest
+from factsmith.tasks.facts.selection import scored_batches
+from factsmith.tasks.planning.settings import MethodSettings
 from factsmith.tasks.preservation.full import FullPreservation
 from factsmith.tasks.preservation.low_rank import LowRankModel, LowRankPreservation, RankRule
 from factsmith.tasks.preservation.null_space import NullSpace, NullSpacePreservation
 from factsmith.tasks.preservation.operator import PreservationOperator
-from factsmith.tasks.records.selection import scored_batches
-from factsmith.tasks.settings import MethodSettings
+from factsmith.tasks.values.optimiser import optimise_values
 from tests.conftest import load
 from tests.tasks.test_edit import covariances, facts, weights
 

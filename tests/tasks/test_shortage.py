@@ -12,8 +12,8 @@ import torch
 from factsmith.artifacts.errors import InputError
 from factsmith.artifacts.formats import save_json, save_table, save_tensors
 from factsmith.artifacts.keys import KeyShardWriter
-from factsmith.tasks.settings import RuntimeSettings
-from factsmith.tasks.shortage import shortages
+from factsmith.tasks.pipeline.resource_errors import shortages
+from factsmith.tasks.planning.settings import RuntimeSettings
 
 FULL = Path("/dev/full")
 RUNTIME = RuntimeSettings(tokens_per_pass=77, memory_mb=99)

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from factsmith.tasks.numerics.cholesky import SingularMatrixError, cholesky, least_ridge
-from factsmith.tasks.numerics.delta import LowRankDelta
-from factsmith.tasks.numerics.moments import Moments
-from factsmith.tasks.numerics.solve import CollidingKeysError, solve_edit
+from factsmith.tasks.covariance.cholesky import SingularMatrixError, cholesky, least_ridge
+from factsmith.tasks.covariance.moments import Moments
+from factsmith.tasks.edit.delta import LowRankDelta
+from factsmith.tasks.edit.solve import CollidingKeysError, solve_edit
 from factsmith.tasks.preservation.full import FullPreservation
 
 D_IN, D_OUT, BATCH = 48, 20, 6

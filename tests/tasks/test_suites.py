@@ -7,9 +7,9 @@ import json
 import pytest
 
 from factsmith.artifacts.errors import InputError
-from factsmith.tasks.embedded.world import World
-from factsmith.tasks.records.selection import load_suite, select_records
-from factsmith.tasks.settings import DatasetSettings
+from factsmith.tasks.facts.selection import load_suite, select_records
+from factsmith.tasks.model.embedded.world import World
+from factsmith.tasks.planning.settings import DatasetSettings
 
 QUESTION = {
     "subject": "Ariadne musica",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from factsmith.tasks.metrics.summary import RecordValues, differences, intervals
+from factsmith.tasks.evaluation.summary import RecordValues, differences, intervals
 
 MEANS = {"S": ("ES", "PS")}
 
@@ -72,7 +72,7 @@ def test_the_order_of_records_does_not_matter_to_a_difference():
 
 
 def test_many_records_are_drawn_in_parts(monkeypatch):
-    from factsmith.tasks.metrics import summary
+    from factsmith.tasks.evaluation import summary
 
     one = values([float(place) for place in range(50)])
     whole = one.drawn(0)["S"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from factsmith.tasks.models.text import encode_prompt
+from factsmith.tasks.decoder.text import encode_prompt
 
 CASES = [
     ("{} was born in", "Mara Flousano"),
@@ -29,7 +29,7 @@ def sentencepiece_like(*, legacy: bool):
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
-    from factsmith.tasks.embedded.world import World
+    from factsmith.tasks.model.embedded.world import World
 
     special = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
@@ -53,7 +53,7 @@ def llama3_like():
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
-    from factsmith.tasks.embedded.world import World
+    from factsmith.tasks.model.embedded.world import World
 
     words = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
     tokenizer = Tokenizer(models.BPE())

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from factsmith.tasks.editing.request import EditRequest
-from factsmith.tasks.editing.values import NonFiniteValueError, ValueSettings, optimise_values
-from factsmith.tasks.models.text import encode_prompt
+from factsmith.tasks.decoder.text import encode_prompt
+from factsmith.tasks.facts.request import EditRequest
+from factsmith.tasks.values.optimiser import NonFiniteValueError, ValueSettings, optimise_values
 from tests.conftest import hidden_of
 
 CONTEXTS = ("{}", "The judge plays the flute. {}", "Therefore Rome. {}", "I know. {}")

@@ -1,0 +1,75 @@
+"""The command line: every command by its name, and what it leaves with."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from typing import Any, NoReturn
+
+import typer
+
+from factsmith.artifacts.errors import FactsmithError, causes
+from factsmith.flows.cli.history import compare, runs
+from factsmith.flows.cli.information import conf, pretrain
+from factsmith.flows.cli.pipeline import edit, evaluate, plan, precompute, run
+from factsmith.flows.cli.proposals import locate, tune
+from factsmith.flows.cli.services import serve, ui
+from factsmith.flows.cli.store import store_app
+from factsmith.flows.cli.sweep import sweep
+
+__all__ = ["app", "main"]
+
+_STOPPED = 130
+"""Exit code after Ctrl-C, of shells and of Typer, which turns the interrupt into it without a word; SIGTERM's, too."""
+
+app = typer.Typer(
+    name="factsmith",
+    help="Correct facts inside a language model. `factsmith run` shows the whole pipeline on the model that ships.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+for command in (
+    run, sweep, plan, precompute, edit, evaluate, runs, compare, locate, tune, serve, ui, conf, pretrain,
+):  # fmt: skip
+    app.command()(command)
+app.add_typer(store_app, name="store")
+
+
+def main() -> None:
+    """Run the command line; leaves with 0 when done, 2 for the user's input, 1 for our mistakes, 130 when stopped."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        app()
+    except FactsmithError as error:
+        typer.echo(f"factsmith: {error}", err=True)
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, SystemExit) as leave:
+        if isinstance(leave, SystemExit) and leave.code != _STOPPED:
+            raise
+        _leave_stopped()
+    except Exception as error:
+        if not _while_stopping(error):
+            raise
+        _leave_stopped()
+
+
+def _interrupt(*_: Any) -> NoReturn:
+    """End as Ctrl-C does, where a supervisor asks for it."""
+    raise KeyboardInterrupt
+
+
+def _while_stopping(error: Exception) -> bool:
+    """Whether ``error`` came of being stopped: Prefect's server, that heard the same signal, may be gone before us."""
+    from prefect.exceptions import TerminationSignal
+
+    return any(isinstance(one, KeyboardInterrupt | TerminationSignal) for one in causes(error))
+
+
+def _leave_stopped() -> NoReturn:
+    typer.echo("factsmith: stopped; the same command goes on from here", err=True)
+    sys.exit(_STOPPED)
+
+
+if __name__ == "__main__":
+    main()

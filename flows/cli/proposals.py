@@ -1,0 +1,55 @@
+"""Commands that propose settings: which layers to edit, and with which constants."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from factsmith.flows.cli.common import AsJson, Words, complete, compose_words, preflight, show
+
+__all__ = ["locate", "tune"]
+
+
+def locate(words: Words = None, as_json: AsJson = False) -> None:
+    """Find the layers that carry a model's facts: which ones to edit."""
+    from factsmith.flows.configuration.composition import UNUSED_BY_LOCATE
+
+    settings = compose_words(words, stand_ins=UNUSED_BY_LOCATE)
+    preflight(settings, dataset=True, editing=False)
+    from factsmith.flows.locate import locate as flow
+
+    report = complete(lambda: flow(settings))
+    if as_json:
+        typer.echo(report.model_dump_json())
+        return
+    from factsmith.flows.reporting.proposals import effects_table, words_of_location
+    from factsmith.flows.reporting.terminal import stages_table
+
+    show(effects_table(report, settings), stages_table(report.stages))
+    typer.echo("\n".join(words_of_location(report)))
+
+
+def tune(
+    words: Words = None,
+    trials: Annotated[int, typer.Option(min=1, help="settings to try at most, those given first")] = 12,
+    seed: Annotated[int, typer.Option(min=0, help="of the search")] = 0,
+    out: Annotated[Path | None, typer.Option(help="YAML file for what is found, to use as model=FILE")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Find lambda, clamp and learning rate on half of the records, and judge them on the other half."""
+    settings = compose_words(words)
+    from factsmith.flows.tune import check_tune, on_half
+    from factsmith.flows.tune import tune as flow
+
+    check_tune(settings, out)
+    preflight(on_half(settings, "tune"), dataset=True)
+    report = complete(lambda: flow(settings, trials, seed, out))
+    if as_json:
+        typer.echo(report.model_dump_json())
+        return
+    from factsmith.flows.reporting.proposals import trials_table, words_of_tuning
+
+    show(trials_table(report, settings))
+    typer.echo("\n".join(words_of_tuning(report, out)))

@@ -1,0 +1,200 @@
+"""From words such as ``method=memit,emmet method.batch_size=1,16`` to the cells of a sweep.
+
+An experiment is a YAML in ``conf/experiment``, or a file of your own::
+
+    settings: {model: embedded, method.ridge: auto}          # of every cell
+    axes:                                                    # cells are the product of axes
+      - {method: [memit, emmet]}
+      - {method.batch_size: [1, 16], dataset.batches: [10, 4]}   # values that go together
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from factsmith.artifacts.errors import InputError, closest
+from factsmith.flows.configuration.composition import choices, conf_folder, load_yaml
+
+__all__ = ["EXPERIMENT", "MULTIPLIER", "Cell", "Grid", "read_grid"]
+
+EXPERIMENT = "experiment"
+
+MULTIPLIER = "corpus.dynamic_multiplier"
+"""An axis that papers' tables are by."""
+
+_MOST_CELLS = 10_000
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a sweep.
+
+    Attributes:
+        place: value of each setting that the sweep varies, as text.
+        words: all that the run is told.
+    """
+
+    place: Mapping[str, str]
+    words: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """For MLflow and for messages."""
+        return " ".join(f"{key}={value}" for key, value in self.place.items())
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The cells of a sweep.
+
+    Attributes:
+        name: of the experiment; ``sweep`` if it has none.
+        settings: of every cell.
+        axes: settings that vary, each a mapping from its keys to as many values.
+    """
+
+    name: str
+    settings: Mapping[str, str]
+    axes: tuple[Mapping[str, tuple[str, ...]], ...]
+
+    @property
+    def varied(self) -> list[str]:
+        """The settings that vary, in the order of the axes."""
+        return [key for axis in self.axes for key in axis]
+
+    @property
+    def cells(self) -> list[Cell]:
+        """The product of the axes, the last one varying fastest."""
+        rows = [
+            [dict(zip(axis, values, strict=True)) for values in zip(*axis.values(), strict=True)] for axis in self.axes
+        ]
+        found = []
+        for picked in itertools.product(*rows):
+            place = {key: value for row in picked for key, value in row.items()}
+            words = tuple(f"{key}={value}" for key, value in {**self.settings, **place}.items())
+            found.append(Cell(place, words))
+        return found
+
+
+def read_grid(words: Sequence[str]) -> Grid:
+    """The grid that words describe.
+
+    A word with several values apart by commas is an axis; commas in brackets, braces or quotes part nothing.
+    ``experiment=NAME`` starts from ``conf/experiment``: other words change its settings, replace an axis, or narrow
+    one whose values go together.
+
+    Raises:
+        InputError: a word that is not understood, no such experiment, or values that do not go together.
+    """
+    given: dict[str, tuple[str, ...]] = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals or not key:
+            raise InputError(f"{word!r} is not understood.", expected="key=value or key=value,value,...")
+        given[key] = tuple(_values(value))
+    name = "sweep"
+    settings: dict[str, str] = {}
+    axes: list[dict[str, tuple[str, ...]]] = []
+    if EXPERIMENT in given:
+        (experiment, *more) = given.pop(EXPERIMENT)
+        if more:
+            raise InputError("A sweep is of one experiment.", got=f"experiment={','.join([experiment, *more])}")
+        name, settings, axes = _read(experiment)
+    for key, values in given.items():
+        settings.pop(key, None)
+        place = next((place for place, axis in enumerate(axes) if key in axis), None)
+        if place is None:
+            axes.append({key: values})
+        else:
+            axes[place] = _narrowed(axes[place], key, values) if len(axes[place]) > 1 else {key: values}
+    for axis in axes:
+        if _length(axis) == 1:
+            settings |= {key: value for key, (value,) in axis.items()}
+    axes = [axis for axis in axes if _length(axis) > 1]
+    if not axes:
+        raise InputError(
+            "Nothing varies in this sweep.",
+            expected="a setting with several values, such as corpus.dynamic_multiplier=1,2,10",
+            remedy="add one, or name an experiment=...",
+        )
+    count = math.prod(map(_length, axes))
+    if count > _MOST_CELLS:
+        raise InputError(f"A sweep of {count:,} cells is too large.", expected=f"at most {_MOST_CELLS:,}")
+    return Grid(name, settings, tuple(axes))
+
+
+def _length(axis: Mapping[str, tuple[str, ...]]) -> int:
+    return len(next(iter(axis.values())))
+
+
+def _values(text: str) -> Iterator[str]:
+    """The parts of ``text`` between its outermost commas."""
+    depth, quote, part = 0, "", ""
+    for letter in text:
+        if quote:
+            quote = "" if letter == quote else quote
+        elif letter in "'\"":
+            quote = letter
+        else:
+            depth += (letter in "[{(") - (letter in "]})")
+        if letter == "," and depth <= 0 and not quote:
+            yield part
+            part = ""
+        else:
+            part += letter
+    yield part
+
+
+def _narrowed(axis: Mapping[str, tuple[str, ...]], key: str, wanted: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """The places of an axis where ``key`` has one of the values that are wanted."""
+    for value in wanted:
+        if value not in axis[key]:
+            others = ", ".join(other for other in axis if other != key)
+            raise InputError(
+                f"{key}={value} is not in the experiment.",
+                expected=", ".join(axis[key]),
+                remedy=f"its values go together with {others}: copy its YAML, and give experiment=FILE.yaml",
+            )
+    kept = [place for place, value in enumerate(axis[key]) if value in wanted]
+    return {name: tuple(values[place] for place in kept) for name, values in axis.items()}
+
+
+def _read(name: str) -> tuple[str, dict[str, str], list[dict[str, tuple[str, ...]]]]:
+    path = Path(os.path.expanduser(name))
+    if name in choices(EXPERIMENT):
+        path = conf_folder() / EXPERIMENT / f"{name}.yaml"
+    elif path.suffix not in {".yaml", ".yml"} or not path.exists():
+        raise InputError(f"There is no experiment {name!r}.", remedy=closest(name, choices(EXPERIMENT)))
+    content = OmegaConf.to_container(load_yaml(path), resolve=False)
+    expected = "settings (key: value) and axes (a list)"
+    if not isinstance(content, dict) or not set(content) <= {"settings", "axes"}:
+        raise InputError(f"{path} is no experiment.", got=", ".join(map(str, content or "nothing")), expected=expected)
+    settings, axes = content.get("settings") or {}, content.get("axes") or []
+    if not isinstance(settings, dict) or not isinstance(axes, list):
+        raise InputError(f"{path} is no experiment.", expected=expected)
+    found = []
+    for axis in axes:
+        if not isinstance(axis, dict) or not all(isinstance(values, list) and values for values in axis.values()):
+            raise InputError(f"An axis of {path} cannot be used.", got=repr(axis)[:200], expected="{key: [value, ...]}")
+        if len({len(values) for values in axis.values()}) != 1:
+            raise InputError(
+                f"The values of an axis of {path} do not go together.",
+                got=", ".join(f"{len(values)} of {key}" for key, values in axis.items()),
+                expected="as many of each key",
+            )
+        found.append({str(key): tuple(_word(value) for value in values) for key, values in axis.items()})
+    return path.stem, {str(key): _word(value) for key, value in settings.items()}, found
+
+
+def _word(value: Any) -> str:
+    """A YAML value as the command line has it."""
+    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))

@@ -1,0 +1,154 @@
+"""Tables about runs that have been: for the terminal, and in Markdown."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+from rich.text import Text
+
+from factsmith.flows.reporting.table import Sheet
+from factsmith.tasks.tracking.runs import PastRun
+
+if TYPE_CHECKING:
+    from factsmith.flows.reporting.comparison import Comparison, Score
+
+__all__ = ["comparison_sheets", "described", "listed", "runs_table"]
+
+Family = list[tuple[int, PastRun]]
+"""A run and all those below it, each with how far below."""
+
+_COLOURS = {"FINISHED": "green", "FAILED": "red"}
+_CAPTION = "noise: the interval of the difference holds zero\nintervals are not corrected for there being many"
+_NO_FACTS = ("precompute", "locate")
+
+
+def listed(runs: Sequence[PastRun]) -> list[Family]:
+    """``runs`` (the latest first) in the order of a list: those of a run stand below it, as they came."""
+    known = {run.id for run in runs}
+    below: dict[str | None, list[PastRun]] = defaultdict(list)
+    for run in reversed(runs):
+        below[run.parent if run.parent in known else None].append(run)
+
+    def family(run: PastRun, depth: int = 0) -> Iterator[tuple[int, PastRun]]:
+        yield depth, run
+        for one in below[run.id]:
+            yield from family(one, depth + 1)
+
+    return [list(family(run)) for run in reversed(below[None])]
+
+
+def described(run: PastRun) -> dict[str, Any]:
+    """A run as ``--json`` prints it."""
+    settings = ("model.name", "corpus.name", "method.name", "dataset.name", "method.batch_size", "dataset.batches")
+    return {
+        "id": run.id,
+        "name": run.name,
+        "flow": run.flow,
+        "started": run.started.isoformat(),
+        "status": run.status,
+        "parent": run.parent,
+        "settings": {name: run.params[name] for name in settings if name in run.params},
+        "score": {"metric": run.score[0], "value": run.score[1]} if run.score else None,
+    }
+
+
+def runs_table(families: Sequence[Family], *, of: int, parts: bool) -> Table:
+    """One row a run.
+
+    Args:
+        families: that are shown.
+        of: how many there are.
+        parts: whether the runs below others are shown; if not, they are counted.
+    """
+    hidden = f"{len(families)} of {of} runs: --limit {of} shows all" if len(families) < of else None
+    table = Table(title="runs", title_justify="left", caption=hidden, caption_justify="left")
+    for name in ("run", "started"):
+        table.add_column(name, no_wrap=True)
+    table.add_column("name")
+    table.add_column("facts", justify="right", no_wrap=True)
+    table.add_column("outcome", no_wrap=True)
+    for family in families:
+        for depth, run in family if parts else family[:1]:
+            name = f"{'  ' * (depth - 1)}└ {run.name}" if depth else run.name
+            if not parts and family[1:]:
+                name += f" ({len(family) - 1} below)"
+            table.add_row(run.id[:8], _moment(run.started), name, _batches(run), _outcome(run))
+    return table
+
+
+def _moment(moment: datetime) -> str:
+    """Local time; the year instead where it is not this one, as `ls` has it."""
+    local = moment.astimezone()
+    return f"{local:%d %b %H:%M}" if local.year == datetime.now().astimezone().year else f"{local:%d %b  %Y}"
+
+
+def _outcome(run: PastRun) -> Text:
+    """What a finished run is summed up in, and of others how they stand."""
+    text = f"{run.score[0]} {run.score[1]:5.1f}" if run.score and run.status == "FINISHED" else run.status.lower()
+    return Text(text, style=_COLOURS.get(run.status, "yellow"))
+
+
+def _batches(run: PastRun) -> str:
+    """How many batches of how many facts."""
+    size, batches = (run.params.get(name) for name in ("method.batch_size", "dataset.batches"))
+    if size is None or batches is None or run.flow in _NO_FACTS:
+        return "-"
+    if size == "all" or batches == "1":
+        return size
+    return f"{'all' if batches == 'null' else batches}×{size}"
+
+
+# --------------------------------------------------------------------------------------------- runs side by side
+
+
+def comparison_sheets(comparison: Comparison) -> list[Sheet]:
+    """The runs, the settings that differ, and what each phase scored."""
+    ids = [run.id[:8] for run in comparison.runs]
+    title = "runs" if comparison.settings else "runs with the same settings"
+    runs = Sheet(title, ["run", "name", "facts", "shared", "bootstrap"], words=2, wrapped=["name"])
+    for place, run in enumerate(comparison.runs):
+        drawn = [str(run.shared), "paired" if run.paired else "independent"]
+        runs.add(ids[place], run.name, str(run.facts), *(drawn if place else ["", ""]))
+    found = [runs]
+    if comparison.settings:
+        settings = Sheet("settings that differ", ["setting", *ids], words=1 + len(ids), wrapped=ids)
+        for name, values in comparison.settings.items():
+            settings.add(name, *("-" if value is None else value for value in values))
+        found.append(settings)
+    return [*found, *(_scores_sheet(comparison, phase, ids) for phase in comparison.scores)]
+
+
+def _scores_sheet(comparison: Comparison, phase: str, ids: Sequence[str]) -> Sheet:
+    """A row a metric for two runs; for more, which would not fit beside each other, a row a metric and run."""
+    two = len(ids) == 2
+    columns = ["", *ids, f"{ids[1]} - {ids[0]}"] if two else ["", "run", phase, f"difference from {ids[0]}"]
+    sheet = Sheet(f"scores {phase}, percent [95 % interval]", columns, words=len(columns), caption=_CAPTION)
+    for name, scores in comparison.scores[phase].items():
+        strong = name in comparison.means
+        if two:
+            sheet.add(name, *map(_value, scores), _difference(scores[1]), strong=strong)
+            continue
+        for place, (run, score) in enumerate(zip(ids, scores, strict=True)):
+            sheet.add(name, run, _value(score), _difference(score) if place else "", strong=strong)
+        sheet.end_section()
+    return sheet
+
+
+def _value(score: Score | None) -> str:
+    if score is None:
+        return "-"
+    one = score.interval
+    return f"{one.value:z5.1f} [{one.low:z.1f}, {one.high:z.1f}]"
+
+
+def _difference(score: Score | None) -> str:
+    if score is None or score.difference is None:
+        return "-"
+    one = score.difference
+    if not any(round(number, 1) for number in (one.value, one.low, one.high)):
+        return "  0.0 no difference"
+    return f"{one.value:+z5.1f} [{one.low:+z.1f}, {one.high:+z.1f}]{' noise' if score.noise else ''}"

@@ -1,0 +1,268 @@
+"""What a sweep has found: a paper's tables and plots, from the reports of its cells.
+
+Where the dynamic multiplier d_m varies, its largest value stands for the full covariance and the others are fast ones,
+which should reach 95 % of its score [Gupta et al. 2025, section 3].
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from factsmith.flows.configuration.grid import MULTIPLIER
+from factsmith.flows.reporting.figures import score_by_multiplier
+from factsmith.flows.reporting.reports import CellReport, SweepReport
+from factsmith.flows.reporting.sequences import log_sequences, sequence_sheets, write_sequences
+from factsmith.flows.reporting.table import Sheet
+from factsmith.tasks.tracking.tracker import Tracker
+
+__all__ = ["Curve", "curves", "failures", "log_results", "sheets", "write_results"]
+
+BATCH = "method.batch_size"
+AUTO = "auto"
+THRESHOLD = 0.95
+"""Share of the full covariance's score that a fast one should reach."""
+
+Curve = Mapping[str, CellReport]
+"""Cells that differ in d_m alone, d_m ascending, by what was asked for: a number, or ``auto``."""
+
+
+def sheets(report: SweepReport) -> list[Sheet]:
+    """The tables of a sweep.
+
+    S by d_m, and the papers' layout; where d_m does not vary every cell a row, and sequences by the number of edits.
+    """
+    done = [cell for cell in report.cells if not cell.error]
+    if not done:
+        return []
+    if report.mean and _varies(report, MULTIPLIER):
+        found = [*_by_multiplier(report), *_full_and_fast(report)]
+    else:
+        found = [_cells(report), *sequence_sheets(report)]
+    return [sheet for sheet in found if sheet.rows]
+
+
+def curves(report: SweepReport) -> dict[str, dict[str, Curve]]:
+    """Cells by what else varies, by batch size and by d_m; those that failed are left out."""
+    found: dict[str, dict[str, dict[str, CellReport]]] = defaultdict(lambda: defaultdict(dict))
+    for cell in sorted(report.cells, key=_multiplier):
+        if not cell.error:
+            found[_variant(report, cell)][cell.place.get(BATCH, "")][_asked(cell)] = cell
+    return {variant: dict(by_batch) for variant, by_batch in found.items()}
+
+
+def write_results(report: SweepReport, folder: Path) -> list[Path]:
+    """``results.md`` and ``results.csv`` in ``folder``, ``score_by_multiplier.png`` where d_m varies, and sequences."""
+    folder.mkdir(parents=True, exist_ok=True)
+    title = f"# {report.name}\n\n" + "\n".join(sheet.markdown() for sheet in sheets(report))
+    failed = "".join(f"\n{line}\n" for line in failures(report))
+    (folder / "results.md").write_text(title + failed, encoding="utf-8")
+    (folder / "results.csv").write_text(_csv(report), encoding="utf-8")
+    written = [folder / "results.md", folder / "results.csv"]
+    if report.mean and _varies(report, MULTIPLIER) and curves(report):
+        written.append(folder / "score_by_multiplier.png")
+        points = {
+            variant: {
+                batch: {
+                    _multiplier(cell): point for cell in curve.values() if (point := _point(report, cell)) is not None
+                }
+                for batch, curve in by_batch.items()
+            }
+            for variant, by_batch in curves(report).items()
+        }
+        score_by_multiplier(points, report.mean[0], THRESHOLD).savefig(written[-1], dpi=150)
+    return written + write_sequences(report, folder)
+
+
+def log_results(tracker: Tracker, report: SweepReport) -> None:
+    """Attach tables and plots to the sweep's run, and log scores against the tokens of C0, or the number of edits."""
+    with tempfile.TemporaryDirectory() as folder:
+        for path in write_results(report, Path(folder)):
+            tracker.file(path)
+    tracker.metrics({"cells": len(report.cells), "cells_failed": sum(cell.error is not None for cell in report.cells)})
+    if report.mean and _varies(report, MULTIPLIER):
+        for variant, by_batch in curves(report).items():
+            for batch, curve in by_batch.items():
+                name = "/".join(
+                    part
+                    for part in (variant.replace("/", "_"), f"batch_{batch}" if batch else "", report.mean[0])
+                    if part
+                )
+                points = {cell.tokens: _after(cell, report.mean[0]) for cell in curve.values()}
+                tracker.curves({name: {tokens: value for tokens, value in points.items() if value is not None}})
+    log_sequences(tracker, report)
+
+
+# ----------------------------------------------------------------------------------------------------------- tables
+
+
+def _by_multiplier(report: SweepReport) -> Iterator[Sheet]:
+    """The headline score, a row a batch size, a column a d_m."""
+    if not report.mean:
+        return
+    name = report.mean[0]
+    multipliers = _all_asked(report)
+    sheet = Sheet(
+        f"{report.name}: {name} by d_m, percent, and 95 % interval over records",
+        [*_headings(report), *multipliers],
+        words=len(_headings(report)),
+        caption=f"! below {THRESHOLD:.0%} of the largest d_m",
+    )
+    for variant, by_batch in curves(report).items():
+        for batch, curve in by_batch.items():
+            full = _after([*curve.values()][-1], name) or 0.0
+            cells = []
+            for multiplier in multipliers:
+                if multiplier not in curve:
+                    cells.append("failed")
+                    continue
+                if (point := _point(report, curve[multiplier])) is None:
+                    cells.append("-")
+                    continue
+                value, low, high = point
+                found = f" at {_multiplier(curve[multiplier]):g}" if multiplier == AUTO else ""
+                cells.append(f"{value:.1f}{' !' if value < THRESHOLD * full else ''}\n{low:.0f}-{high:.0f}{found}")
+            sheet.add(*_places(report, variant, batch), *cells)
+        sheet.end_section()
+    yield sheet
+
+
+def _full_and_fast(report: SweepReport) -> Iterator[Sheet]:
+    """The papers' layout: rows by batch size, each metric full against fast; a table for all d_m of a variant."""
+    if not report.mean:
+        return
+    name, parts = report.mean
+    for variant, by_batch in curves(report).items():
+        asked = [one for one in _all_asked(report) if any(one in curve for curve in by_batch.values())]
+        numbers = [one for one in asked if one != AUTO]
+        full = numbers[-1] if numbers else AUTO
+        batches = ["batch"] if _varies(report, BATCH) else []
+        sheet = Sheet(
+            f"{variant or report.name}: full (d_m = {full})/fast, percent",
+            ["d_m", *batches, *parts, name, "share"],
+            words=0,
+            caption=f"Rows in red fall below {THRESHOLD:.0%} of the full {name}.",
+        )
+        for multiplier in [one for one in asked if one != full]:
+            for batch, curve in by_batch.items():
+                if full not in curve or multiplier not in curve:
+                    continue
+                pairs = [(_after(curve[full], part), _after(curve[multiplier], part)) for part in (*parts, name)]
+                whole, fast = pairs[-1]
+                share = fast / whole if whole and fast is not None else None
+                sheet.add(
+                    multiplier,
+                    *([batch] if batches else []),
+                    *(f"{_number(one)}/{_number(other)}" for one, other in pairs),
+                    "-" if share is None else f"{share:.0%}",
+                    weak=share is not None and share < THRESHOLD,
+                )
+            if sheet.rows:
+                sheet.end_section()
+        yield sheet
+
+
+def _cells(report: SweepReport) -> Sheet:
+    """Every cell a row."""
+    varied = [axis[0] for axis in report.axes]
+    name, parts = report.mean or (None, report.metrics)
+    columns = [*(key.rpartition(".")[2] for key in varied), "facts", *parts, *([name] if name else []), "s"]
+    sheet = Sheet(f"{report.name}: percent, with 95 % intervals over records", columns, words=len(varied))
+    for cell in report.cells:
+        if cell.error:
+            continue
+        values = [_number(_after(cell, part)) for part in parts]
+        if name:
+            point = _point(report, cell)
+            values.append("-" if point is None else "{:.1f} {:.0f}-{:.0f}".format(*point))
+        sheet.add(*(cell.place[key] for key in varied), str(cell.facts), *values, f"{cell.seconds:.1f}")
+    return sheet
+
+
+def _csv(report: SweepReport) -> str:
+    """One row a (cell, phase, metric)."""
+    varied = [key for axis in report.axes for key in axis]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*varied, "facts", "tokens", "phase", "metric", "value", "low", "high", "mlflow_run_id", "error"])
+    for cell in report.cells:
+        place = [cell.place[key] for key in varied]
+        if cell.error:
+            writer.writerow([*place, "", "", "", "", "", "", "", cell.mlflow_run_id or "", cell.error])
+        for phase, metrics in cell.metrics.items():
+            for metric, value in metrics.items():
+                if value is not None:
+                    ends = cell.intervals.get(metric, ("", "")) if phase == "after" else ("", "")
+                    writer.writerow(
+                        [*place, cell.facts, cell.tokens, phase, metric, value, *ends, cell.mlflow_run_id, ""]
+                    )
+    return text.getvalue()
+
+
+# ---------------------------------------------------------------------------------------------------------- reading
+
+
+def _varies(report: SweepReport, key: str) -> bool:
+    return any(key in axis for axis in report.axes)
+
+
+def _headings(report: SweepReport) -> list[str]:
+    """Names of the columns that say which curve a row is."""
+    others = [axis[0] for axis in report.axes if BATCH not in axis and MULTIPLIER not in axis]
+    return [*(["variant"] if others else []), *(["batch"] if _varies(report, BATCH) else [])]
+
+
+def _places(report: SweepReport, variant: str, batch: str) -> list[str]:
+    """The cells below them."""
+    return [{"variant": variant, "batch": batch}[heading] for heading in _headings(report)]
+
+
+def _variant(report: SweepReport, cell: CellReport) -> str:
+    """What tells a cell apart besides batch size and d_m, and what varies together with these."""
+    others = [axis[0] for axis in report.axes if BATCH not in axis and MULTIPLIER not in axis]
+    return ", ".join(cell.place[key] if key == "method" else f"{key}={cell.place[key]}" for key in others)
+
+
+def _asked(cell: CellReport) -> str:
+    """The d_m of a cell as it was asked for."""
+    asked = cell.place[MULTIPLIER]
+    return asked if asked == AUTO else f"{float(asked):g}"
+
+
+def _all_asked(report: SweepReport) -> list[str]:
+    """Every d_m that was asked for: numbers, ascending, and ``auto`` behind them."""
+    asked = {_asked(cell) for cell in report.cells}
+    return sorted(asked, key=lambda one: float("inf") if one == AUTO else float(one))
+
+
+def _multiplier(cell: CellReport) -> float:
+    """The d_m of a cell; 0 if it was to be found and the cell failed."""
+    return cell.dynamic_multiplier if _asked(cell) == AUTO else float(cell.place[MULTIPLIER])
+
+
+def _after(cell: CellReport, metric: str) -> float | None:
+    return cell.metrics["after"].get(metric)
+
+
+def _point(report: SweepReport, cell: CellReport) -> tuple[float, float, float] | None:
+    """The headline score and the ends of its interval; ``None`` where the records do not tell it."""
+    name = report.mean[0] if report.mean else ""
+    value = _after(cell, name)
+    return None if value is None else (value, *cell.intervals[name])
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"
+
+
+def failures(report: SweepReport) -> list[str]:
+    """A line for each way in which cells failed, and which ones did."""
+    by_error: dict[str, list[str]] = defaultdict(list)
+    for cell in report.cells:
+        if cell.error:
+            by_error[cell.error].append(" ".join(f"{key}={value}" for key, value in cell.place.items()))
+    return [f"{len(cells)} failed ({'; '.join(cells)}):\n{error}" for error, cells in by_error.items()]

@@ -1,0 +1,221 @@
+"""Tables for the terminal."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from factsmith.artifacts.manifest import Manifest
+from factsmith.flows.configuration.composition import GROUPS, choices
+from factsmith.flows.configuration.grid import EXPERIMENT
+from factsmith.flows.configuration.keys import describe_settings
+from factsmith.flows.reporting.curves import FIRST_FACTS, PERPLEXITY, SO_FAR, Curves, evenly
+from factsmith.flows.reporting.reports import LayerReport, Report
+from factsmith.tasks.evaluation.family import load_families
+from factsmith.tasks.evaluation.trajectory_stage import FIRST
+from factsmith.tasks.pipeline.workspace import StageReport
+from factsmith.tasks.planning.plan import StagePlan
+from factsmith.tasks.planning.settings import Settings
+
+__all__ = [
+    "choices_table",
+    "conditioning_table",
+    "course_table",
+    "deployments_table",
+    "plan_table",
+    "scores_table",
+    "settings_table",
+    "stages_table",
+    "store_table",
+]
+
+
+_MOST_ROWS = 20
+"""Numbers of edits that a course tells; MLflow and ``--json`` have all."""
+
+
+def scores_table(report: Report, settings: Settings) -> Table:
+    """Metrics before and after, in percent."""
+    table = Table(
+        title=f"{settings.method.name} on {settings.model.name}: {report.facts} facts, scores in percent",
+        title_justify="left",
+    )
+    table.add_column("")
+    for phase in report.metrics:
+        table.add_column(phase, justify="right")
+    table.add_column("what it tells")
+    for family in load_families(settings.dataset.metrics):
+        for name, meaning in family.metrics.items():
+            values = [metrics[name] for metrics in report.metrics.values()]
+            cells = ["-" if value is None else f"{value:.1f}" for value in values]
+            whole = family.mean is not None and name == family.mean[0]
+            table.add_row(name, *cells, meaning, style="bold" if whole else "", end_section=whole)
+        table.add_section()
+    return table
+
+
+def course_table(course: Curves, settings: Settings) -> Table:
+    """How scores and perplexity went as edits added up: twenty rows at most, the last one among them."""
+    table = Table(title="after so many edits", title_justify="left")
+    table.add_column("edits", justify="right")
+    shown: dict[str, str] = {}
+    for family in load_families(settings.dataset.metrics):
+        metrics = [*family.metrics]
+        if family.mean and SO_FAR.format(family.mean[0]) in course:
+            metrics = [*family.mean[1], family.mean[0]]
+        shown |= {metric: SO_FAR.format(metric) for metric in metrics}
+        if family.mean:
+            shown[f"{family.mean[0]}, first {FIRST}"] = FIRST_FACTS.format(family.mean[0])
+    shown = {heading: name for heading, name in {**shown, "perplexity": PERPLEXITY}.items() if name in course}
+    for heading in shown:
+        table.add_column(heading, justify="right")
+    counts = sorted({count for name in shown.values() for count in course[name]})
+    for count in evenly(counts, _MOST_ROWS):
+        values = [course[name].get(count) for name in shown.values()]
+        table.add_row(f"{count:,}", *("" if value is None else f"{value:.4g}" for value in values))
+    return table
+
+
+def stages_table(stages: Sequence[StageReport]) -> Table:
+    """What each stage took, and whether it was there already."""
+    table = Table(title="stages", title_justify="left")
+    table.add_column("stage")
+    table.add_column("state")
+    table.add_column("seconds", justify="right")
+    table.add_column("artifact")
+    for stage in stages:
+        kind, _, digest = stage.artifact.partition("/")
+        colour = "green" if stage.state == "cached" else "yellow"
+        state = Text(stage.state, style=colour)
+        table.add_row(stage.name, state, f"{stage.seconds:.2f}", f"{kind}/{digest[:12]}")
+    table.add_section()
+    cached = sum(stage.state == "cached" for stage in stages)
+    seconds = sum(stage.seconds for stage in stages)
+    table.add_row(f"{len(stages)} stages", f"{cached} cached", f"{seconds:.2f}", "")
+    return table
+
+
+def conditioning_table(layers: Sequence[LayerReport]) -> Table:
+    """How well each layer's C0 is known."""
+    first = layers[0]  # all have the same tokens
+    table = Table(
+        title=f"C0 of each edited layer: {first.tokens:,} tokens, d_m = {first.dynamic_multiplier:.4g}",
+        title_justify="left",
+        caption="leverage: of keys that are not in C0, 1 where C0 is right; last three: its eigenvalues",
+        caption_justify="left",
+    )
+    for name in ("layer", "leverage", "effective rank", "condition", "largest", "median", "smallest"):
+        table.add_column(name, justify="right")
+    for one in layers:
+        leverage = "-" if one.leverage is None else f"{one.leverage:.3f}"
+        condition = "singular" if one.condition_number is None else f"{one.condition_number:.1e}"
+        values = [f"{one.eigenvalues[name]:.1e}" for name in ("largest", "median", "smallest")]
+        table.add_row(str(one.layer), leverage, f"{one.effective_rank:.1f}", condition, *values)
+    return table
+
+
+def plan_table(stages: Sequence[StagePlan], settings: Settings) -> Table:
+    """What each stage would do, and what it would cost."""
+    table = Table(
+        title=f"{settings.method.name} on {settings.model.name}: what a run would do", title_justify="left",
+        caption="FLOP and memory are estimates, memory besides Python's own", caption_justify="left",
+    )  # fmt: skip
+    for name in ("stage", "to build"):
+        table.add_column(name)
+    for name in ("FLOP", "to write", "peak memory"):
+        table.add_column(name, justify="right")
+    for stage in stages:
+        if not stage.missing:
+            nothing = Text.assemble(("nothing", "green"), f": {stage.total:,} {stage.unit} cached")
+            table.add_row(stage.name, nothing, "", "", "")
+            continue
+        count = Text.assemble((f"{stage.missing:,}", "yellow"), f" of {stage.total:,} {stage.unit}")
+        table.add_row(stage.name, count, _flop(stage.flop), _size(stage.bytes), _size(stage.memory))
+    table.add_section()
+    missing = [stage for stage in stages if stage.missing]
+    table.add_row(
+        f"{len(stages)} stages",
+        f"{len(stages) - len(missing)} cached",
+        _flop(sum(stage.flop for stage in missing)),
+        _size(sum(stage.bytes for stage in missing)),
+        _size(max((stage.memory for stage in missing), default=0)),
+    )
+    return table
+
+
+def _size(count: float) -> str:
+    if count < 5e4:
+        return "little"
+    return f"{count / 1e9:,.1f} GB" if count >= 1e8 else f"{count / 1e6:,.1f} MB"
+
+
+def _flop(count: float) -> str:
+    return f"{count / 1e12:,.1f} T" if count >= 1e11 else f"{count / 1e9:,.1f} G" if count else ""
+
+
+def store_table(manifests: Sequence[Manifest]) -> Table:
+    """One row an artifact."""
+    total = sum(manifest.size for manifest in manifests)
+    table = Table(caption=f"{len(manifests)} artifacts, {total:,} bytes", caption_justify="left")
+    for name in ("kind", "artifact", "series", "key"):
+        table.add_column(name, no_wrap=name != "key")
+    table.add_column("bytes", justify="right", no_wrap=True)
+    for manifest in manifests:
+        key = ", ".join(
+            f"{len(value)} {name}" if isinstance(value, list | dict) else f"{name} {value}"
+            for name, value in manifest.recipe["key"].items()
+        )
+        table.add_row(manifest.kind, manifest.digest[:12], manifest.series[:12], key, f"{manifest.size:,}")
+    return table
+
+
+def deployments_table(served: Sequence[tuple[str, str]]) -> Table:
+    """What is served, by its address in Prefect, and when it runs."""
+    table = Table(title="deployments", title_justify="left")
+    table.add_column("deployment", no_wrap=True)
+    table.add_column("runs")
+    for address, when in served:
+        table.add_row(address, when)
+    return table
+
+
+def choices_table() -> Table:
+    """The choices of every group."""
+    table = Table(title="choices", title_justify="left")
+    table.add_column("word", no_wrap=True)
+    table.add_column("what it is")
+    for group in (*GROUPS, EXPERIMENT):
+        for name, description in choices(group).items():
+            table.add_row(f"{group}={name}", description)
+        table.add_section()
+    return table
+
+
+def settings_table(settings: Settings) -> Group:
+    """Every setting, resolved."""
+    values = _flat(settings.model_dump(mode="json"))
+    by_group: dict[str, Table] = defaultdict(_keys_table)
+    for key, meaning in describe_settings():
+        group = key.partition(".")[0]
+        by_group[group].title = group
+        by_group[group].add_row(key, "null" if values[key] is None else str(values[key]), meaning)
+    return Group(*by_group.values())
+
+
+def _keys_table() -> Table:
+    table = Table(show_header=False, title_justify="left")
+    table.add_column(no_wrap=True)
+    table.add_column(max_width=24)
+    table.add_column()
+    return table
+
+
+def _flat(content: dict[str, object], prefix: str = "") -> dict[str, object]:
+    flat: dict[str, object] = {}
+    for name, value in content.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat

@@ -1,0 +1,176 @@
+"""The deployments that `factsmith serve` keeps running on this machine: which flow, when, and with what form."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import Any
+
+import httpx
+from prefect import Flow
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import FlowRunFilter
+from prefect.client.schemas.objects import State, StateType
+from prefect.deployments.runner import RunnerDeployment
+from prefect.runner import Runner
+from prefect.schedules import Cron, Interval, Schedule
+from prefect.settings import PREFECT_API_URL
+from prefect.states import Crashed
+from prefect.types.entrypoint import EntrypointType
+from pydantic import ValidationError
+
+from factsmith.artifacts.errors import InputError, closest
+from factsmith.flows.configuration.parameters import fill
+from factsmith.flows.evaluate import evaluate
+from factsmith.flows.precompute import precompute
+from factsmith.flows.run import run
+
+__all__ = ["CRONS", "When", "check_server", "deployments", "keep_serving"]
+
+_FLOWS: dict[str, Flow[..., Any]] = {flow.name: flow for flow in (precompute, evaluate, run)}
+
+CRONS = {"precompute": "0 2 * * *", "evaluate": "0 * * * *", "run": None}
+"""When each flow runs unless it is said otherwise; ``run`` when somebody asks for it."""
+
+
+@dataclass(frozen=True)
+class When:
+    """When a deployment's runs begin; at most one of ``cron`` and ``interval``, and with neither nothing is scheduled.
+
+    Attributes:
+        cron: five fields: minute, hour, day of the month, month, day of the week.
+        interval: seconds from one run's beginning to the next one's.
+        timezone: of the cron, by its IANA name.
+    """
+
+    cron: str | None = None
+    interval: int | None = None
+    timezone: str = "UTC"
+
+    def __str__(self) -> str:
+        if self.interval is not None:
+            return f"every {timedelta(seconds=self.interval)}"
+        return f"{self.cron} ({self.timezone})" if self.cron else "when asked for"
+
+    @property
+    def schedules(self) -> list[Schedule]:
+        if self.interval is not None:
+            return [Interval(timedelta(seconds=self.interval), timezone=self.timezone)]
+        return [Cron(self.cron, timezone=self.timezone)] if self.cron else []
+
+
+def deployments(
+    words: Sequence[str], only: Sequence[str], when: When, *, name: str
+) -> list[tuple[RunnerDeployment, When]]:
+    """Deployments of the flows named by ``only``, of all if it is empty, and when each of them runs.
+
+    Args:
+        words: choices and settings of their runs.
+        only: names of flows.
+        when: instead of each flow's own time, if it says any.
+        name: of the deployments; their addresses are ``FLOW/NAME``.
+
+    Raises:
+        InputError: a flow that is not served, or a time that is none.
+    """
+    for flow in only:
+        if flow not in _FLOWS:
+            raise InputError(f"There is no flow {flow!r} to serve.", remedy=closest(flow, _FLOWS))
+    if when.cron is not None and when.interval is not None:
+        raise InputError("A schedule has a cron or an interval, not both.", remedy="leave out one of them")
+    parameters = {"settings": fill(words)}
+    made = []
+    for flow in only or _FLOWS:
+        its = when if when.cron or when.interval is not None else replace(when, cron=CRONS[flow])
+        try:
+            deployment = _FLOWS[flow].to_deployment(
+                name,
+                schedules=its.schedules,
+                parameters=parameters,
+                description=(_FLOWS[flow].description or "").partition("\n\n")[0],
+                tags=["factsmith"],
+                entrypoint_type=EntrypointType.MODULE_PATH,
+            )
+        except (ValidationError, ValueError) as error:
+            reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error).splitlines()[0]
+            raise InputError(
+                f"{flow}/{name} cannot be scheduled.",
+                got=f"{its}: {reason}",
+                expected="a cron of five fields such as '0 2 * * *', and a time zone such as Europe/Paris",
+            ) from None
+        assert isinstance(deployment, RunnerDeployment)
+        made.append((deployment, its))
+    return made
+
+
+def check_server() -> str:
+    """The address of Prefect's server.
+
+    Raises:
+        InputError: there is none, or it does not answer.
+    """
+    start = (
+        "`PREFECT_SERVER_ANALYTICS_ENABLED=false prefect server start` in another terminal, "
+        "and here `export PREFECT_API_URL=http://127.0.0.1:4200/api`"
+    )
+    address = PREFECT_API_URL.value()
+    if not address:
+        raise InputError("Schedules need a Prefect server.", got="PREFECT_API_URL is not set", remedy=start)
+    with get_client(sync_client=True) as client:
+        if client.api_healthcheck() is not None:
+            raise InputError("Prefect's server does not answer.", got=f"PREFECT_API_URL={address}", remedy=start)
+    return str(address)
+
+
+class _Runner(Runner):
+    def handle_sigterm(self, *_: Any) -> None:
+        """End as Ctrl-C does: Prefect would leave from inside the event loop, with the traceback of what it broke."""
+        signal.raise_signal(signal.SIGINT)
+
+
+def keep_serving(served: Sequence[RunnerDeployment]) -> None:
+    """Register deployments and run whatever comes due, one run at a time, until interrupted; then pause them.
+
+    Raises:
+        InputError: the server was gone in the end, so that nothing could be paused.
+    """
+    runner = _Runner(limit=1, pause_on_shutdown=False)
+    ids = [str(runner.add_deployment(one)) for one in served]
+    with get_client(sync_client=True) as client:
+        for one in ids:
+            _pause(client, one)  # forgets what came due while nobody served it: one run catches up as well as ten
+            client.resume_deployment(one)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    try:
+        asyncio.run(runner.start())
+    except KeyboardInterrupt:
+        pass
+    finally:
+        _stop(ids)
+
+
+def _stop(ids: Sequence[str]) -> None:
+    """Pause deployments, and say of the runs that ended with this process that they did: nobody else will."""
+    state = {"type": {"any_": [StateType.PENDING, StateType.RUNNING]}}
+    of_ours = FlowRunFilter.model_validate({"deployment_id": {"any_": list(ids)}, "state": state})
+    crashed: State[Any] = Crashed(message="`factsmith serve` was stopped; the next run goes on from here")
+    try:
+        with get_client(sync_client=True) as client:
+            for one in ids:
+                _pause(client, one)
+            for run_left in client.read_flow_runs(flow_run_filter=of_ours):
+                client.set_flow_run_state(run_left.id, crashed, force=True)
+    except httpx.HTTPError as error:
+        raise InputError(
+            "Stopped, but the schedules could not be paused: Prefect's server does not answer.",
+            got=str(error),
+            remedy="none is needed: whatever comes due until they are served again is forgotten then",
+        ) from None
+
+
+def _pause(client: SyncPrefectClient, deployment: str) -> None:
+    """Pause a deployment and forget the runs that wait in its schedule, which the client's own method leaves there."""
+    client.request("POST", "/deployments/{id}/pause_deployment", path_params={"id": deployment})

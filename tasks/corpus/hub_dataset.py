@@ -1,0 +1,147 @@
+"""Datasets of the hub, each at one commit, and folders that are laid out as they are."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import is_offline_mode
+
+from factsmith.artifacts.errors import InputError, closest, first_line
+from factsmith.tasks.model.hub.repository import Repository, is_identifier
+from factsmith.tasks.model.hub.retry import explain, not_cached, patiently
+from factsmith.tasks.model.hub.snapshot import Snapshot, resolve
+
+__all__ = ["Dataset", "find_dataset"]
+
+_CARDS = ("README.md", ".huggingface.yaml")
+"""Files that may say which data files make up a subset, and how they are read."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A dataset that does not change any more.
+
+    Attributes:
+        name: as the user gave it.
+        snapshot: the commit on the hub; ``None`` for a folder of one's own.
+        folder: that holds its files; ``None`` if they are read over the network.
+    """
+
+    name: str
+    snapshot: Snapshot | None
+    folder: Path | None
+
+    def open(self, subset: str | None) -> Any:
+        """The ``datasets.DatasetBuilder`` of a subset; no data are read yet.
+
+        Raises:
+            InputError: there is no such subset, no data that can be read, or a hub that does not answer.
+        """
+        import datasets
+
+        remote = self.snapshot if self.folder is None else None
+        where, revision = (self.name, remote.commit) if remote is not None else (str(self.folder), None)
+        # `datasets` answers from its own cache, of whatever commit, when the hub does not: it gets an empty one.
+        with self.errors_explained(), tempfile.TemporaryDirectory() as cache:
+            load = partial(datasets.load_dataset_builder, where, subset, revision=revision, cache_dir=cache)
+            try:
+                builder = load() if remote is None else patiently(remote.repository, load)
+            except ValueError as error:
+                self._check_subset(subset, datasets.get_dataset_config_names(where, revision=revision))
+                raise InputError(f"The dataset {self.name} cannot be opened.", got=first_line(error)) from None
+        self._check_subset(subset, builder.builder_configs)
+        return builder
+
+    def _check_subset(self, subset: str | None, known: Any) -> None:
+        if (subset is None and len(known) > 1) or (subset is not None and subset not in (known or ["default"])):
+            raise InputError(
+                f"The dataset {self.name} has no subset {subset!r}."
+                if subset
+                else f"The dataset {self.name} has several subsets.",
+                expected=", ".join(sorted(known)) or None,
+                remedy=f"set corpus.subset{f': {closest(subset, known)}' if subset and known else ''}",
+            )
+
+    def check_complete(self, files: list[str]) -> None:
+        """Make sure that the hub's cache holds all the data that lie beside ``files``, when it stands for the hub.
+
+        Raises:
+            InputError: some are missing, or nobody can tell.
+        """
+        if self.snapshot is None or self.folder is None:
+            return
+        kinds = {(Path(file).relative_to(self.folder).parent, Path(file).suffix) for file in files}
+        paths = [Path(name) for name in self.snapshot.sizes]
+        if not paths:
+            raise not_cached(self.snapshot.repository, "a list of its files")
+        missing = [path for path in paths if (path.parent, path.suffix) in kinds and not (self.folder / path).is_file()]
+        if missing:
+            raise not_cached(self.snapshot.repository, f"{len(missing)} of its files such as {missing[0]}")
+
+    def cards(self) -> list[Path]:
+        """Files of a folder that say how the others are read."""
+        assert self.folder is not None
+        return [self.folder / name for name in _CARDS if (self.folder / name).is_file()]
+
+    @contextmanager
+    def errors_explained(self) -> Iterator[None]:
+        """While open, what goes wrong because of the dataset or the network is told to the user.
+
+        Raises:
+            InputError: instead of what the libraries raise.
+        """
+        from datasets.data_files import EmptyDatasetError
+        from datasets.exceptions import DataFilesNotFoundError
+
+        try:
+            yield
+        except InputError:
+            raise
+        except (DataFilesNotFoundError, EmptyDatasetError):
+            if self.snapshot is not None and self.folder is not None:
+                raise not_cached(self.snapshot.repository, "its data") from None
+            raise InputError(
+                f"The dataset {self.name} holds no data that can be read.",
+                expected="Parquet, JSON lines, CSV or text files",
+            ) from None
+        except Exception as error:
+            if "scripts are no longer supported" in str(error):
+                raise InputError(
+                    f"The dataset {self.name} is a script, and foreign code is not run.",
+                    remedy="find a copy in Parquet: many datasets have one as corpus.revision=refs/convert/parquet",
+                ) from None
+            if self.snapshot is not None and (explained := explain(self.snapshot.repository, error)) is not None:
+                raise explained from None
+            if isinstance(error, (OSError, ValueError)):  # Arrow's errors are ValueErrors
+                raise InputError(f"The dataset {self.name} cannot be read.", got=first_line(error)) from None
+            raise
+
+
+def find_dataset(name: str, revision: str | None) -> Dataset:
+    """The dataset ``name``, with its commit looked up now.
+
+    Args:
+        name: ``owner/name`` on the hub, or a folder.
+        revision: branch, tag or commit on the hub; ``None`` for its main branch.
+
+    Raises:
+        InputError: no such dataset or revision, or a hub that does not answer.
+    """
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if revision is not None:
+            raise InputError(f"The folder {name} has no revisions.", got=revision, remedy="set corpus.revision=null")
+        return Dataset(name, None, path.resolve())
+    if path.is_file():
+        raise InputError(f"{name} is a file, not a dataset.", remedy=f"set corpus=local corpus.path={name}")
+    if not is_identifier(name):
+        raise InputError(f"There is no dataset {name!r}.", expected="owner/name on the hub, or a folder that is there")
+    snapshot = resolve(Repository("dataset", name, revision, "corpus.repository"))
+    folder = snapshot.fetch(_CARDS)  # and the list of all files, for when there is no network
+    return Dataset(name, snapshot, folder if is_offline_mode() else None)

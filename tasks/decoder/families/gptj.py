@@ -1,0 +1,58 @@
+"""GPT-J: rotary positions inside the attention, attention and MLP side by side, ``Linear`` projections."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PretrainedConfig
+
+from factsmith.tasks.decoder.layout import HFModel, HFModule, Layout
+from factsmith.tasks.decoder.prefix_cache import PrefixCache
+
+
+class GPTJLayout(Layout):
+    model_type = "gptj"
+    attention_implementation = "eager"  # transformers has no other for it that runs everywhere
+
+    def block_count(self, config: PretrainedConfig) -> int:
+        return int(config.n_layer)
+
+    def key_width(self, config: PretrainedConfig) -> int:
+        return int(config.n_inner or 4 * config.n_embd)
+
+    def context_length(self, config: PretrainedConfig) -> int:
+        return int(config.n_positions)
+
+    def blocks(self, model: HFModel) -> nn.ModuleList:
+        return model.transformer.h
+
+    def projection(self, block: HFModule) -> nn.Module:
+        return block.mlp.fc_out
+
+    def final_norm(self, model: HFModel) -> nn.Module:
+        return model.transformer.ln_f
+
+    def embed(self, model: HFModel, tokens: Tensor, positions: Tensor) -> Tensor:
+        return model.transformer.drop(model.transformer.wte(tokens))
+
+    def shared(self, model: HFModel, hidden: Tensor, positions: Tensor) -> dict[str, Any]:
+        length = hidden.shape[1]
+        causal = torch.ones(length, length, dtype=torch.bool, device=hidden.device).tril()
+        return {"position_ids": positions, "causal": _penalty(causal[None, None])}
+
+    def run_block(
+        self, block: HFModule, hidden: Tensor, mask: Tensor | None, cache: PrefixCache | None, shared: dict[str, Any]
+    ) -> Tensor:
+        # Its attention knows no causality of its own: it adds what it is given to its scores.
+        penalty = shared["causal"] if mask is None else _penalty(mask)
+        return block(hidden, layer_past=cache, attention_mask=penalty, position_ids=shared["position_ids"])[0]
+
+
+def _penalty(mask: Tensor) -> Tensor:
+    """0 where a query may look, the least float32 where it may not."""
+    return torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, torch.finfo(torch.float32).min)
+
+
+LAYOUT = GPTJLayout()

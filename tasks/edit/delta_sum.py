@@ -1,0 +1,51 @@
+"""The sum of many weight changes of low rank, which itself may have any rank."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from factsmith.tasks.edit.delta import LowRankDelta
+
+__all__ = ["DeltaSum"]
+
+
+class DeltaSum:
+    """Delta_1 + ... + Delta_t of one layer, added up in float64 in the order they come in.
+
+    Both the sum itself and its thin factors are kept, the factors for as long as they are thinner than the sum. The
+    same changes in the same order give the same bits.
+    """
+
+    def __init__(self) -> None:
+        self._total = torch.empty(0, 0, dtype=torch.float64)
+        self._factors: list[LowRankDelta] = []
+        self._rank = 0
+
+    @property
+    def total(self) -> Tensor:
+        """The sum itself, (d_out, d_in) float64."""
+        return self._total
+
+    def add(self, delta: LowRankDelta) -> None:
+        """Add ``delta``, float64."""
+        if not self._rank:
+            self._total = torch.zeros(len(delta.left), len(delta.right), dtype=torch.float64, device=delta.left.device)
+        self._total.addmm_(delta.left, delta.right.T)
+        self._rank += delta.rank
+        if self._rank <= min(self._total.shape):
+            self._factors.append(delta)
+        else:
+            self._factors = []
+
+    def delta(self) -> LowRankDelta:
+        """The sum as two factors of rank min(d_out, d_in) at most: its parts side by side, or itself and an identity.
+
+        No decomposition is needed: a sum of full rank has no thinner factors than these.
+        """
+        if self._factors:
+            left = torch.cat([one.left for one in self._factors], dim=1)
+            return LowRankDelta(left, torch.cat([one.right for one in self._factors], dim=1))
+        rows, columns = self._total.shape
+        identity = torch.eye(min(rows, columns), dtype=torch.float64, device=self._total.device)
+        return LowRankDelta(identity, self._total.T) if rows <= columns else LowRankDelta(self._total, identity)

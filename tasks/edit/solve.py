@@ -1,0 +1,73 @@
+"""The one equation of the locate-then-edit family."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from factsmith.tasks.covariance.cholesky import SingularMatrixError, cholesky
+from factsmith.tasks.edit.delta import LowRankDelta
+from factsmith.tasks.preservation.operator import PreservationOperator
+
+__all__ = ["CollidingKeysError", "solve_edit"]
+
+
+class CollidingKeysError(Exception):
+    """K^T A^-1 K + slack I is singular: some facts ask for different values at the same key.
+
+    Attributes:
+        pairs: indices of facts whose keys nearly coincide under A^-1, closest first.
+    """
+
+    def __init__(self, pairs: list[tuple[int, int]]) -> None:
+        super().__init__(f"keys of facts {pairs} are linearly dependent")
+        self.pairs = pairs
+
+
+def solve_edit(
+    keys: Tensor,
+    residuals: Tensor,
+    preservation: PreservationOperator,
+    *,
+    slack: float,
+    read_keys: Tensor | None = None,
+) -> LowRankDelta:
+    """Low-rank weight change that maps ``keys`` to ``residuals`` and leaves what ``preservation`` holds alone.
+
+    With S = A^-1 K, Delta = R (S^T K_read + slack I)^-1 S^T minimises
+    ||Delta K - R||^2 / slack + tr(Delta A Delta^T)    [Meng et al. 2022b eq. 14; Gupta et al. 2024 eq. 9]
+    when K_read = K: MEMIT at slack 1, the equality constraint of ROME and EMMET at slack 0.
+
+    Args:
+        keys: (d_in, B) MLP inputs at the edited tokens.
+        residuals: (d_out, B) wanted change of the MLP output.
+        preservation: applies A^-1.
+        slack: gamma, the weight of the memorisation error; 0 forces equality, 1 is least squares.
+        read_keys: (d_in, B) keys the change is read with, where they differ from ``keys`` (the original ROME).
+
+    Returns:
+        Factors (d_out, B) and (d_in, B), float64.
+
+    Raises:
+        CollidingKeysError: the B x B system is singular; says which facts collide.
+    """
+    solved = preservation.solve(keys)
+    residuals = residuals.to(solved)
+    system = solved.T @ (keys if read_keys is None else read_keys).to(solved)
+    system.diagonal().add_(slack)
+    if read_keys is not None:  # not symmetric, and one fact at a time
+        return LowRankDelta(torch.linalg.solve(system.T, residuals.T).T, solved)
+    system = (system + system.T) / 2
+    try:
+        factor = cholesky(system)
+    except SingularMatrixError:
+        raise CollidingKeysError(_closest_pairs(system)) from None
+    return LowRankDelta(torch.cholesky_solve(residuals.T, factor).T, solved)
+
+
+def _closest_pairs(system: Tensor, most: int = 5) -> list[tuple[int, int]]:
+    scale = system.diagonal().clamp(min=torch.finfo(system.dtype).tiny).rsqrt()
+    cosine = (system * scale[:, None] * scale).triu(diagonal=1)
+    order = cosine.flatten().argsort(descending=True)[:most].tolist()
+    size = len(system)
+    return [(index // size, index % size) for index in order if index // size < index % size]

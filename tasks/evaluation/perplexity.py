@@ -1,0 +1,62 @@
+"""How well a model still predicts ordinary text."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+
+from factsmith.tasks.decoder.batching import length_batches, pad
+from factsmith.tasks.decoder.decoder import Decoder
+
+__all__ = ["block_nll", "perplexity"]
+
+_POSITIONS_AT_ONCE = 1024
+"""At which scores of the whole vocabulary are held."""
+
+
+@torch.inference_mode()
+def block_nll(
+    decoder: Decoder,
+    blocks: Sequence[Sequence[int]],
+    *,
+    most_tokens: int,
+    advance: Callable[[int], None] = lambda blocks: None,
+) -> list[float]:
+    """NLL in nats of every token of each block but its first, given those before it, added up.
+
+    Args:
+        decoder: the model.
+        blocks: token sequences, each a text of its own.
+        most_tokens: positions in one forward pass, at most (or one block).
+        advance: told how many more blocks are done.
+    """
+    found = [0.0] * len(blocks)
+    for batch in length_batches([len(block) for block in blocks], most_tokens):
+        tokens = pad([blocks[index] for index in batch], decoder.device)
+        hidden = decoder.run(decoder.embed(tokens), 0, decoder.block_count)
+        lengths = [len(blocks[index]) for index in batch]
+        read = torch.cat([hidden[row, : length - 1] for row, length in enumerate(lengths)])
+        wanted = torch.cat([tokens[row, 1:length] for row, length in enumerate(lengths)])
+        each = torch.cat(
+            [
+                torch.nn.functional.cross_entropy(decoder.logits(states), labels, reduction="none")
+                for states, labels in zip(read.split(_POSITIONS_AT_ONCE), wanted.split(_POSITIONS_AT_ONCE), strict=True)
+            ]
+        ).double()
+        for index, part in zip(batch, each.split([length - 1 for length in lengths]), strict=True):
+            found[index] = float(part.sum())
+        advance(len(batch))
+    return found
+
+
+def perplexity(nll: Sequence[float], tokens: Sequence[int]) -> float:
+    """exp of the mean NLL per predicted token; infinity where that is no float64.
+
+    Args:
+        nll: of blocks, each added up.
+        tokens: that were predicted of each.
+    """
+    mean = sum(nll) / sum(tokens)
+    return math.exp(mean) if mean < math.log(torch.finfo(torch.float64).max) else math.inf

@@ -1,0 +1,64 @@
+"""Two records that ask for different objects of one thing: a subject's prompt, or a subject's relation."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from factsmith.artifacts.errors import InputError
+from factsmith.tasks.facts.record import Record
+
+__all__ = ["keep_first", "refuse_conflicts"]
+
+logger = logging.getLogger(__name__)
+
+
+def refuse_conflicts(records: Sequence[Record], path: Path) -> None:
+    """
+    Raises:
+        InputError: two records contradict each other; names both.
+    """
+    for record, first in _with_earlier(records):
+        if first is not None and first.request.target_new != record.request.target_new:
+            one, other = first.request, record.request
+            asked = "" if one.prompt == other.prompt else f"{other.prompt!r}: "
+            raise InputError(
+                f"Records {first.place} and {record.place} of {path} (counted from 0) contradict each other.",
+                got=f"{one.prompt!r}: {one.target_new!r} and {asked}{other.target_new!r}",
+                expected="one target for one subject and prompt, and for one subject and relation",
+                remedy="keep one of them",
+            )
+
+
+def keep_first(records: Sequence[Record]) -> list[Record]:
+    """The records without those that contradict or repeat an earlier one that is kept; says how many were dropped.
+
+    Two records contradict each other that ask for different objects of one subject with the same prompt, or in the
+    same relation, in whatever words: multi-CounterFact has none such (Meng et al. 2022b). The same object in other
+    words is neither a contradiction nor a repetition.
+    """
+    kept = [record for record, first in _with_earlier(records) if first is None]
+    if dropped := len(records) - len(kept):
+        logger.warning(
+            "%d of %d records repeat an earlier one or ask for another object of its subject and prompt or relation: "
+            "dropped",
+            dropped,
+            len(records),
+        )
+    return kept
+
+
+def _with_earlier(records: Sequence[Record]) -> Iterator[tuple[Record, Record | None]]:
+    """Each record with the first one that it repeats or contradicts, among those that do neither."""
+    by_prompt: dict[tuple[str, str], Record] = {}
+    by_relation: dict[tuple[str, str], Record] = {}
+    for record in records:
+        request = record.request
+        first = by_prompt.get((request.subject, request.prompt))
+        if first is None and record.relation is not None:
+            same = by_relation.setdefault((request.subject, record.relation), record)
+            first = same if same.request.target_new != request.target_new else None
+        if first is None:
+            by_prompt[request.subject, request.prompt] = record
+        yield record, first

@@ -1,0 +1,130 @@
+"""Which records are written, and which of them together."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from factsmith.artifacts.errors import InputError, closest
+from factsmith.tasks.facts.conflicts import keep_first
+from factsmith.tasks.facts.reading import read_json
+from factsmith.tasks.facts.record import Record
+from factsmith.tasks.planning.settings import DatasetSettings
+
+__all__ = ["load_suite", "scored_batches", "select_batches", "select_records"]
+
+_SCORED = 10
+"""Times that a sequence is scored, unless it is said when."""
+
+_SPLIT_BY_THEMSELVES = {"embedded"}
+"""Suites whose ``load`` minds ``dataset.split``."""
+
+
+def load_suite(settings: DatasetSettings) -> list[Record]:
+    """All records of the dataset, by the module of its suite.
+
+    Raises:
+        InputError: the suite is not known, or what it reads is faulty.
+    """
+    from factsmith.tasks.facts import datasets
+
+    known = {module.name for module in pkgutil.iter_modules(datasets.__path__)}
+    if settings.suite not in known:
+        raise InputError(f"There is no suite {settings.suite!r}.", remedy=closest(settings.suite, known))
+    records: list[Record] = importlib.import_module(f"{datasets.__name__}.{settings.suite}").load(settings)
+    return records
+
+
+def select_records(settings: DatasetSettings) -> list[Record]:
+    """The records: chosen by case, without contradictions, shuffled by seed, one half if asked for, cut to the limit.
+
+    ``split`` takes every other record, ``tune`` the first and ``test`` the second of each two: no record is in both.
+
+    Raises:
+        InputError: a case that is not there, or no record in that half.
+    """
+    records = load_suite(settings)
+    if settings.cases is not None:
+        records = _with_cases(records, settings)
+    records = keep_first(records)
+    if settings.seed is not None:
+        order = torch.randperm(len(records), generator=torch.Generator().manual_seed(settings.seed)).tolist()
+        records = [records[place] for place in order]
+    if settings.split != "all" and settings.suite not in _SPLIT_BY_THEMSELVES:
+        records = records[0 if settings.split == "tune" else 1 :: 2]
+        if not records:
+            raise InputError(f"dataset={settings.name} has too few records for dataset.split={settings.split}.")
+    return records[: settings.limit]
+
+
+def select_batches(settings: DatasetSettings, batch_size: int | Literal["all"]) -> list[list[Record]]:
+    """The records of each batch, selected as by ``select_records``.
+
+    Raises:
+        InputError: as there, or fewer records than the batches need.
+    """
+    records = select_records(settings)
+    size = len(records) if batch_size == "all" else batch_size
+    batches = [records[first : first + size] for first in range(0, len(records), size)]
+    if settings.batches is None:
+        return batches
+    needed = size * settings.batches
+    if len(records) < needed:
+        raise InputError(
+            f"dataset={settings.name} has {len(records)} records for {settings.batches} batches of {size}.",
+            expected=f"{needed} records",
+            remedy="lower method.batch_size or dataset.batches, or raise dataset.limit",
+        )
+    return batches[: settings.batches]
+
+
+def scored_batches(sizes: Sequence[int], counts: Sequence[int] | None) -> list[int]:
+    """After how many batches a sequence is scored: ascending, the last one always among them.
+
+    Args:
+        sizes: of the batches, in facts.
+        counts: of facts, each of which stands for the end of its batch; ``None`` for ``_SCORED`` spread evenly.
+
+    Raises:
+        InputError: there are fewer facts than that.
+    """
+    ends = list(accumulate(sizes))
+    if counts is None:
+        counts = [-(-ends[-1] * number // _SCORED) for number in range(1, _SCORED + 1)]
+    if not all(0 < count <= ends[-1] for count in counts):
+        raise InputError(
+            "method.sequence.evaluate_at counts edits that the sequence does not have.",
+            got=", ".join(map(str, counts)),
+            expected=f"1 to {ends[-1]}",
+        )
+    return sorted({*(bisect_left(ends, count) + 1 for count in counts), len(sizes)})
+
+
+def _with_cases(records: list[Record], settings: DatasetSettings) -> list[Record]:
+    cases = settings.cases
+    where = "dataset.cases"
+    if isinstance(cases, Path):
+        where = str(cases)
+        cases = read_json(cases.expanduser())
+    if not isinstance(cases, list) or not all(type(case) is int for case in cases):
+        raise InputError(f"{where} is not a JSON list of case ids.", expected="[1, 11, 14, ...]")
+    by_case = {record.request.case_id: record for record in records}
+    missing = [case for case in cases if case not in by_case]
+    if missing:
+        raise InputError(
+            f"{where} asks for cases that dataset={settings.name} does not have.",
+            got=f"{len(missing)} of {len(cases)} missing, {', '.join(map(str, missing[:5]))} among them",
+        )
+    counts = Counter(record.request.case_id for record in records)
+    for case in cases:
+        if counts[case] > 1:
+            raise InputError(f"{counts[case]} records of dataset={settings.name} go by case {case}.", got=where)
+    return [by_case[case] for case in dict.fromkeys(cases)]

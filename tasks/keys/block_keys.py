@@ -1,0 +1,72 @@
+"""Keys of corpus text: the inputs of the edited projections at every real token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from factsmith.tasks.decoder.batching import length_batches, pad
+from factsmith.tasks.decoder.decoder import Decoder
+
+__all__ = ["NonFiniteKeysError", "block_keys"]
+
+
+class NonFiniteKeysError(Exception):
+    """A forward pass gave keys that are not numbers.
+
+    Attributes:
+        layer: where.
+    """
+
+    def __init__(self, layer: int) -> None:
+        super().__init__(f"keys of layer {layer} hold NaN or infinity")
+        self.layer = layer
+
+
+@torch.inference_mode()
+def block_keys(
+    decoder: Decoder, blocks: Sequence[Sequence[int]], layers: Sequence[int], *, most_tokens: int
+) -> dict[int, Tensor]:
+    """Keys of every token of ``blocks`` at each of ``layers``, from one pass stopped at the last of them.
+
+    Args:
+        decoder: the model.
+        blocks: token sequences, each a text of its own.
+        layers: edited layers.
+        most_tokens: positions in one forward pass, at most (or one block).
+
+    Returns:
+        For each layer (tokens, d_k) in the model's dtype on the CPU, rows in the order of the blocks and the tokens
+        within them, however the passes were batched.
+
+    Raises:
+        NonFiniteKeysError: a key is NaN or infinite.
+    """
+    lengths = [len(block) for block in blocks]
+    starts = [0]
+    for length in lengths:
+        starts.append(starts[-1] + length)
+    keys = {
+        layer: torch.empty(starts[-1], decoder.key_width, dtype=decoder.model.dtype) for layer in sorted(set(layers))
+    }
+    for batch in length_batches(lengths, most_tokens):
+        tokens = pad([blocks[index] for index in batch], decoder.device)
+        # Neighbours of equal length fill one stretch of rows; anything else is scattered block by block.
+        contiguous = batch == list(range(batch[0], batch[0] + len(batch))) and len({lengths[i] for i in batch}) == 1
+
+        def store(layer: int, found: Tensor, batch: list[int] = batch, contiguous: bool = contiguous) -> None:
+            if contiguous:
+                first, last = batch[0], batch[-1]
+                keys[layer][starts[first] : starts[last + 1]].view(found.shape).copy_(found)
+            else:
+                for index, rows in zip(batch, found, strict=True):
+                    keys[layer][starts[index] : starts[index + 1]].copy_(rows[: lengths[index]])
+
+        with decoder.tapped(list(keys), store, stop=True):
+            decoder.run(decoder.embed(tokens), 0, max(keys) + 1)
+    for layer, rows in keys.items():
+        if not torch.isfinite(rows.sum(dtype=torch.float64)):
+            raise NonFiniteKeysError(layer)
+    return keys

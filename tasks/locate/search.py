@@ -1,0 +1,110 @@
+"""Which settings to try next: a coarse-to-fine search on a lattice around where it starts."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+from factsmith.tasks.planning.settings import Settings
+
+__all__ = ["Point", "Search", "settings_at"]
+
+_WIDEST = 6
+"""Steps from the start at most: lambda a factor of 1000, clamp and learning rate one of 8."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """Settings as whole steps from the start: of sqrt(10) in lambda, of sqrt(2) in clamp and learning rate."""
+
+    weight: int = 0
+    clamp: int = 0
+    rate: int = 0
+
+    @property
+    def pair(self) -> tuple[int, int]:
+        """What value vectors depend on."""
+        return self.clamp, self.rate
+
+
+class Search:
+    """Proposes points one by one and learns from their scores.
+
+    Value vectors cost most and depend on clamp and learning rate alone, so one pair of these is tried with several
+    lambdas: first the start's with its lambda, a tenth and ten times that. Then pairs are drawn by seed from the
+    untried neighbours of the best one, each with the best lambda and its neighbours. In the first half of the trials a
+    neighbour is two steps away, in the second one step; that half opens with the lambdas between those the best pair
+    was tried with. The same scores and seed give the same points.
+
+    Args:
+        trials: points at most.
+        seed: of the draws.
+    """
+
+    def __init__(self, trials: int, seed: int) -> None:
+        self._trials = trials
+        self._random = random.Random(f"search/{seed}")
+        self._scores: dict[Point, float | None] = {}
+        self._queue: list[Point] = []
+        self._fine = False
+
+    def propose(self) -> Point | None:
+        """The point to try next; ``None`` when the trials, or all neighbours, are used up."""
+        if len(self._scores) >= self._trials:
+            return None
+        if not self._queue:
+            self._queue = self._round()
+        return self._queue.pop(0) if self._queue else None
+
+    def tell(self, point: Point, score: float | None) -> None:
+        """Say what ``point`` scored; ``None`` if it failed."""
+        self._scores[point] = score
+
+    @property
+    def best(self) -> Point:
+        """The point of the highest score, the earlier of two that are equal; the start if every one has failed."""
+        scored = {point: score for point, score in self._scores.items() if score is not None}
+        return max(scored, key=lambda point: scored[point]) if scored else Point()
+
+    def _round(self) -> list[Point]:
+        best = self.best
+        if not self._scores:
+            return self._untried(best.weight, best.pair, 2)
+        if not self._fine and 2 * len(self._scores) >= self._trials:
+            self._fine = True
+            if found := self._untried(best.weight, best.pair, 1):
+                return found
+        for step in (1, 2) if self._fine else (2, 1):
+            tried = {point.pair for point in self._scores}
+            around = [
+                (best.clamp + step * clamp, best.rate + step * rate) for clamp in (-1, 0, 1) for rate in (-1, 0, 1)
+            ]
+            free = [pair for pair in around if pair not in tried and max(map(abs, pair)) <= _WIDEST]
+            if free:
+                return self._untried(best.weight, self._random.choice(free), step)
+        return []
+
+    def _untried(self, weight: int, pair: tuple[int, int], step: int) -> list[Point]:
+        points = [Point(weight + offset, *pair) for offset in (0, -step, step)]
+        return [point for point in points if point not in self._scores and abs(point.weight) <= _WIDEST]
+
+
+def settings_at(start: Settings, point: Point) -> Settings:
+    """``start`` with lambda, clamp and learning rate moved to ``point``, rounded to three digits."""
+    method, value = start.method, start.method.value
+    if point == Point():
+        return start
+    value = value.model_copy(
+        update={
+            "clamp": _rounded(value.clamp * 2 ** (point.clamp / 2)),
+            "learning_rate": _rounded(value.learning_rate * 2 ** (point.rate / 2)),
+        }
+    )
+    weight = _rounded(method.preservation_weight * 10 ** (point.weight / 2))
+    return start.model_copy(
+        update={"method": method.model_copy(update={"preservation_weight": weight, "value": value})}
+    )
+
+
+def _rounded(number: float) -> float:
+    return float(f"{number:.3g}")

@@ -1,0 +1,162 @@
+"""One commit of a repository on the hub, and how its files come into the cache.
+
+Files live where every Hugging Face library keeps them (``HF_HOME``, ``HF_HUB_CACHE``). With ``HF_HUB_OFFLINE=1``
+nothing is asked of anybody.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import re
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi, constants, get_cached_repo_tree, is_offline_mode, snapshot_download
+from huggingface_hub.errors import CachedRepoTreeNotFoundError, LocalEntryNotFoundError
+from huggingface_hub.utils.tqdm import tqdm
+
+from factsmith.artifacts.errors import InputError
+from factsmith.tasks.model.hub.repository import Repository
+from factsmith.tasks.model.hub.retry import not_cached, patiently
+
+__all__ = ["Snapshot", "resolve"]
+
+logger = logging.getLogger(__name__)
+
+_TIMEOUT = 10.0
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+def resolve(repository: Repository) -> Snapshot:
+    """The commit that the repository's revision means now; offline, the one it meant when it was last asked for.
+
+    Raises:
+        InputError: there is no such repository or revision, it may not be read, or nobody answers.
+    """
+
+    def commit() -> str:
+        if not is_offline_mode() and not _COMMIT.fullmatch(repository.revision or ""):
+            _knock(repository, repository.revision)
+        found = HfApi().resolve_revision(
+            repository.identifier,
+            repo_type=repository.kind,
+            revision=repository.revision,
+            local_files_only=is_offline_mode(),
+        )
+        return found.resolved
+
+    return Snapshot(repository, patiently(repository, commit))
+
+
+def _knock(repository: Repository, revision: str | None) -> None:
+    """See that the hub answers: this request has a limit of time, where those that follow would wait forever."""
+    HfApi().repo_info(repository.identifier, repo_type=repository.kind, revision=revision, timeout=_TIMEOUT)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """One commit of a repository.
+
+    Attributes:
+        repository: of which.
+        commit: 40 hexadecimal digits.
+    """
+
+    repository: Repository
+    commit: str
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Bytes of every file, by name; empty where the cache was filled by something that kept no list.
+
+        Known once something has been fetched.
+        """
+        try:
+            files = get_cached_repo_tree(
+                self.repository.identifier, repo_type=self.repository.kind, revision=self.commit
+            )
+        except CachedRepoTreeNotFoundError:
+            return {}
+        return {file.path: file.size for file in files}
+
+    def fetch(self, patterns: Sequence[str]) -> Path:
+        """The folder of this commit in the cache, with the files that match ``patterns`` in it.
+
+        Raises:
+            InputError: they are neither in the cache nor to be had, or do not fit the disk.
+        """
+        try:
+            folder = self._snapshot(patterns, local=True)
+        except LocalEntryNotFoundError as error:
+            if is_offline_mode():
+                raise not_cached(self.repository) from error
+        else:
+            # Without a list of files, nobody knows whether those in the cache are all there are.
+            if self.sizes or is_offline_mode():
+                return folder
+        return patiently(self.repository, lambda: self._download(patterns))
+
+    def fetch_large(self, names: Sequence[str]) -> Path:
+        """``fetch`` for files that take long: says so, and looks for room first."""
+        folder = self.fetch([])
+        missing = [name for name in names if not (folder / name).is_file()]
+        if missing and not is_offline_mode():
+            size = sum(self.sizes.get(name, 0) for name in missing)
+            if size > _free():
+                raise _no_room(self.repository, size)
+            logger.info(
+                "fetching %s of %s (commit %s), %s MB",
+                ", ".join(missing) if len(missing) < 4 else f"{len(missing)} files",
+                self.repository.identifier,
+                self.commit[:12],
+                f"{size / 1e6:,.1f}",
+            )
+        try:
+            return self.fetch(names)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            raise _no_room(self.repository, sum(self.sizes.get(name, 0) for name in missing)) from None
+
+    def _download(self, patterns: Sequence[str]) -> Path:
+        _knock(self.repository, self.commit)
+        return self._snapshot(patterns, local=False)
+
+    def _snapshot(self, patterns: Sequence[str], *, local: bool) -> Path:
+        folder = snapshot_download(
+            self.repository.identifier,
+            repo_type=self.repository.kind,
+            revision=self.commit,
+            allow_patterns=list(patterns),
+            local_files_only=local,
+            tqdm_class=_Bar,
+        )
+        return Path(folder)
+
+
+class _Bar(tqdm):
+    """Shows on a terminal; a log gets one line of ours instead."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        disable = kwargs.pop("disable", None) or not sys.stderr.isatty()
+        super().__init__(*args, disable=disable, **kwargs)  # type: ignore[no-untyped-call]
+
+
+def _no_room(repository: Repository, size: int) -> InputError:
+    return InputError(
+        f"{repository.identifier} does not fit the disk that holds {constants.HF_HUB_CACHE}.",
+        got=f"{_free() / 1e6:,.0f} MB free",
+        expected=f"{size / 1e6:,.0f} MB",
+        remedy="make room, or set HF_HOME to a folder on another disk",
+    )
+
+
+def _free() -> int:
+    """Bytes free where the cache is, or is going to be."""
+    cache = Path(constants.HF_HUB_CACHE).absolute()
+    return shutil.disk_usage(next(path for path in (cache, *cache.parents) if path.exists())).free

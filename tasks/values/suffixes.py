@@ -1,0 +1,143 @@
+"""Prompts from the lookup token on, with everything before it computed once and kept.
+
+A change at the lookup token reaches neither the blocks up to the edited one nor the positions before it. What the
+prompts of one context begin with alike (its prefix sentence) is computed once for all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from factsmith.tasks.decoder.batching import pad
+from factsmith.tasks.decoder.decoder import Decoder
+from factsmith.tasks.decoder.prefix_cache import PrefixCache, PrefixCompleteError
+from factsmith.tasks.decoder.text import EncodedPrompt
+
+__all__ = ["Suffixes"]
+
+
+@dataclass(frozen=True)
+class Suffixes:
+    """Rows of prompts behind block ``layer``.
+
+    Attributes:
+        decoder: the model.
+        layer: L, the block whose output is going to be changed.
+        lookups: (rows,) the lookup index of each prompt.
+        lengths: (rows,) positions from the lookup token on.
+        hidden: (rows, longest, d_model) output of block L from the lookup token on, right-padded.
+        prefix: attention keys and values of the positions before, in the blocks above L; a row's are the first
+            ``lookups[row]``, whatever follows is padding.
+    """
+
+    decoder: Decoder
+    layer: int
+    lookups: Tensor
+    lengths: Tensor
+    hidden: Tensor
+    prefix: PrefixCache
+
+    @classmethod
+    @torch.no_grad()
+    def prepare(cls, decoder: Decoder, layer: int, prompts: Sequence[EncodedPrompt]) -> Suffixes:
+        """Run blocks up to ``layer`` on ``prompts``, and the blocks above on what comes before their lookup tokens."""
+        device = decoder.device
+        inputs = [prompt.inputs for prompt in prompts]
+        lookups = torch.tensor([prompt.lookup for prompt in prompts], device=device)
+        lengths = torch.tensor([len(tokens) for tokens in inputs], device=device) - lookups
+        shared = min(_alike(inputs), int(lookups.min())) if len(inputs) > 1 else 0
+        trunk = PrefixCache()
+        if shared:
+            alike = decoder.embed(torch.tensor([inputs[0][:shared]], device=device))
+            trunk = _recorded(decoder, alike, 0, PrefixCache())
+
+        tokens = pad([one[shared:] for one in inputs], device)
+        positions = shared + torch.arange(tokens.shape[1], device=device)[None]
+        # Beside a prefix, attention is no longer plainly causal and must be told who sees whom.
+        mask = (torch.arange(shared + tokens.shape[1], device=device) <= positions.T)[None, None] if shared else None
+        full = decoder.run(decoder.embed(tokens, positions), 0, layer + 1, positions=positions, mask=mask, cache=trunk)
+        own = max(1, int(lookups.max()) - shared)
+        prefix = _recorded(
+            decoder,
+            full[:, :own],
+            layer + 1,
+            trunk,
+            positions[:, :own],
+            None if mask is None else mask[:, :, :own, : shared + own],
+        )
+        at = (lookups - shared)[:, None] + torch.arange(int(lengths.max()), device=device)
+        inside = at.clamp(max=tokens.shape[1] - 1)[..., None].expand(-1, -1, full.shape[2])
+        return cls(
+            decoder, layer, lookups, lengths, full.gather(1, inside), prefix.select(slice(None), int(lookups.max()))
+        )
+
+    @classmethod
+    def join(cls, parts: Sequence[Suffixes]) -> Suffixes:
+        """The rows of several under each other."""
+        longest = max(part.hidden.shape[1] for part in parts)
+        hidden = [torch.nn.functional.pad(part.hidden, (0, 0, 0, longest - part.hidden.shape[1])) for part in parts]
+        return cls(
+            parts[0].decoder,
+            parts[0].layer,
+            torch.cat([part.lookups for part in parts]),
+            torch.cat([part.lengths for part in parts]),
+            torch.cat(hidden),
+            PrefixCache.join([part.prefix for part in parts]),
+        )
+
+    def select(self, rows: Tensor) -> Suffixes:
+        """Some rows, in that order, without the padding they do not need."""
+        lookups, lengths = self.lookups[rows], self.lengths[rows]
+        return Suffixes(
+            self.decoder,
+            self.layer,
+            lookups,
+            lengths,
+            self.hidden[rows, : int(lengths.max())],
+            self.prefix.select(rows, int(lookups.max())),
+        )
+
+    def run(self, changes: Tensor) -> Tensor:
+        """(rows, longest, d_model) output of the last block, with ``changes`` (rows, d_model) added at the lookups."""
+        changed = self.hidden[:, :1] + changes[:, None].to(self.hidden.dtype)
+        steps = torch.arange(self.hidden.shape[1], device=self.hidden.device)
+        before = torch.arange(int(self.lookups.max()), device=self.hidden.device)
+        in_prefix = (before < self.lookups[:, None])[:, None].expand(-1, len(steps), -1)
+        causal = (steps[:, None] >= steps).expand(len(self.lookups), -1, -1)
+        return self.decoder.run(
+            torch.cat([changed, self.hidden[:, 1:]], dim=1),
+            self.layer + 1,
+            self.decoder.block_count,
+            positions=self.lookups[:, None] + steps,
+            mask=torch.cat([in_prefix, causal], dim=2)[:, None],
+            cache=self.prefix,
+        )
+
+
+def _alike(sequences: Sequence[tuple[int, ...]]) -> int:
+    """How many tokens all sequences begin with alike."""
+    first, last = min(sequences), max(sequences)
+    return next(
+        (place for place, pair in enumerate(zip(first, last, strict=False)) if pair[0] != pair[1]),
+        min(len(first), len(last)),
+    )
+
+
+def _recorded(
+    decoder: Decoder,
+    hidden: Tensor,
+    start: int,
+    behind: PrefixCache,
+    positions: Tensor | None = None,
+    mask: Tensor | None = None,
+) -> PrefixCache:
+    """What the blocks from ``start`` on attend to at ``hidden`` and ``behind`` it."""
+    recorder = behind.recorder(decoder.block_count - 1)
+    with suppress(PrefixCompleteError):
+        decoder.run(hidden, start, decoder.block_count, positions=positions, mask=mask, cache=recorder)
+    return recorder.recorded()
