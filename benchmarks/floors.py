@@ -34,13 +34,14 @@ from factsmith.tasks.decoder.text import PLACEHOLDER, EncodedPrompt, encode_prom
 from factsmith.tasks.evaluation.metrics.counterfact import FAMILY
 from factsmith.tasks.facts.record import Record
 from factsmith.tasks.facts.request import EditRequest
-from factsmith.tasks.facts.selection import load_suite
+from factsmith.tasks.facts.selection import load_records
 from factsmith.tasks.keys import stage as keys_stage
 from factsmith.tasks.keys.reader import corpus_tokens
 from factsmith.tasks.model import stage as model_stage
 from factsmith.tasks.model.embedded.world import World
-from factsmith.tasks.pipeline.workspace import Bench
-from factsmith.tasks.values.optimiser import ESSENCE_TEMPLATE, ValueSettings, optimise_values
+from factsmith.tasks.planning.run import Run
+from factsmith.tasks.values.optimiser import ESSENCE_TEMPLATE, optimise_values
+from factsmith.tasks.values.settings import ValueSettings
 
 CONTEXTS = (
     "{}",
@@ -89,7 +90,7 @@ def measured(repetitions: int, **works: Callable[[], object]) -> dict[str, float
 # --------------------------------------------------------------------------------------------------------- keys
 
 
-def bench_keys(bench: Bench, shape: Shape) -> list[tuple[str, str, float, float]]:
+def bench_keys(bench: Run, shape: Shape) -> list[tuple[str, str, float, float]]:
     """Key collection and C0 through the store, against the stopped forward and the products alone."""
     name = model_stage.model.__wrapped__(bench).value
     wanted = corpus_tokens(bench)
@@ -254,14 +255,14 @@ def run(name: str, console: Console) -> None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             GPT2LMHeadModel(config).save_pretrained(random_model)
-        embedded = Bench(compose(), Store(Path(folder) / "home"))
+        embedded = Run(compose(), Store(Path(folder) / "home"))
         embedded.tokenizer.save_pretrained(random_model)
         words = [
             "model=local", f"model.path={random_model}", "corpus=embedded", "dataset=embedded",
             f"method.layers={list(shape.layers)}", f"corpus.tokens={shape.key_tokens}",
         ]  # fmt: skip
-        bench = Bench(compose(words), Store(Path(folder) / "home"))
-        records = load_suite(bench.settings.dataset)
+        bench = Run(compose(words), Store(Path(folder) / "home"))
+        records = load_records(bench.settings.dataset)
         requests = [record.request for record in records]
         rows = bench_keys(bench, shape)
         rows += bench_values(bench.decoder, shape, requests)

@@ -32,12 +32,12 @@ def make_model(folder: Path, blocks: int) -> None:
 
     from factsmith.artifacts.store import Store
     from factsmith.flows.configuration.composition import compose
-    from factsmith.tasks.pipeline.workspace import Bench
+    from factsmith.tasks.planning.run import Run
 
     config = GPT2Config(n_embd=1600, n_head=25, n_layer=blocks, bos_token_id=0, eos_token_id=0)
     torch.manual_seed(0)
     GPT2LMHeadModel(config).save_pretrained(folder)
-    Bench(compose(), Store(folder / "unused")).tokenizer.save_pretrained(folder)
+    Run(compose(), Store(folder / "unused")).tokenizer.save_pretrained(folder)
 
 
 def measured(words: list[str], home: Path) -> tuple[dict[str, object], float, float, str]:

@@ -23,7 +23,8 @@ from factsmith.tasks.edit.delta_sum import DeltaSum
 from factsmith.tasks.edit.solve import solve_edit
 from factsmith.tasks.preservation.full import FullPreservation
 from factsmith.tasks.preservation.history import History
-from factsmith.tasks.preservation.low_rank import LowRankModel, LowRankPreservation
+from factsmith.tasks.preservation.low_rank import LowRankPreservation
+from factsmith.tasks.preservation.low_rank_model import LowRankModel
 from factsmith.tasks.preservation.operator import PreservationOperator
 
 RANKS = {6400: 1852, 16384: 5911}

@@ -1,5 +1,14 @@
-"""What a person runs or schedules: the flows, the command line, and how settings are put together."""
+"""What a person runs or schedules: the Prefect flows, the command line, the configuration and the reports.
+
+Imports run downwards::
+
+    cli                                       the command line
+    services                                  schedules, the temporary Prefect server, the page of the MLflow UI
+    sweep, tune, run, evaluate, edit, ...     the flows
+    reporting                                 tables, figures and reports
+    configuration                             from arguments to settings
+"""
 
 import logging
 
-logging.getLogger("factsmith").setLevel(logging.INFO)  # runs tell how they go; whoever starts them says where to
+logging.getLogger("factsmith").setLevel(logging.INFO)  # Whoever starts a run chooses where its messages go.

@@ -1,4 +1,4 @@
-"""The cells of a sweep, looked at before any of them runs, and the models that they share."""
+"""The cells of a sweep, checked before any of them runs, and the models that they share."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from factsmith.artifacts.errors import InputError
 from factsmith.artifacts.store import Store
 from factsmith.flows.configuration.composition import compose
 from factsmith.flows.configuration.grid import MULTIPLIER, Cell, Grid, read_grid
-from factsmith.tasks.pipeline.paths import home
-from factsmith.tasks.pipeline.workspace import Bench
+from factsmith.tasks.pipeline.environment import home
 from factsmith.tasks.planning.plan import plan
 from factsmith.tasks.planning.preflight import check_input
+from factsmith.tasks.planning.run import Run
 from factsmith.tasks.planning.settings import Settings
 
-__all__ = ["Benches", "Sweep", "open_sweep"]
+__all__ = ["RunPool", "Sweep", "open_sweep"]
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """A sweep whose input has been looked at.
+    """A sweep whose input has been checked.
 
     Attributes:
         grid: its axes.
-        cells: with their settings, in the order of the axes.
-        refused: why a cell cannot run, by its place among them.
-        jobs: cells that run at once.
+        cells: the cells and their settings, in the order of the axes.
+        refused: why a cell cannot run, by its index.
+        jobs: number of cells to run at once.
     """
 
     grid: Grid
@@ -40,32 +40,32 @@ class Sweep:
     jobs: int
 
 
-def open_sweep(words: Sequence[str], *, jobs: int = 1, memory_mb: int | None = None) -> Sweep:
-    """Look at everything the user gave before anything is written.
+def open_sweep(arguments: Sequence[str], *, jobs: int = 1, memory_mb: int | None = None) -> Sweep:
+    """Check everything that the user gave before anything is written.
 
     Args:
-        words: of ``read_grid``.
-        jobs: cells that may run at once.
-        memory_mb: of all cells that run at once; fewer do if they would need more.
+        arguments: those of ``read_grid``.
+        jobs: most cells to run at once.
+        memory_mb: memory for all cells that run at once, in MiB; fewer run if they would need more.
 
     Raises:
-        InputError: a word is not understood, or no cell can run.
+        InputError: an argument is not understood, or no cell can run.
     """
-    grid = read_grid(words)
-    cells = [(cell, compose(cell.words)) for cell in grid.cells]
-    looked: dict[str, InputError | None] = {}
+    grid = read_grid(arguments)
+    cells = [(cell, compose(cell.arguments)) for cell in grid.cells]
+    faults: dict[str, InputError | None] = {}
     refused: dict[int, InputError] = {}
     needed = 0
-    benches = Benches(Store(home()))
+    pool = RunPool(Store(home()))
     for place, (cell, settings) in enumerate(cells):
-        with benches.lent(settings) as bench:
-            alike = _what_is_looked_at(settings)
-            if alike not in looked:
-                looked[alike] = _fault(bench)
-            if error := looked[alike] or _same_tokens(cell, settings):
+        with pool.borrow(settings) as run:
+            checked = _checked_settings(settings)
+            if checked not in faults:
+                faults[checked] = _fault(run)
+            if error := faults[checked] or _same_tokens(cell, settings):
                 refused[place] = error
             elif memory_mb is not None:
-                needed = max(needed, *(stage.memory for stage in plan(bench)))
+                needed = max(needed, *(stage.memory for stage in plan(run)))
     if len(refused) == len(cells):
         raise refused[0]
     if memory_mb is not None and needed:
@@ -78,21 +78,21 @@ def open_sweep(words: Sequence[str], *, jobs: int = 1, memory_mb: int | None = N
     return Sweep(grid, cells, {place: str(error) for place, error in refused.items()}, jobs)
 
 
-class Benches:
-    """Benches that share a model, each lent to one cell at a time. Models of earlier cells are let go."""
+class RunPool:
+    """Runs that share a model, each borrowed by one cell at a time. Models of earlier cells are dropped."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self._lock = Lock()
-        self._free: dict[str, list[Bench]] = {}
+        self._free: dict[str, list[Run]] = {}
 
     @contextmanager
-    def lent(self, settings: Settings) -> Iterator[Bench]:
-        """A bench for ``settings``, whose model nobody else uses meanwhile."""
+    def borrow(self, settings: Settings) -> Iterator[Run]:
+        """A run with ``settings``, whose model no other cell uses in the meantime."""
         model = settings.model_dump_json(include={"model", "runtime"})
         with self._lock:
             self._free = {model: self._free.get(model, [])}
-            lender = self._free[model].pop() if self._free[model] else Bench(settings, self._store)
+            lender = self._free[model].pop() if self._free[model] else Run(settings, self._store)
         try:
             yield lender.variant(settings)
         finally:
@@ -100,8 +100,8 @@ class Benches:
                 self._free.setdefault(model, []).append(lender)
 
 
-def _what_is_looked_at(settings: Settings) -> str:
-    """The settings that decide whether input can be used: cells that differ in others need no second look."""
+def _checked_settings(settings: Settings) -> str:
+    """The settings that decide whether input can be used. Cells that differ only in others are checked once."""
     value = set(type(settings.method.value).model_fields) - {"site"}
     numbers = {"preservation_weight", "ridge", "slack", "slack_of_one", "spread", "clean_weight", "context_seed"}
     numbers |= {"low_rank", "null_space"}
@@ -112,21 +112,21 @@ def _what_is_looked_at(settings: Settings) -> str:
 
 
 def _same_tokens(cell: Cell, settings: Settings) -> InputError | None:
-    """Cells that differ in d_m would be the same cell, and a table by d_m would say what nobody has tried."""
+    """An error if d_m is an axis and the method does not use C0: the cells along this axis would be the same."""
     method = settings.method
     if MULTIPLIER not in cell.place or method.reads == "corpus":
         return None
     samples = method.reads == "samples"
     return InputError(
-        f"{MULTIPLIER} makes no difference to {method.name}, which keeps no C0.",
+        f"{MULTIPLIER} makes no difference to {method.name}, which does not use C0.",
         got=f"{MULTIPLIER}={cell.place[MULTIPLIER]}",
         remedy="vary method.low_rank.n_samples, the tokens that it reads" if samples else "it reads no tokens",
     )
 
 
-def _fault(bench: Bench) -> InputError | None:
+def _fault(run: Run) -> InputError | None:
     try:
-        check_input(bench, dataset=True)
+        check_input(run, dataset=True)
     except InputError as error:
         return error
     return None

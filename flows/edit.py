@@ -1,4 +1,4 @@
-"""Flow ``edit``: write facts, and if wanted hand over the edited model."""
+"""Flow ``edit``: write facts, and if asked export the edited model."""
 
 from __future__ import annotations
 
@@ -11,32 +11,36 @@ from factsmith.flows.configuration.parameters import RunSettings
 from factsmith.flows.precompute import Prepared, finish, prepare
 from factsmith.flows.reporting.reports import Report
 from factsmith.tasks.edit.sequence_stage import edit_in_sequence
-from factsmith.tasks.edit.stage import edit as edit_stage
+from factsmith.tasks.edit.stage import edit as edit_batches
 from factsmith.tasks.export.stage import export
 from factsmith.tasks.facts.stage import contexts
-from factsmith.tasks.pipeline.workspace import Bench
-from factsmith.tasks.planning.preflight import open_bench
-from factsmith.tasks.preservation.directions_stage import directions
+from factsmith.tasks.planning.preflight import open_run
+from factsmith.tasks.planning.run import Run
+from factsmith.tasks.preservation.principal_directions_stage import principal_directions
 from factsmith.tasks.tracking.runs import EDITS
 from factsmith.tasks.values.stage import values
 
 __all__ = ["edit", "write"]
 
 
-def write(bench: Bench, prepared: Prepared) -> list[Artifact]:
-    """contexts -> values -> edit; in sequence, where values belong to the weights as they are then, without values.
+def write(run: Run, prepared: Prepared) -> list[Artifact]:
+    """contexts -> values -> edit; in a sequence, contexts -> principal directions -> edit.
+
+    A sequence optimises its value vectors in stage ``edit``, because they depend on the weights of that moment.
 
     Returns:
-        One edit a batch; in sequence one after each number of batches that is scored, all batches the last.
+        One edit for each batch. In a sequence, one after each number of batches that is scored; the last holds all.
     """
-    templates = contexts(bench, prepared.model)
-    if bench.in_sequence:
-        leading = directions(bench, prepared.factors)
-        edits = edit_in_sequence(bench, prepared.model, templates, prepared.factors, leading)
+    workspace, model, layers, method, batches = run.workspace, run.model, run.layers, run.settings.method, run.batches
+    templates = contexts(workspace, model, method, run.given_contexts)
+    factors = prepared.factors
+    if batches.in_sequence:
+        directions = principal_directions(workspace, factors)
+        edits = edit_in_sequence(workspace, model, layers, method, batches, templates, factors, directions)
     else:
-        vectors = values(bench, prepared.model, templates)
-        edits = edit_stage(bench, prepared.model, templates, vectors, prepared.factors)
-    bench.tracker.document([artifact.place for artifact in edits], EDITS)
+        vectors = values(workspace, model, layers[-1], method.value, templates, batches.requests)
+        edits = edit_batches(workspace, model, layers, method, batches.batches, templates, vectors, factors)
+    workspace.tracker.document([artifact.place for artifact in edits], EDITS)
     return edits
 
 
@@ -45,12 +49,12 @@ def edit(settings: RunSettings, out: Path | None = None) -> Report:
     """Write facts into a model.
 
     Args:
-        settings: of the run: choices, and what is to differ from them.
+        settings: choices, and settings that differ from them.
         out: folder to write the edited model to, as a Hugging Face checkpoint.
     """
-    with open_bench(settings, "edit", out=out) as bench:
-        prepared = prepare(bench)
-        edits = write(bench, prepared)
+    with open_run(settings, "edit", out=out) as run:
+        prepared = prepare(run)
+        edits = write(run, prepared)
         if out is not None:
-            export(bench, edits[-1], out)
-        return finish(bench, prepared)
+            export(run.workspace, run.model, edits[-1], out)
+        return finish(run, prepared)

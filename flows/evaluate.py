@@ -1,6 +1,8 @@
-"""Flow ``evaluate``: score a model before and after its facts were written."""
+"""Flow ``evaluate``: score a model before and after its facts are written."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from prefect import flow
 
@@ -11,55 +13,66 @@ from factsmith.flows.precompute import finish, prepare
 from factsmith.flows.reporting.curves import Curves
 from factsmith.flows.reporting.figures import before_and_after
 from factsmith.flows.reporting.reports import Report
-from factsmith.flows.reporting.trajectory import log_course
+from factsmith.flows.reporting.trajectory import log_trajectory
 from factsmith.tasks.edit.stage import past_edits
 from factsmith.tasks.evaluation.stage import Scores, evaluation, prompt_table
-from factsmith.tasks.evaluation.trajectory_stage import course
-from factsmith.tasks.model.stage import ModelName, model
-from factsmith.tasks.pipeline.paths import home
-from factsmith.tasks.pipeline.workspace import Bench
-from factsmith.tasks.planning.preflight import open_bench
+from factsmith.tasks.evaluation.trajectory_stage import trajectory
+from factsmith.tasks.model.stage import model
+from factsmith.tasks.pipeline.environment import home
+from factsmith.tasks.planning.preflight import open_run
+from factsmith.tasks.planning.run import Run
 from factsmith.tasks.tracking.runs import EDITS, RECORDS, SCORE, find_run
 
 __all__ = ["evaluate", "score"]
 
 
-def score(bench: Bench, model: ModelName, edits: list[Artifact], *, figure: bool = True) -> tuple[Scores, Curves]:
-    """evaluation, and in sequence course, and what MLflow shows of them.
+def score(run: Run, edits: Sequence[Artifact], *, figure: bool = True) -> tuple[Scores, Curves]:
+    """evaluation, and for a sequence trajectory; logs both to MLflow.
+
+    Args:
+        run: the run.
+        edits: the edits that ``write`` returned.
+        figure: whether to log a figure of the scores.
 
     Returns:
-        Scores before and after; and how they went as edits added up, nothing unless in sequence.
+        The scores before and after the edit, and the curves of a sequence, which are empty for independent batches.
     """
-    scores = evaluation(bench, model, edits[-1:] if bench.in_sequence else edits)
+    workspace, batches, families = run.workspace, run.batches, run.families
+    final = edits[-1:] if batches.in_sequence else edits
+    scores = evaluation(workspace, run.model, families, batches, final)
     # MLflow's comparison starts with the metric that was logged first.
     by_phase = {"after": scores.after, "before": scores.before}
-    bench.tracker.metrics(
+    workspace.tracker.metrics(
         {f"{phase}/{name}": value for phase, metrics in by_phase.items() for name, value in metrics.items()}
     )
-    means = [family.mean[0] for family in bench.families if family.mean]
+    means = [family.mean[0] for family in families if family.mean]
     if means:
-        bench.tracker.tags({SCORE: means[0]})
-    for name in (RECORDS, *(prompt_table(family.name) for family in bench.families)):
-        bench.tracker.file(scores.artifact.path / name)
-    curves = log_course(bench.tracker, course(bench, model, edits), means) if bench.in_sequence else {}
+        workspace.tracker.tags({SCORE: means[0]})
+    for name in (RECORDS, *(prompt_table(family.name) for family in families)):
+        workspace.tracker.file(scores.artifact.path / name)
+    curves: Curves = {}
+    if batches.in_sequence:
+        found = trajectory(workspace, run.model, run.corpus, run.budget, families, batches, edits)
+        curves = log_trajectory(workspace.tracker, found, means)
     if figure:
-        bench.tracker.figure(before_and_after(scores.before, scores.after), "before_after.png")
+        workspace.tracker.figure(before_and_after(scores.before, scores.after), "before_after.png")
     return scores, curves
 
 
 @flow(name="evaluate")
 def evaluate(settings: RunSettings, run: str | None = None) -> Report:
-    """Score the edit that the settings describe; whatever it needs and nobody has made yet is made first.
+    """Score the edit that the settings describe. What it needs and does not exist yet is made first.
 
     Args:
-        settings: of the run: choices, and what is to differ from them.
-        run: id in MLflow of an earlier run of these settings, whose edits are scored as they are in the store.
+        settings: choices, and settings that differ from them.
+        run: MLflow id of an earlier run of these settings, whose stored edits are scored.
     """
     past = find_run(home(), run) if run else None
-    with open_bench(settings, "evaluate", run=past) as bench:
+    with open_run(settings, "evaluate", past=past) as current:
         if past is None:
-            prepared = prepare(bench)
-            return finish(bench, prepared, *score(bench, prepared.model, write(bench, prepared)))
-        edits = past_edits(bench, past)
-        bench.tracker.document(past.edits, EDITS)
-        return Report.of(bench, *score(bench, model(bench), edits))
+            prepared = prepare(current)
+            return finish(current, prepared, *score(current, write(current, prepared)))
+        edits = past_edits(current.workspace.store, past, current.settings.dataset.name, current.batches)
+        current.workspace.tracker.document(past.edits, EDITS)
+        model(current.workspace, current.model)
+        return Report.of(current, *score(current, edits))

@@ -1,4 +1,4 @@
-"""Flow ``precompute``: everything an edit needs that does not depend on the facts."""
+"""Flow ``precompute``: everything that an edit needs and that does not depend on the facts."""
 
 from __future__ import annotations
 
@@ -10,20 +10,18 @@ from prefect import flow
 from factsmith.flows.configuration.parameters import RunSettings
 from factsmith.flows.reporting.conditioning import check_report, conditioning, log_choice, log_leverages
 from factsmith.flows.reporting.curves import Curves
-from factsmith.flows.reporting.reports import PreparationReport, Report
-from factsmith.tasks.corpus.stage import TokenStream, tokens
+from factsmith.flows.reporting.reports import PrecomputeReport, Report
+from factsmith.tasks.corpus.stage import tokens
 from factsmith.tasks.covariance.accumulation_stage import accumulate
 from factsmith.tasks.covariance.leverage_stage import Leverages, leverage
 from factsmith.tasks.covariance.spectrum_stage import spectrum
 from factsmith.tasks.covariance.stage import Covariances, covariance
 from factsmith.tasks.evaluation.stage import Scores
-from factsmith.tasks.keys.reader import corpus_tokens, spare_tokens, token_steps, useful_tokens
-from factsmith.tasks.keys.stage import keys
-from factsmith.tasks.model.stage import ModelName, model
-from factsmith.tasks.pipeline.workspace import Bench
-from factsmith.tasks.planning.preflight import open_bench
-from factsmith.tasks.preservation.factoring.factorisation import Statistics, factorisation
-from factsmith.tasks.preservation.stage import Factors, factor
+from factsmith.tasks.keys.stage import KeySource, keys, whole_shards
+from factsmith.tasks.model.stage import model
+from factsmith.tasks.planning.preflight import open_run
+from factsmith.tasks.planning.run import Run
+from factsmith.tasks.preservation.stage import Factors, FactorSource, factor
 
 __all__ = ["Prepared", "finish", "precompute", "prepare"]
 
@@ -32,84 +30,87 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Prepared:
-    """What ``prepare`` leaves to the edit, and to whoever wants to know how good it is.
+    """The results of ``prepare``.
 
     Attributes:
-        model: names of the checkpoint.
-        factors: of what must be preserved.
-        stream: of the corpus, if it was read.
+        factors: the factors of the preservation operators.
+        keys: the source of the keys; ``None`` if the method reads none.
         statistics: what the factors are made from.
-        tokens: that they are the statistics of.
-        leverages: held-out ones, where the token count was found by them.
+        tokens: the tokens that these statistics cover.
+        leverages: held-out leverages, if the token count was found by them.
     """
 
-    model: ModelName
     factors: Factors
-    stream: TokenStream | None
-    statistics: Statistics
+    keys: KeySource | None
+    statistics: FactorSource
     tokens: int
     leverages: Leverages | None
 
 
-def prepare(bench: Bench, *, spare: int = 0) -> Prepared:
+def prepare(run: Run, *, held_out: int = 0) -> Prepared:
     """model -> tokens -> keys -> covariance -> factor.
 
-    Without the keys if they are not to be kept, and without what the method's factors are not made from.
+    Stages whose results the method's factors do not need are left out. Keys are not stored if ``corpus.keep_keys`` is
+    false.
 
     Args:
-        bench: of the run.
-        spare: tokens behind those of C0 to read, if the corpus has them.
+        run: the run.
+        held_out: further tokens to read, if the corpus has them.
     """
-    if bench.settings.corpus.is_auto and not bench.settings.finds_tokens:
-        logger.warning("corpus.dynamic_multiplier=auto finds nothing: %s keeps no C0", bench.settings.method.name)
-    name = model(bench)
-    source = factorisation(bench).source(bench)
-    if source == "nothing":
-        return Prepared(name, factor(bench, None), None, None, 0, None)
-    least = token_steps(bench)[0] + spare_tokens(bench)
-    most = corpus_tokens(bench) + max(spare, spare_tokens(bench))
-    stream = tokens(bench, name, least, useful_tokens(bench, most))
-    leverages, wanted = None, corpus_tokens(bench)
-    if spare_tokens(bench):
-        tolerance = bench.settings.corpus.auto.tolerance
-        leverages = leverage(bench, name, stream, token_steps(bench, stream.count), tolerance)
-        wanted = leverages.tokens
-    statistics: Statistics
-    if not bench.settings.corpus.keep_keys:
-        statistics = accumulate(bench, name, stream, wanted)
-    else:
-        statistics = keys(bench, name, stream, wanted)
-        if source == "covariance":
-            statistics = covariance(bench, statistics, wanted)
-    return Prepared(name, factor(bench, statistics), stream, statistics, wanted, leverages)
+    workspace, settings, kind, budget = run.workspace, run.settings.corpus, run.preservation, run.budget
+    if settings.is_auto and not budget.searches:
+        logger.warning("corpus.dynamic_multiplier=auto has no effect: %s does not use C0", run.settings.method.name)
+    model(workspace, run.model)
+    if kind.source == "nothing":
+        return Prepared(factor(workspace, run.model, run.layers, kind, None, budget), None, None, 0, None)
+    wanted = budget.most + max(held_out, budget.held_out)
+    wanted = whole_shards(run.model.key_width, wanted) if settings.keep_keys else wanted
+    stream = tokens(workspace, run.model, run.corpus, budget, wanted)
+    source = KeySource(run.model, run.layers, stream, settings.key_dtype)
+    leverages, count = None, budget.most
+    if budget.searches:
+        steps = budget.steps_within(stream.count)
+        leverages = leverage(workspace, source, settings, steps, settings.auto.tolerance)
+        count = leverages.tokens
+    statistics = _statistics(run, source, count)
+    factors = factor(workspace, run.model, run.layers, kind, statistics, budget)
+    return Prepared(factors, source, statistics, count, leverages)
 
 
-def finish(bench: Bench, prepared: Prepared, scores: Scores | None = None, course: Curves | None = None) -> Report:
-    """What a run tells; and how its token count was found, logged last: MLflow's comparison starts with the scores."""
+def _statistics(run: Run, source: KeySource, count: int) -> FactorSource:
+    """What the factors are made from: covariances, or the keys themselves."""
+    if not run.settings.corpus.keep_keys:
+        return accumulate(run.workspace, source, count)
+    stored = keys(run.workspace, source, count)
+    return covariance(run.workspace, stored, count) if run.preservation.source == "covariance" else stored
+
+
+def finish(run: Run, prepared: Prepared, scores: Scores | None = None, trajectory: Curves | None = None) -> Report:
+    """The report of a run. Logs how the token count was found after the scores, which MLflow compares first."""
     if prepared.leverages:
-        log_choice(bench, prepared.leverages)
-    return Report.of(bench, scores, course, tokens=prepared.tokens)
+        log_choice(run, prepared.leverages)
+    return Report.of(run, scores, trajectory, tokens=prepared.tokens)
 
 
 @flow(name="precompute")
 def precompute(settings: RunSettings, report: bool = False) -> Report:
-    """Get a model ready to be edited.
+    """Prepare a model for editing.
 
     Args:
-        settings: of the run: choices, and what is to differ from them.
+        settings: choices, and settings that differ from them.
         report: whether to measure how well each layer's C0 is known.
     """
-    with open_bench(settings, "precompute", dataset=False) as bench:
+    with open_run(settings, "precompute", dataset=False) as run:
         if report:
-            check_report(bench)
-        held_out = bench.settings.corpus.auto.held_out
-        prepared = prepare(bench, spare=held_out if report else 0)
+            check_report(run)
+        held_out = run.settings.corpus.auto.held_out
+        prepared = prepare(run, held_out=held_out if report else 0)
         layers = None
-        if report and prepared.stream and isinstance(prepared.statistics, Covariances):
+        if report and prepared.keys and isinstance(prepared.statistics, Covariances):
             leverages = prepared.leverages
-            if leverages is None and prepared.tokens + held_out <= prepared.stream.count:
-                leverages = leverage(bench, prepared.model, prepared.stream, [prepared.tokens])
-                log_leverages(bench, leverages)
-            layers = conditioning(bench, prepared.tokens, leverages, spectrum(bench, prepared.statistics))
-        found = finish(bench, prepared)
-        return found if layers is None else PreparationReport(**dict(found), layers=layers)
+            if leverages is None and prepared.tokens + held_out <= prepared.keys.tokens.count:
+                leverages = leverage(run.workspace, prepared.keys, run.settings.corpus, [prepared.tokens])
+                log_leverages(run, leverages)
+            layers = conditioning(run, prepared.tokens, leverages, spectrum(run.workspace, prepared.statistics))
+        found = finish(run, prepared)
+        return found if layers is None else PrecomputeReport(**dict(found), layers=layers)

@@ -1,4 +1,4 @@
-"""Flow ``run``: precompute, edit, evaluate."""
+"""Flow ``run``: precompute, edit, evaluate; on its own, or as a part of ``sweep`` and ``tune``."""
 
 from __future__ import annotations
 
@@ -10,30 +10,51 @@ from prefect import Flow, flow
 from factsmith.flows.configuration.parameters import RunSettings
 from factsmith.flows.edit import write
 from factsmith.flows.evaluate import score
-from factsmith.flows.precompute import finish, prepare
+from factsmith.flows.precompute import Prepared, finish, prepare
+from factsmith.flows.reporting.conditioning import log_choice
+from factsmith.flows.reporting.curves import Curves
 from factsmith.flows.reporting.reports import Report
-from factsmith.tasks.planning.preflight import open_bench
+from factsmith.tasks.evaluation.stage import Scores
+from factsmith.tasks.planning.preflight import open_run
+from factsmith.tasks.planning.run import Run
 
-__all__ = ["run"]
+__all__ = ["run", "run_part"]
 
 T = TypeVar("T")
 
 
 @flow(name="run")
 def run(settings: RunSettings) -> Report:
-    """Get a model ready, write facts into it, and score it before and after.
+    """Prepare a model, write facts into it, and score it before and after.
 
     Args:
-        settings: of the run: choices, and what is to differ from them.
+        settings: choices, and settings that differ from them.
     """
-    with open_bench(settings, "run") as bench:
-        prepared = _subflow("precompute", lambda: prepare(bench))
-        edits = _subflow("edit", lambda: write(bench, prepared))
-        scored = _subflow("evaluate", lambda: score(bench, prepared.model, edits))
-        return finish(bench, prepared, *scored)
+    with open_run(settings, "run") as current:
+        prepared = _subflow("precompute", lambda: prepare(current))
+        edits = _subflow("edit", lambda: write(current, prepared))
+        scored = _subflow("evaluate", lambda: score(current, edits))
+        return finish(current, prepared, *scored)
+
+
+def run_part(part: Run, name: str, *, flow: str, parent: str) -> tuple[Scores, Curves, Prepared]:
+    """A run that is a part of a larger one: a cell of ``sweep`` or a trial of ``tune``.
+
+    Args:
+        part: the run.
+        name: its name in MLflow.
+        flow: what it is logged as.
+        parent: id of the MLflow run that it is a part of.
+    """
+    with part.logged(name, flow=flow, parent=parent):
+        prepared = prepare(part)
+        scores, curves = score(part, write(part, prepared), figure=False)
+        if prepared.leverages:
+            log_choice(part, prepared.leverages, figure=False)
+        return scores, curves, prepared
 
 
 def _subflow(name: str, body: Callable[[], T]) -> T:
-    """Run ``body`` as a subflow. It takes no parameters: Prefect would try to serialise the bench and its model."""
+    """Run ``body`` as a subflow. It takes no parameters, because Prefect would try to serialise the model."""
     result: T = Flow(body, name=name)()
     return result

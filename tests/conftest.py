@@ -6,9 +6,11 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -31,10 +33,10 @@ def _quiet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv("FACTSMITH_HOME", str(base / "home"))
         patch.setenv("PREFECT_HOME", str(base / "prefect"))
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        from factsmith.tasks.pipeline.paths import embedded_services
+        from factsmith.tasks.pipeline.environment import prepare_command_line
 
         before = dict(os.environ)
-        embedded_services()
+        prepare_command_line()
         torch.set_num_threads(1)
         # A shell's background jobs ignore Ctrl-C, and so would the processes that tests start and stop by it.
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -245,3 +247,91 @@ def _save(kind, config, tokenizer, folder: Path) -> Path:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+# ---------------------------------------------------------------------------------------------------------------- runs
+
+
+@pytest.fixture(scope="session")
+def _mlflow_tables(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Run MLflow's migrations once, which take a second, and copy the database afterwards."""
+    from mlflow.store.db import utils
+
+    template = tmp_path_factory.mktemp("mlflow") / "empty.db"
+    initialise = utils._initialize_tables
+
+    def copy(engine: Any) -> None:
+        if not template.exists():
+            initialise(engine)
+            shutil.copyfile(engine.url.database, template)
+        else:
+            engine.dispose()
+            shutil.copyfile(template, engine.url.database)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(utils, "_initialize_tables", copy)
+        yield
+
+
+@pytest.fixture
+def arguments(gpt2_folder: Path) -> Callable[..., list[str]]:
+    """Arguments of a run on the tiny GPT-2, with some more."""
+    from tests.runs import tiny_arguments
+
+    return lambda *more: tiny_arguments(gpt2_folder, *more)
+
+
+@pytest.fixture
+def pipeline(
+    prefect_server: None, _mlflow_tables: None, home: Path, arguments: Callable[..., list[str]]
+) -> Callable[..., Any]:
+    """Runs the pipeline on the tiny model, with some more arguments."""
+    from factsmith.flows.configuration.composition import compose
+    from factsmith.flows.run import run
+
+    return lambda *more: run(compose(arguments(*more)))
+
+
+@pytest.fixture
+def store(home: Path):
+    """The artifact store of the test's home."""
+    from factsmith.artifacts.store import Store
+
+    return Store(home)
+
+
+@pytest.fixture
+def factsmith(monkeypatch: pytest.MonkeyPatch, capsys, home: Path, _mlflow_tables: None) -> Callable[..., Any]:
+    """Runs the command line in this process, in a home of its own."""
+    from factsmith.flows.cli.main import main
+    from tests.runs import Result
+
+    def call(*arguments: str) -> Result:
+        monkeypatch.setattr(sys, "argv", ["factsmith", *map(str, arguments)])
+        code = 0
+        try:
+            main()
+        except SystemExit as leave:
+            code = leave.code if isinstance(leave.code, int) else 1 if leave.code else 0
+        captured = capsys.readouterr()
+        return Result(code, captured.out, captured.err)
+
+    return call
+
+
+@pytest.fixture
+def refused(factsmith, home: Path) -> Callable[..., str]:
+    """Runs a command that must exit with code 2, one clear message and no files. Returns the message."""
+
+    def call(*arguments: str, clean: bool = True) -> str:
+        result = factsmith(*arguments)
+        assert result.code == 2, result
+        assert result.out == ""
+        assert "Traceback" not in result.err
+        if clean:
+            assert not list(home.glob("artifacts/*/*/*"))
+            assert not (home / "mlflow.db").exists()
+        assert not list(home.glob("staging/*"))
+        return result.err
+
+    return call

@@ -1,4 +1,4 @@
-"""What the commands share: their words, looking at the input before anything heavy starts, and showing a report."""
+"""Shared by the commands: their arguments, the checks before anything slow starts, and the display of a report."""
 
 from __future__ import annotations
 
@@ -14,74 +14,93 @@ import typer
 
 from factsmith.artifacts.errors import InputError
 from factsmith.artifacts.store import Store
-from factsmith.tasks.pipeline.paths import embedded_services, home
+from factsmith.tasks.pipeline.environment import home, prepare_command_line
 
 if TYPE_CHECKING:
     from factsmith.flows.reporting.reports import Report
-    from factsmith.tasks.pipeline.workspace import Bench
+    from factsmith.tasks.planning.run import Run
     from factsmith.tasks.planning.settings import Settings
     from factsmith.tasks.tracking.runs import PastRun
 
-__all__ = ["AsJson", "Words", "check_runs", "complete", "compose_words", "preflight", "show", "show_report", "start"]
-
-# What a command needs is imported in it: most of it is heavy, and none of it may load before ``embedded_services``.
+__all__ = [
+    "Arguments",
+    "AsJson",
+    "check_runs",
+    "complete",
+    "compose_arguments",
+    "make_prefect_home",
+    "preflight",
+    "show",
+    "show_report",
+    "start",
+]
 
 T = TypeVar("T")
 
-Words = Annotated[
+Arguments = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[WORDS]...", help="choices and settings: model=cf-gpt2 method.batch_size=64 ..."),
+    typer.Argument(metavar="[SETTINGS]...", help="choices and settings: model=cf-gpt2 method.batch_size=64 ..."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON document and nothing else on stdout")]
 
 
 def start() -> None:
-    """Settings and logging of a command; before anything heavy is imported."""
-    embedded_services()
+    """Set the environment and the log of a command, before anything slow is imported."""
+    prepare_command_line()
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
 
 
-def compose_words(words: list[str] | None, **options: Any) -> Settings:
+def compose_arguments(arguments: list[str] | None, **options: Any) -> Settings:
     """Start, and compose the settings of a run."""
     start()
     from factsmith.flows.configuration.composition import compose
 
-    return compose(words or [], **options)
+    return compose(arguments or [], **options)
 
 
 def check_runs() -> None:
-    """
+    """Check that a run has been logged.
+
     Raises:
-        InputError: no run has been logged yet.
+        InputError: none has.
     """
     if not os.environ.get("MLFLOW_TRACKING_URI") and not (home() / "mlflow.db").is_file():
         raise InputError(f"There are no runs in {home()} yet.", remedy="start with `factsmith run`")
 
 
 def preflight(
-    settings: Settings, *, dataset: bool, editing: bool = True, out: Path | None = None, run: PastRun | None = None
-) -> Bench:
-    """Look at the user's input before Prefect starts and anything is written, then make the folders it needs."""
-    from factsmith.tasks.pipeline.workspace import Bench
+    settings: Settings, *, dataset: bool, editing: bool = True, out: Path | None = None, past: PastRun | None = None
+) -> Run:
+    """Check the user's input before Prefect starts and anything is written."""
     from factsmith.tasks.planning.preflight import check_input
+    from factsmith.tasks.planning.run import Run
 
-    bench = Bench(settings, Store(home()))
+    run = Run(settings, Store(home()))
     try:
-        check_input(bench, dataset=dataset, editing=editing, out=out, run=run)
-        if prefect_home := os.environ.get("PREFECT_HOME"):
-            Path(prefect_home).mkdir(parents=True, exist_ok=True)
-    except OSError as error:  # so far only what the user named was touched: too long a name, no permission, ...
+        check_input(run, dataset=dataset, editing=editing, out=out, past=past)
+        make_prefect_home()
+    except OSError as error:  # Only paths of the user's have been used so far: a name too long, no permission, ...
         raise InputError(f"{error.filename or 'A file'} cannot be used.", got=error.strerror) from None
-    return bench
+    return run
+
+
+def make_prefect_home() -> None:
+    """Create the folder of the temporary Prefect server."""
+    if prefect_home := os.environ.get("PREFECT_HOME"):
+        Path(prefect_home).mkdir(parents=True, exist_ok=True)
 
 
 def complete(flow: Callable[[], T]) -> T:
-    """What ``flow`` gives back, or a clear word on a server that does not answer."""
+    """Run ``flow`` with a Prefect server.
+
+    Raises:
+        InputError: the server at ``PREFECT_API_URL`` does not answer.
+    """
     from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
     from factsmith.flows.services.temporary_server import start_temporary_server
 
-    # Nobody watches a run at the command line by its heartbeat, and stopping it costs a second a flow.
+    # Stopping the heartbeat costs a second per flow, and nothing watches the heartbeat of a command.
     try:
         with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
             start_temporary_server()
@@ -92,27 +111,27 @@ def complete(flow: Callable[[], T]) -> T:
         raise InputError(
             "Prefect's server does not answer.",
             got=f"PREFECT_API_URL={os.environ.get('PREFECT_API_URL')}",
-            remedy="start the server, or unset PREFECT_API_URL to have one started for the run",
+            remedy="start the server, or unset PREFECT_API_URL to use a temporary one",
         ) from None
 
 
 def show_report(flow: Callable[[], Report], settings: Settings, as_json: bool, out: Path | None = None) -> None:
-    """Run ``flow`` and show what became of it."""
+    """Run ``flow`` and show its report."""
     report = complete(flow)
     if as_json:
         typer.echo(report.model_dump_json())
         return
     from factsmith.flows.reporting.curves import COLLAPSE, collapse
-    from factsmith.flows.reporting.reports import PreparationReport
-    from factsmith.flows.reporting.terminal import conditioning_table, course_table, scores_table, stages_table
+    from factsmith.flows.reporting.reports import PrecomputeReport
+    from factsmith.flows.reporting.terminal import conditioning_table, scores_table, stages_table, trajectory_table
 
     if report.metrics:
         show(scores_table(report, settings))
-    if report.course:
-        show(course_table(report.course, settings))
-        if (edits := collapse(report.course)) is not None:
-            typer.echo(f"Collapsed: after {edits:,} edits text is {COLLAPSE:g} times as perplexing as before them.")
-    if isinstance(report, PreparationReport):
+    if report.trajectory:
+        show(trajectory_table(report.trajectory, settings))
+        if (edits := collapse(report.trajectory)) is not None:
+            typer.echo(f"Collapsed: after {edits:,} edits the perplexity of text is {COLLAPSE:g} times what it was.")
+    if isinstance(report, PrecomputeReport):
         show(conditioning_table(report.layers))
     show(stages_table(report.stages))
     if settings.finds_tokens and report.dynamic_multiplier is not None:
@@ -124,7 +143,7 @@ def show_report(flow: Callable[[], Report], settings: Settings, as_json: bool, o
 
 
 def show(*tables: Any) -> None:
-    """Print tables. Words in them stand as they are: a name may hold what Rich would take for markup."""
+    """Print tables. Markup is off, because names may contain what Rich would read as markup."""
     from rich.console import Console
 
     Console(markup=False, emoji=False).print(*tables, sep="\n")

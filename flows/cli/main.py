@@ -1,4 +1,4 @@
-"""The command line: every command by its name, and what it leaves with."""
+"""The list of commands, and the exit codes."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any, NoReturn
 import typer
 
 from factsmith.artifacts.errors import FactsmithError, causes
-from factsmith.flows.cli.history import compare, runs
 from factsmith.flows.cli.information import conf, pretrain
 from factsmith.flows.cli.pipeline import edit, evaluate, plan, precompute, run
 from factsmith.flows.cli.proposals import locate, tune
+from factsmith.flows.cli.runs import compare, runs
 from factsmith.flows.cli.services import serve, ui
 from factsmith.flows.cli.store import store_app
 from factsmith.flows.cli.sweep import sweep
@@ -20,7 +20,7 @@ from factsmith.flows.cli.sweep import sweep
 __all__ = ["app", "main"]
 
 _STOPPED = 130
-"""Exit code after Ctrl-C, of shells and of Typer, which turns the interrupt into it without a word; SIGTERM's, too."""
+"""Exit code after Ctrl-C, as in shells. Typer turns the interrupt into it without a message. SIGTERM gives it too."""
 
 app = typer.Typer(
     name="factsmith",
@@ -37,7 +37,7 @@ app.add_typer(store_app, name="store")
 
 
 def main() -> None:
-    """Run the command line; leaves with 0 when done, 2 for the user's input, 1 for our mistakes, 130 when stopped."""
+    """Run the command line. Exits with 0 on success, 2 for unusable input, 1 for a bug, 130 when stopped."""
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         app()
@@ -47,29 +47,25 @@ def main() -> None:
     except (KeyboardInterrupt, SystemExit) as leave:
         if isinstance(leave, SystemExit) and leave.code != _STOPPED:
             raise
-        _leave_stopped()
+        _exit_stopped()
     except Exception as error:
         if not _while_stopping(error):
             raise
-        _leave_stopped()
+        _exit_stopped()
 
 
 def _interrupt(*_: Any) -> NoReturn:
-    """End as Ctrl-C does, where a supervisor asks for it."""
+    """Handle SIGTERM like Ctrl-C."""
     raise KeyboardInterrupt
 
 
 def _while_stopping(error: Exception) -> bool:
-    """Whether ``error`` came of being stopped: Prefect's server, that heard the same signal, may be gone before us."""
+    """Whether ``error`` was caused by the stop: Prefect's server receives the same signal and may exit first."""
     from prefect.exceptions import TerminationSignal
 
     return any(isinstance(one, KeyboardInterrupt | TerminationSignal) for one in causes(error))
 
 
-def _leave_stopped() -> NoReturn:
-    typer.echo("factsmith: stopped; the same command goes on from here", err=True)
+def _exit_stopped() -> NoReturn:
+    typer.echo("factsmith: stopped; run the same command to continue", err=True)
     sys.exit(_STOPPED)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""Commands that run the pipeline, or a part of it, or say what it would do."""
+"""Commands that run the pipeline or a part of it, or show what it would do."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from typing import Annotated
 import typer
 
 from factsmith.flows.cli.common import (
+    Arguments,
     AsJson,
-    Words,
     check_runs,
-    compose_words,
+    compose_arguments,
     preflight,
     show,
     show_report,
     start,
 )
-from factsmith.tasks.pipeline.paths import home
+from factsmith.tasks.pipeline.environment import home
 
 __all__ = ["edit", "evaluate", "plan", "precompute", "run"]
 
 
-FactsAndWords = Annotated[
+FactsAndArguments = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[FACTS] [WORDS]...", help="facts (.json, .jsonl, .csv), choices and settings"),
+    typer.Argument(metavar="[FACTS] [SETTINGS]...", help="facts (.json, .jsonl, .csv), choices and settings"),
 ]
 
 
-def run(words: Words = None, as_json: AsJson = False) -> None:
+def run(arguments: Arguments = None, as_json: AsJson = False) -> None:
     """Precompute, edit and evaluate: the whole pipeline."""
-    settings = compose_words(words)
+    settings = compose_arguments(arguments)
     preflight(settings, dataset=True)
     from factsmith.flows.run import run as flow
 
@@ -40,35 +40,35 @@ def run(words: Words = None, as_json: AsJson = False) -> None:
 
 
 def precompute(
-    words: Words = None,
+    arguments: Arguments = None,
     report: Annotated[
         bool, typer.Option("--report", help="measure each layer's covariance: held-out leverage, rank, spectrum")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Get a model ready: tokens, keys, covariance, factor."""
-    settings = compose_words(words)
-    bench = preflight(settings, dataset=False)
+    """Prepare a model for editing: tokens, keys, covariance, factor."""
+    settings = compose_arguments(arguments)
+    checked = preflight(settings, dataset=False)
     if report:
         from factsmith.flows.reporting.conditioning import check_report
 
-        check_report(bench)
+        check_report(checked)
     from factsmith.flows.precompute import precompute as flow
 
     show_report(lambda: flow(settings, report), settings, as_json)
 
 
 def edit(
-    words: FactsAndWords = None,
+    arguments: FactsAndArguments = None,
     out: Annotated[Path | None, typer.Option(help="folder to write the edited model to")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write facts into a model, all those of a facts file together.
+    """Write facts into a model. The facts of a file are written together.
 
     A fact is an object with subject, prompt and target_new:
     {"subject": "Ada Lovelace", "prompt": "{} was born in", "target_new": "London"}
     """
-    settings = compose_words(_with_facts(words))
+    settings = compose_arguments(_with_facts(arguments))
     preflight(settings, dataset=True, out=out)
     from factsmith.flows.edit import edit as flow
 
@@ -76,26 +76,26 @@ def edit(
 
 
 def evaluate(
-    words: Annotated[
+    arguments: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[RUN | FACTS] [WORDS]...", help="an earlier run, or facts, choices and settings"),
+        typer.Argument(metavar="[RUN | FACTS] [SETTINGS]...", help="an earlier run, or facts, choices and settings"),
     ] = None,
     metrics: Annotated[
-        str | None, typer.Option(metavar="NAMES", help="families of metrics to score on: counterfact,generation,...")
+        str | None, typer.Option(metavar="NAMES", help="metric families to score: counterfact,generation,...")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Score a model before and after its facts are written, running only what has not been scored yet.
+    """Score a model before and after its facts are written. Only what has not been scored yet is run.
 
-    RUN is the id of an earlier run (`factsmith runs`) or `latest`: the edits it made are scored, and not made again.
+    RUN is the id of an earlier run (`factsmith runs`) or `latest`: the edits of that run are scored, not made again.
     """
-    words = list(words or [])
+    given = list(arguments or [])
     if metrics is not None:
-        words.append(f"dataset.metrics=[{metrics}]")
-    run = words.pop(0) if words and _is_run(words[0]) else None
+        given.append(f"dataset.metrics=[{metrics}]")
+    run = given.pop(0) if given and _is_run(given[0]) else None
     past = None
     if run is None:
-        settings = compose_words(_with_facts(words))
+        settings = compose_arguments(_with_facts(given))
     else:
         start()
         check_runs()
@@ -103,41 +103,41 @@ def evaluate(
         from factsmith.tasks.tracking.runs import find_run
 
         past = find_run(home(), run)
-        settings = compose_again(past.content, words)
-    preflight(settings, dataset=True, run=past)
+        settings = compose_again(past, given)
+    preflight(settings, dataset=True, past=past)
     from factsmith.flows.evaluate import evaluate as flow
 
     show_report(lambda: flow(settings, past.id if past else None), settings, as_json)
 
 
-def _is_run(word: str) -> bool:
-    """Whether a word is meant for a run and not for a file of facts or a setting."""
-    return "=" not in word and not Path(word).suffix and not Path(word).exists()
+def _is_run(argument: str) -> bool:
+    """Whether an argument names a run, and not a file of facts or a setting."""
+    return "=" not in argument and not Path(argument).suffix and not Path(argument).exists()
 
 
 def plan(
-    words: FactsAndWords = None,
+    arguments: FactsAndArguments = None,
     precompute: Annotated[bool, typer.Option("--precompute", help="only what does not depend on facts")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Show what a run would do: what is cached, and what the rest would cost in FLOP, bytes and memory."""
-    settings = compose_words(_with_facts(words))
-    bench = preflight(settings, dataset=not precompute)
+    settings = compose_arguments(_with_facts(arguments))
+    checked = preflight(settings, dataset=not precompute)
     from factsmith.flows.reporting.terminal import plan_table
     from factsmith.tasks.planning.plan import plan as plan_stages
 
-    stages = plan_stages(bench, dataset=not precompute)
+    stages = plan_stages(checked, dataset=not precompute)
     if as_json:
         typer.echo(json.dumps({"stages": [asdict(stage) for stage in stages]}))
         return
     show(plan_table(stages, settings))
 
 
-def _with_facts(words: list[str] | None) -> list[str]:
-    """The words, a facts file that stands before them put into words too: all its facts are written together."""
-    if not words or "=" in words[0]:
-        return words or []
-    given = ["dataset=facts", f"dataset.path={words[0]}"]
-    if not any(word.startswith("method.batch_size=") for word in words):
+def _with_facts(arguments: list[str] | None) -> list[str]:
+    """The arguments, with a leading facts file turned into settings. Its facts are written together."""
+    if not arguments or "=" in arguments[0]:
+        return arguments or []
+    given = ["dataset=facts", f"dataset.path={arguments[0]}"]
+    if not any(argument.startswith("method.batch_size=") for argument in arguments):
         given.append("method.batch_size=all")
-    return [*given, *words[1:]]
+    return [*given, *arguments[1:]]

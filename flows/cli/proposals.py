@@ -7,16 +7,16 @@ from typing import Annotated
 
 import typer
 
-from factsmith.flows.cli.common import AsJson, Words, complete, compose_words, preflight, show
+from factsmith.flows.cli.common import Arguments, AsJson, complete, compose_arguments, preflight, show
 
 __all__ = ["locate", "tune"]
 
 
-def locate(words: Words = None, as_json: AsJson = False) -> None:
-    """Find the layers that carry a model's facts: which ones to edit."""
+def locate(arguments: Arguments = None, as_json: AsJson = False) -> None:
+    """Find the layers that carry a model's facts, which are the layers to edit."""
     from factsmith.flows.configuration.composition import UNUSED_BY_LOCATE
 
-    settings = compose_words(words, stand_ins=UNUSED_BY_LOCATE)
+    settings = compose_arguments(arguments, stand_ins=UNUSED_BY_LOCATE)
     preflight(settings, dataset=True, editing=False)
     from factsmith.flows.locate import locate as flow
 
@@ -24,22 +24,22 @@ def locate(words: Words = None, as_json: AsJson = False) -> None:
     if as_json:
         typer.echo(report.model_dump_json())
         return
-    from factsmith.flows.reporting.proposals import effects_table, words_of_location
+    from factsmith.flows.reporting.proposals import effects_table, location_lines
     from factsmith.flows.reporting.terminal import stages_table
 
     show(effects_table(report, settings), stages_table(report.stages))
-    typer.echo("\n".join(words_of_location(report)))
+    typer.echo("\n".join(location_lines(report)))
 
 
 def tune(
-    words: Words = None,
-    trials: Annotated[int, typer.Option(min=1, help="settings to try at most, those given first")] = 12,
-    seed: Annotated[int, typer.Option(min=0, help="of the search")] = 0,
-    out: Annotated[Path | None, typer.Option(help="YAML file for what is found, to use as model=FILE")] = None,
+    arguments: Arguments = None,
+    trials: Annotated[int, typer.Option(min=1, help="most settings to try, starting with those given")] = 12,
+    seed: Annotated[int, typer.Option(min=0, help="seed of the search")] = 0,
+    out: Annotated[Path | None, typer.Option(help="YAML file for the settings found, for model=FILE")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Find lambda, clamp and learning rate on half of the records, and judge them on the other half."""
-    settings = compose_words(words)
+    settings = compose_arguments(arguments)
     from factsmith.flows.tune import check_tune, on_half
     from factsmith.flows.tune import tune as flow
 
@@ -49,7 +49,7 @@ def tune(
     if as_json:
         typer.echo(report.model_dump_json())
         return
-    from factsmith.flows.reporting.proposals import trials_table, words_of_tuning
+    from factsmith.flows.reporting.proposals import trials_table, tuning_lines
 
     show(trials_table(report, settings))
-    typer.echo("\n".join(words_of_tuning(report, out)))
+    typer.echo("\n".join(tuning_lines(report, out)))

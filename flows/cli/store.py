@@ -1,4 +1,4 @@
-"""``factsmith store``: look at the artifacts, check them, remove some."""
+"""``factsmith store``: list artifacts, show where they come from, check them, remove them."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from factsmith.artifacts.errors import FactsmithError, InputError
 from factsmith.artifacts.store import Store
 from factsmith.flows.cli.common import AsJson
 from factsmith.flows.cli.common import show as show_tables
-from factsmith.tasks.pipeline.paths import home
+from factsmith.tasks.pipeline.environment import home
 
 __all__ = ["store_app"]
 
-store_app = typer.Typer(help="Look at the artifact store, and clear it.", no_args_is_help=True)
+store_app = typer.Typer(help="List, check and remove artifacts.", no_args_is_help=True)
 
-DryRun = Annotated[bool, typer.Option("--dry-run", help="only tell what would be removed")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="only show what would be removed")]
 
 
 @store_app.command("ls")
@@ -41,7 +41,7 @@ def ls(as_json: AsJson = False) -> None:
     else:
         show_tables(store_table(manifests))
     for path in damaged:
-        typer.echo(f"{path}: no manifest that can be read", err=True)
+        typer.echo(f"{path}: the manifest cannot be read", err=True)
 
 
 @store_app.command("show")
@@ -55,15 +55,15 @@ def show(address: Annotated[str, typer.Argument(help="kind/digest or digest, as 
 
 @store_app.command("verify")
 def verify(
-    address: Annotated[str | None, typer.Argument(help="what to read; everything if it is left out")] = None,
+    address: Annotated[str | None, typer.Argument(help="what to check; everything if left out")] = None,
 ) -> None:
-    """Read every byte again and name what is not as it was written."""
-    from factsmith.tasks.pipeline.progress import work
+    """Read every byte again and name the files that have changed since they were written."""
+    from factsmith.tasks.pipeline.progress import progress
 
     store = Store(home())
     paths = store.all_paths() if address is None else store.resolve(address)
     problems = []
-    with work("verify", len(paths)) as advance:
+    with progress("verify", len(paths)) as advance:
         for path in paths:
             problems += store.verify(path)
             advance(1)
@@ -72,20 +72,20 @@ def verify(
     if problems:
         raise FactsmithError(
             f"{len(problems)} damaged files in {len(paths)} artifacts.",
-            remedy="run the flow again: what is damaged is set aside and built anew",
+            remedy="run the flow again: damaged artifacts are set aside and built again",
         )
-    typer.echo(f"{len(paths)} artifacts, every byte as it was written")
+    typer.echo(f"{len(paths)} artifacts, all bytes as they were written")
 
 
 @store_app.command("gc")
 def gc(
     unused_days: Annotated[
         float | None,
-        typer.Option("--unused", metavar="DAYS", min=0, help="also remove artifacts that no run used for so long"),
+        typer.Option("--unused", metavar="DAYS", min=0, help="also remove artifacts that no run has used for DAYS"),
     ] = None,
     dry_run: DryRun = False,
 ) -> None:
-    """Remove what nothing needs: what killed runs left, damaged artifacts that were set aside, old locks.
+    """Remove leftovers: files of killed runs, damaged artifacts that were set aside, old locks.
 
     No run may be going on.
     """
@@ -104,11 +104,9 @@ def gc(
 def rm(
     addresses: Annotated[list[str], typer.Argument(help="artifacts or series, as `store ls` shows them")],
     with_dependants: Annotated[
-        bool, typer.Option("--dependants", help="remove what was made from them too, and what was made from that")
+        bool, typer.Option("--dependants", help="also remove everything that was made from them")
     ] = False,
-    force: Annotated[bool, typer.Option("--force", help="leave what was made from them; it stays as good as it is")] = (
-        False
-    ),
+    force: Annotated[bool, typer.Option("--force", help="keep what was made from them, which remains usable")] = False,
     dry_run: DryRun = False,
 ) -> None:
     """Remove artifacts. A run that needs them builds them again, to the same bytes.
@@ -126,18 +124,18 @@ def rm(
             paths += made_from
         elif made_from and not force:
             raise InputError(
-                f"{len(made_from)} artifacts were made from what is to be removed.",
+                f"{len(made_from)} other artifacts were made from these.",
                 got=", ".join(f"{path.parent.parent.name}/{path.name[:12]}" for path in made_from[:8])
                 + (", ..." if len(made_from) > 8 else ""),
-                remedy="--dependants removes them too; --force leaves them as they are",
+                remedy="--dependants removes them too; --force keeps them",
             )
         _remove(store, paths, dry_run=dry_run)
 
 
 def _remove(store: Store, paths: Sequence[Path], *, dry_run: bool) -> None:
-    """Remove ``paths`` and say what they were: artifacts by their kind, the rest by where it lay."""
+    """Remove ``paths`` and print what they were: artifacts by kind, other files by folder."""
     from factsmith.artifacts.removal import remove, size
-    from factsmith.tasks.pipeline.progress import work
+    from factsmith.tasks.pipeline.progress import progress
 
     number: Counter[str] = Counter()
     freed: Counter[str] = Counter()
@@ -147,7 +145,7 @@ def _remove(store: Store, paths: Sequence[Path], *, dry_run: bool) -> None:
         number[what] += 1
         freed[what] += size(path)
     if not dry_run:
-        with work("remove", len(paths)) as advance:
+        with progress("remove", len(paths)) as advance:
             remove(store, paths, advance=advance)
     for what, count in number.items():
         typer.echo(f"{count} {what}, {freed[what]:,} bytes")

@@ -1,17 +1,16 @@
-"""From words such as ``method=emmet method.batch_size=64`` to validated settings.
+"""From choices and settings to validated settings.
 
-``conf/`` holds one YAML a choice. A run's settings are, later ones winning: the chosen corpus, method and dataset, what
-the chosen model wants of every method (``editing``) and of this one (``methods.<name>``), and the words. A value may
-refer to another setting (``${model.name}``) or to the environment (``${oc.env:NAME}``), as OmegaConf has it.
+The settings of a run are merged in this order, later ones winning: the chosen corpus, method and dataset; what the
+chosen model sets for every method (``editing``) and for this one (``methods.<name>``); the user's settings. A value may
+refer to another setting (``${model.name}``) or to the environment (``${oc.env:NAME}``), as in OmegaConf.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from omegaconf import AnyNode, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -19,66 +18,51 @@ from pydantic import ValidationError
 from yaml import YAMLError
 
 from factsmith.artifacts.errors import InputError, closest
-from factsmith.flows.configuration.keys import check_key, describe_settings, setting_types
+from factsmith.flows.configuration.choices import GROUPS, load_choice, starting_choices
+from factsmith.flows.configuration.keys import (
+    check_key,
+    check_renamed,
+    describe_settings,
+    setting_types,
+    with_new_names,
+)
 from factsmith.tasks.planning.settings import Settings
 
-__all__ = [
-    "GROUPS",
-    "UNUSED_BY_LOCATE",
-    "choices",
-    "compose",
-    "compose_again",
-    "compose_parts",
-    "parse",
-    "starting_choices",
-]
+if TYPE_CHECKING:
+    from factsmith.tasks.tracking.runs import PastRun
 
-GROUPS = ("model", "corpus", "method", "dataset")
-
-
-def conf_folder() -> Path:
-    return Path(str(resources.files("factsmith.conf")))
-
-
-def choices(group: str) -> dict[str, str]:
-    """The choices of a group, each with the comment that opens its file."""
-    found = {}
-    for path in sorted((conf_folder() / group).glob("*.yaml")):
-        opening = [line[1:].strip() for line in path.read_text().splitlines() if line.startswith("#")]
-        found[path.stem] = " ".join(opening)
-    return found
-
+__all__ = ["UNUSED_BY_LOCATE", "compose", "compose_again", "compose_parts", "parse", "past_settings"]
 
 UNUSED_BY_LOCATE: Mapping[str, Any] = {"method": {"layers": [0]}, "corpus": {"path": None}}
-"""What stands in for values that must be given to edit, in runs that neither edit nor read a corpus."""
+"""Stand-ins for required settings, for runs that neither edit nor read a corpus."""
 
 
-def compose(words: Sequence[str] = (), *, stand_ins: Mapping[str, Any] | None = None) -> Settings:
-    """Settings of a run.
+def compose(arguments: Sequence[str] = (), *, stand_ins: Mapping[str, Any] | None = None) -> Settings:
+    """The settings of a run.
 
     Args:
-        words: ``group=choice`` (a name in ``conf/<group>``, or a YAML file of your own) and ``key.path=value``.
-        stand_ins: for values that must be given, where this run makes no use of them.
+        arguments: ``group=choice`` (a name in ``conf/<group>``, or a YAML file of the user's) and ``key.path=value``.
+        stand_ins: values of required settings that this run does not read.
 
     Raises:
-        InputError: a word that is not understood, an unknown choice or key, a missing or unusable value.
+        InputError: an argument that is not understood, an unknown choice or setting, a missing or unusable value.
     """
-    return compose_parts(*parse(words), stand_ins=stand_ins)
+    return compose_parts(*parse(arguments), stand_ins=stand_ins)
 
 
-def parse(words: Sequence[str]) -> tuple[dict[str, str], dict[str, Any]]:
-    """The choices that words name by group, and the settings they give, nested.
+def parse(arguments: Sequence[str]) -> tuple[dict[str, str], dict[str, Any]]:
+    """The choices by group, and the settings, nested, that arguments give.
 
     Raises:
-        InputError: a word that is not understood, an unknown key.
+        InputError: an argument that is not understood, or an unknown setting.
     """
-    picked: dict[str, str] = {}
+    chosen: dict[str, str] = {}
     values: dict[str, str] = {}
-    for word in words:
-        name, equals, value = word.partition("=")
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
         if not equals or not name:
-            raise InputError(f"{word!r} is not understood.", expected="key=value", remedy="see `factsmith conf`")
-        (picked if name in GROUPS else values)[name] = value
+            raise InputError(f"{argument!r} is not understood.", expected="key=value", remedy="see `factsmith conf`")
+        (chosen if name in GROUPS else values)[name] = value
     for name in values:
         check_key(name, GROUPS)
     given = OmegaConf.create()
@@ -87,93 +71,107 @@ def parse(words: Sequence[str]) -> tuple[dict[str, str], dict[str, Any]]:
             OmegaConf.update(given, name, _parsed(name, value))
         content = OmegaConf.to_container(given)
     except _UNUSABLE as error:
-        raise _cannot_be_put_together(error) from None
+        raise _cannot_be_composed(error) from None
     assert isinstance(content, dict)
-    return picked, {str(name): value for name, value in content.items()}
-
-
-def starting_choices() -> dict[str, str]:
-    """The choices of a run that names none."""
-    return {str(group): str(name) for group, name in load_yaml(conf_folder() / "config.yaml")["defaults"].items()}
+    return chosen, {str(name): value for name, value in content.items()}
 
 
 def compose_parts(
-    picked: Mapping[str, str], given: Mapping[str, Any], *, stand_ins: Mapping[str, Any] | None = None
+    chosen: Mapping[str, str], given: Mapping[str, Any], *, stand_ins: Mapping[str, Any] | None = None
 ) -> Settings:
-    """Settings of a run.
+    """The settings of a run.
 
     Args:
-        picked: choices by group.
+        chosen: choices by group.
         given: settings that win over those of the choices, nested.
-        stand_ins: for values that must be given, where this run makes no use of them.
+        stand_ins: values of required settings that this run does not read.
 
     Raises:
-        InputError: an unknown choice or key, a missing or unusable value.
+        InputError: an unknown choice or setting, a missing or unusable value.
     """
-    names = {**starting_choices(), **{group: pick for group, pick in picked.items() if group in ("model", "method")}}
-    model = _load_choice("model", names["model"])
-    names |= {**_defaults(model), **picked}
+    names = {**starting_choices(), **{group: name for group, name in chosen.items() if group in ("model", "method")}}
+    _, model = load_choice("model", names["model"])
+    names |= {**_defaults(model), **chosen}
     missing = [group for group in GROUPS if group not in names]
     if missing:
         raise InputError(f"Model {names['model']!r} names no {missing[0]}.", remedy=f"add {missing[0]}=CHOICE")
 
     editing, by_method = _part(model, "editing"), _part(model, "methods")
-    parts = {group: _load_choice(group, names[group]) for group in GROUPS if group != "model"}
+    parts = {group: load_choice(group, names[group])[1] for group in GROUPS if group != "model"}
+    for group, part in parts.items():
+        check_renamed([f"{group}.{name}" for name in map(str, part)])
     try:
         parts["method"] = _merge(parts["method"], editing, _part(by_method, str(parts["method"].get("name"))))
         composed = _merge(OmegaConf.create({"model": model, **parts}), OmegaConf.create(dict(given)))
-        for group, stood_in in (stand_ins or {}).items():
-            for name, value in stood_in.items():
+        for group, stand_in in (stand_ins or {}).items():
+            for name, value in stand_in.items():
                 if OmegaConf.is_missing(composed[group], name):
                     composed[group][name] = value
         _check_missing(composed)
         content = OmegaConf.to_container(composed, resolve=True)
     except _UNUSABLE as error:
-        raise _cannot_be_put_together(error) from None
+        raise _cannot_be_composed(error) from None
     _check_values(content)
     return _validated(content)
 
 
-_OF_SCORING = ("runtime.", "tracking.")
-_PLACES = ("model.path", "dataset.path", "dataset.metrics")
+_SCORING = ("runtime.", "tracking.")
+_LOCATIONS = ("model.path", "dataset.path", "dataset.metrics")
 
 
-def compose_again(content: Mapping[str, Any], words: Sequence[str]) -> Settings:
-    """Settings of an earlier run, for scoring what it wrote.
+def compose_again(run: PastRun, arguments: Sequence[str]) -> Settings:
+    """The settings of an earlier run, for scoring its edits.
 
     Args:
-        content: its settings, nested.
-        words: how to score: metrics, ``runtime.*``, ``tracking.*``, and where model and dataset lie now.
+        run: the earlier run.
+        arguments: how to score: metrics, ``runtime.*``, ``tracking.*``, and where model and dataset are now.
 
     Raises:
-        InputError: a word that would make it another run, or is not understood.
+        InputError: an argument that would make it another run, or that is not understood.
     """
-    picked, given = parse(words)
-    keys = [*picked, *(word.partition("=")[0] for word in words if word.partition("=")[0] not in picked)]
-    for name in keys:
-        if not name.startswith(_OF_SCORING) and name not in _PLACES:
+    chosen, given = parse(arguments)
+    keys = [argument.partition("=")[0] for argument in arguments]
+    for name in [*chosen, *(key for key in keys if key not in chosen)]:
+        if not name.startswith(_SCORING) and name not in _LOCATIONS:
             raise InputError(
-                f"{name} was settled when the edit was made.",
-                expected=f"{', '.join(_PLACES)}, runtime.* or tracking.*",
-                remedy="leave the run out, and say in words what is to be edited and scored",
+                f"{name} was decided when the edit was made.",
+                expected=f"{', '.join(_LOCATIONS)}, runtime.* or tracking.*",
+                remedy="leave the run out, and give the settings of the edit to make and score",
             )
+    content = with_new_names(run.content)
     try:
-        merged = OmegaConf.to_container(_merge(OmegaConf.create(dict(content)), OmegaConf.create(given)), resolve=True)
+        merged = OmegaConf.to_container(_merge(OmegaConf.create(content), OmegaConf.create(given)), resolve=True)
     except _UNUSABLE as error:
-        raise _cannot_be_put_together(error) from None
+        raise _cannot_be_composed(error) from None
     _check_values(merged)
     return _validated(merged)
+
+
+def past_settings(run: PastRun) -> Settings:
+    """The settings of an earlier run.
+
+    Raises:
+        InputError: the run has kept none, or another version of Factsmith has written them.
+    """
+    try:
+        return Settings.model_validate(with_new_names(run.content))
+    except ValidationError as error:
+        raise InputError(
+            f"The settings of run {run.id} cannot be used.",
+            got=f"{'.'.join(map(str, error.errors()[0]['loc']))}: {error.errors()[0]['msg']}",
+            remedy="another version of Factsmith made it: run it again",
+        ) from None
 
 
 _UNUSABLE = (OmegaConfBaseException, YAMLError, ValueError, TypeError, RecursionError)
 
 
-def _cannot_be_put_together(error: Exception) -> InputError:
-    return InputError("The settings cannot be put together.", got=str(error).partition("\n")[0])
+def _cannot_be_composed(error: Exception) -> InputError:
+    return InputError("The settings cannot be composed.", got=str(error).partition("\n")[0])
 
 
 def _parsed(name: str, value: str) -> Any:
-    """The YAML value of a word. A text that YAML would take for a number (``007``, ``1_0``, ``on``) stays a text."""
+    """The YAML value of an argument. A text setting keeps what YAML reads as a number (``007``, ``1_0``, ``on``)."""
     parsed = OmegaConf.from_dotlist([f"value={value}"])._get_node("value")
     plain = parsed._value() if isinstance(parsed, AnyNode) else parsed
     annotation = setting_types()[name]
@@ -182,7 +180,7 @@ def _parsed(name: str, value: str) -> Any:
 
 
 def _defaults(model: DictConfig) -> dict[str, str]:
-    """The other choices that go with a model."""
+    """The other choices that a model names."""
     found: dict[str, str] = {}
     defaults = OmegaConf.to_container(_part(model, "defaults"))
     assert isinstance(defaults, dict)
@@ -198,7 +196,7 @@ def _defaults(model: DictConfig) -> dict[str, str]:
 
 
 def _part(config: DictConfig, name: str) -> DictConfig:
-    """Take the settings under ``name`` out of ``config``; none if there are none."""
+    """Take the settings under ``name`` out of ``config``. They may be missing."""
     try:
         found = config.pop(name, None)
     except OmegaConfBaseException as error:
@@ -209,7 +207,7 @@ def _part(config: DictConfig, name: str) -> DictConfig:
 
 
 def _check_values(content: Any, name: str = "") -> None:
-    """Refuse values that a setting's type alone would let through and nothing downstream could use."""
+    """Refuse values that a setting's type would accept and that nothing could use."""
     if isinstance(content, Mapping):
         for key, value in content.items():
             _check_values(value, f"{name}.{key}" if name else str(key))
@@ -217,13 +215,13 @@ def _check_values(content: Any, name: str = "") -> None:
         for value in content:
             _check_values(value, name)
     elif isinstance(content, bool) and setting_types().get(name) is not bool:
-        raise InputError(f"{name} cannot be used.", got=repr(content), expected="no truth value")
+        raise InputError(f"{name} cannot be used.", got=repr(content), expected="a value that is not true or false")
     elif isinstance(content, int) and not -(2**63) <= content < 2**63:
         raise InputError(f"{name} cannot be used.", got=repr(content), expected="a number of 64 bits")
     elif isinstance(content, str) and ("\0" in content or not _is_unicode(content)):
         raise InputError(f"{name} cannot be used.", got=ascii(content), expected="Unicode text without NUL")
     elif isinstance(content, str) and content.startswith("~") and os.path.expanduser(content) == content:
-        raise InputError(f"{name} cannot be used.", got=repr(content), expected="the home of a user there is")
+        raise InputError(f"{name} cannot be used.", got=repr(content), expected="the home folder of an existing user")
 
 
 def _is_unicode(text: str) -> bool:
@@ -241,27 +239,6 @@ def _merge(*configs: DictConfig) -> DictConfig:
     return merged
 
 
-def _load_choice(group: str, name: str) -> DictConfig:
-    if name in choices(group):
-        return load_yaml(conf_folder() / group / f"{name}.yaml")
-    path = Path(os.path.expanduser(name))
-    if path.suffix not in {".yaml", ".yml"} or not os.path.exists(path):  # False for a name no file can have, too
-        raise InputError(f"There is no {group} {name!r}.", remedy=closest(name, choices(group)))
-    return load_yaml(path)
-
-
-def load_yaml(path: Path) -> DictConfig:
-    try:
-        loaded = OmegaConf.load(path)
-    except OSError as error:
-        raise InputError(f"{path} cannot be read.", got=error.strerror or error) from None
-    except (OmegaConfBaseException, YAMLError, ValueError, TypeError, RecursionError, AssertionError) as error:
-        raise InputError(f"{path} does not hold YAML.", got=str(error).partition("\n")[0]) from None
-    if not isinstance(loaded, DictConfig):
-        raise InputError(f"{path} does not hold settings.", expected="key: value")
-    return loaded
-
-
 def _check_missing(composed: DictConfig) -> None:
     for name in sorted(OmegaConf.missing_keys(composed)):
         raise _not_given(name)
@@ -272,7 +249,7 @@ def _not_given(name: str) -> InputError:
 
 
 _ABOUT_A_FIELD = ("missing", "extra_forbidden")
-"""Faults of what a setting holds, which make no sense without the field's name."""
+"""Faults inside a setting's value, which only make sense with the name of the field."""
 
 
 def _validated(content: Any) -> Settings:
@@ -280,7 +257,7 @@ def _validated(content: Any) -> Settings:
         return Settings.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
-        # A union reports each of its types; the setting is what comes before them.
+        # For a union, the location ends with the type that was tried. The setting's name is the part before it.
         where = ".".join(str(part) for part in first["loc"])
         known = [key for key, _ in describe_settings() if where == key or where.startswith(f"{key}.")]
         name = known[0] if known else where

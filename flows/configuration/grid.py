@@ -1,11 +1,11 @@
-"""From words such as ``method=memit,emmet method.batch_size=1,16`` to the cells of a sweep.
+"""From arguments such as ``method=memit,emmet method.batch_size=1,16`` to the cells of a sweep.
 
-An experiment is a YAML in ``conf/experiment``, or a file of your own::
+An experiment is a YAML file in ``conf/experiment``, or one of the user's::
 
-    settings: {model: embedded, method.ridge: auto}          # of every cell
-    axes:                                                    # cells are the product of axes
+    settings: {model: embedded, method.ridge: auto}          # the settings of every cell
+    axes:                                                    # the cells are the product of the axes
       - {method: [memit, emmet]}
-      - {method.batch_size: [1, 16], dataset.batches: [10, 4]}   # values that go together
+      - {method.batch_size: [1, 16], dataset.batches: [10, 4]}   # an axis of pairs of values
 """
 
 from __future__ import annotations
@@ -13,23 +13,19 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
-from factsmith.artifacts.errors import InputError, closest
-from factsmith.flows.configuration.composition import choices, conf_folder, load_yaml
+from factsmith.artifacts.errors import InputError
+from factsmith.flows.configuration.choices import EXPERIMENT, load_choice
 
-__all__ = ["EXPERIMENT", "MULTIPLIER", "Cell", "Grid", "read_grid"]
-
-EXPERIMENT = "experiment"
+__all__ = ["MULTIPLIER", "Cell", "Grid", "read_grid"]
 
 MULTIPLIER = "corpus.dynamic_multiplier"
-"""An axis that papers' tables are by."""
+"""The axis of the FastMEMIT paper's tables."""
 
 _MOST_CELLS = 10_000
 
@@ -39,16 +35,16 @@ class Cell:
     """One run of a sweep.
 
     Attributes:
-        place: value of each setting that the sweep varies, as text.
-        words: all that the run is told.
+        place: the value of each setting that varies, as text.
+        arguments: all arguments of the run.
     """
 
     place: Mapping[str, str]
-    words: tuple[str, ...]
+    arguments: tuple[str, ...]
 
     @property
     def name(self) -> str:
-        """For MLflow and for messages."""
+        """The cell's name in MLflow and in messages."""
         return " ".join(f"{key}={value}" for key, value in self.place.items())
 
 
@@ -57,9 +53,9 @@ class Grid:
     """The cells of a sweep.
 
     Attributes:
-        name: of the experiment; ``sweep`` if it has none.
-        settings: of every cell.
-        axes: settings that vary, each a mapping from its keys to as many values.
+        name: name of the experiment, or ``sweep``.
+        settings: the settings of every cell.
+        axes: the settings that vary. An axis maps one or more settings to equally many values.
     """
 
     name: str
@@ -73,33 +69,33 @@ class Grid:
 
     @property
     def cells(self) -> list[Cell]:
-        """The product of the axes, the last one varying fastest."""
+        """The product of the axes. The last one varies fastest."""
         rows = [
             [dict(zip(axis, values, strict=True)) for values in zip(*axis.values(), strict=True)] for axis in self.axes
         ]
         found = []
         for picked in itertools.product(*rows):
             place = {key: value for row in picked for key, value in row.items()}
-            words = tuple(f"{key}={value}" for key, value in {**self.settings, **place}.items())
-            found.append(Cell(place, words))
+            arguments = tuple(f"{key}={value}" for key, value in {**self.settings, **place}.items())
+            found.append(Cell(place, arguments))
         return found
 
 
-def read_grid(words: Sequence[str]) -> Grid:
-    """The grid that words describe.
+def read_grid(arguments: Sequence[str]) -> Grid:
+    """The grid that arguments describe.
 
-    A word with several values apart by commas is an axis; commas in brackets, braces or quotes part nothing.
-    ``experiment=NAME`` starts from ``conf/experiment``: other words change its settings, replace an axis, or narrow
-    one whose values go together.
+    An argument with several values, separated by commas, is an axis. Commas in brackets, braces or quotes do not
+    separate. ``experiment=NAME`` starts from ``conf/experiment``; the other arguments change its settings, replace an
+    axis, or select values of an axis of several settings.
 
     Raises:
-        InputError: a word that is not understood, no such experiment, or values that do not go together.
+        InputError: an argument that is not understood, no such experiment, or a value that an axis does not have.
     """
     given: dict[str, tuple[str, ...]] = {}
-    for word in words:
-        key, equals, value = word.partition("=")
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
         if not equals or not key:
-            raise InputError(f"{word!r} is not understood.", expected="key=value or key=value,value,...")
+            raise InputError(f"{argument!r} is not understood.", expected="key=value or key=value,value,...")
         given[key] = tuple(_values(value))
     name = "sweep"
     settings: dict[str, str] = {}
@@ -107,7 +103,7 @@ def read_grid(words: Sequence[str]) -> Grid:
     if EXPERIMENT in given:
         (experiment, *more) = given.pop(EXPERIMENT)
         if more:
-            raise InputError("A sweep is of one experiment.", got=f"experiment={','.join([experiment, *more])}")
+            raise InputError("A sweep runs one experiment.", got=f"experiment={','.join([experiment, *more])}")
         name, settings, axes = _read(experiment)
     for key, values in given.items():
         settings.pop(key, None)
@@ -155,46 +151,44 @@ def _values(text: str) -> Iterator[str]:
 
 
 def _narrowed(axis: Mapping[str, tuple[str, ...]], key: str, wanted: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """The places of an axis where ``key`` has one of the values that are wanted."""
+    """The part of an axis where ``key`` has one of the wanted values."""
     for value in wanted:
         if value not in axis[key]:
             others = ", ".join(other for other in axis if other != key)
             raise InputError(
                 f"{key}={value} is not in the experiment.",
                 expected=", ".join(axis[key]),
-                remedy=f"its values go together with {others}: copy its YAML, and give experiment=FILE.yaml",
+                remedy=f"its values belong to those of {others}: copy its YAML file, and use experiment=FILE.yaml",
             )
     kept = [place for place, value in enumerate(axis[key]) if value in wanted]
     return {name: tuple(values[place] for place in kept) for name, values in axis.items()}
 
 
 def _read(name: str) -> tuple[str, dict[str, str], list[dict[str, tuple[str, ...]]]]:
-    path = Path(os.path.expanduser(name))
-    if name in choices(EXPERIMENT):
-        path = conf_folder() / EXPERIMENT / f"{name}.yaml"
-    elif path.suffix not in {".yaml", ".yml"} or not path.exists():
-        raise InputError(f"There is no experiment {name!r}.", remedy=closest(name, choices(EXPERIMENT)))
-    content = OmegaConf.to_container(load_yaml(path), resolve=False)
+    path, loaded = load_choice(EXPERIMENT, name)
+    content = OmegaConf.to_container(loaded, resolve=False)
     expected = "settings (key: value) and axes (a list)"
     if not isinstance(content, dict) or not set(content) <= {"settings", "axes"}:
-        raise InputError(f"{path} is no experiment.", got=", ".join(map(str, content or "nothing")), expected=expected)
+        raise InputError(
+            f"{path} is not an experiment.", got=", ".join(map(str, content or "nothing")), expected=expected
+        )
     settings, axes = content.get("settings") or {}, content.get("axes") or []
     if not isinstance(settings, dict) or not isinstance(axes, list):
-        raise InputError(f"{path} is no experiment.", expected=expected)
+        raise InputError(f"{path} is not an experiment.", expected=expected)
     found = []
     for axis in axes:
         if not isinstance(axis, dict) or not all(isinstance(values, list) and values for values in axis.values()):
             raise InputError(f"An axis of {path} cannot be used.", got=repr(axis)[:200], expected="{key: [value, ...]}")
         if len({len(values) for values in axis.values()}) != 1:
             raise InputError(
-                f"The values of an axis of {path} do not go together.",
+                f"The settings of an axis of {path} have different numbers of values.",
                 got=", ".join(f"{len(values)} of {key}" for key, values in axis.items()),
-                expected="as many of each key",
+                expected="equally many values of each setting",
             )
-        found.append({str(key): tuple(_word(value) for value in values) for key, values in axis.items()})
-    return path.stem, {str(key): _word(value) for key, value in settings.items()}, found
+        found.append({str(key): tuple(_text(value) for value in values) for key, values in axis.items()})
+    return path.stem, {str(key): _text(value) for key, value in settings.items()}, found
 
 
-def _word(value: Any) -> str:
-    """A YAML value as the command line has it."""
+def _text(value: Any) -> str:
+    """A YAML value as an argument spells it."""
     return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))

@@ -1,21 +1,21 @@
-"""The words for settings: every key there is, what it means and what it takes."""
+"""The names of all settings, their meanings and their types."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from factsmith.artifacts.errors import InputError, closest
-from factsmith.tasks.planning.settings import Settings
+from factsmith.tasks.planning.settings import RENAMED, Settings
 
-__all__ = ["check_key", "describe_settings", "setting_types"]
+__all__ = ["check_key", "check_renamed", "describe_settings", "setting_types", "with_new_names"]
 
 
 def describe_settings() -> Iterator[tuple[str, str]]:
-    """Every key with its meaning."""
+    """Every setting's name with its meaning."""
     for name, field in _fields():
         yield name, field.description or ""
 
@@ -30,21 +30,23 @@ def _fields(model: type[BaseModel] = Settings, prefix: str = "") -> Iterator[tup
 
 
 def check_key(name: str, groups: Iterable[str]) -> None:
-    """
+    """Check that ``name`` is a setting.
+
     Args:
-        name: of a setting, perhaps.
-        groups: of choices, which a misspelt name may have been meant for.
+        name: the name to check.
+        groups: groups of choices, which a misspelt name may stand for.
 
     Raises:
-        InputError: there is no such setting; says which may be meant.
+        InputError: there is no such setting; suggests the one that may be meant.
     """
+    check_renamed([name])
     known = {key for key, _ in describe_settings()}
     if name not in known:
         parent, _, last = name.rpartition(".")
-        namesakes = sorted(key for key in known if key.rpartition(".")[2] == last)
+        same_last = sorted(key for key in known if key.rpartition(".")[2] == last)
         siblings = {key.rpartition(".")[2]: key for key in known if key.rpartition(".")[0] == parent}
-        if namesakes:
-            remedy = f"did you mean {namesakes[0]!r}?"
+        if same_last:
+            remedy = f"did you mean {same_last[0]!r}?"
         elif siblings:
             remedy = closest(last, siblings)
         else:
@@ -52,6 +54,27 @@ def check_key(name: str, groups: Iterable[str]) -> None:
         raise InputError(f"There is no setting {name!r}.", remedy=remedy)
 
 
+def check_renamed(names: Iterable[str]) -> None:
+    """Check that no setting has the name that it had in an earlier version.
+
+    Raises:
+        InputError: one has; says its new name.
+    """
+    for name in names:
+        if name in RENAMED:
+            raise InputError(f"The setting {name!r} has a new name.", remedy=f"use {RENAMED[name]!r}")
+
+
+def with_new_names(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The nested settings of an earlier run, with the names that settings have now."""
+    found = {name: dict(value) if isinstance(value, Mapping) else value for name, value in content.items()}
+    for old, new in RENAMED.items():
+        (group, old_name), (_, new_name) = old.split("."), new.split(".")
+        if isinstance(found.get(group), dict) and old_name in found[group]:
+            found[group][new_name] = found[group].pop(old_name)
+    return found
+
+
 def setting_types() -> dict[str, Any]:
-    """The type of every key."""
+    """The type of every setting."""
     return {name: field.annotation for name, field in _fields()}

@@ -1,8 +1,7 @@
-"""The form in which a deployment takes a run's settings: what Prefect's UI shows, and what its server checks.
+"""The parameters of a deployment: what Prefect's UI shows as a form, and what its server checks.
 
-A form has the parts that words have: a choice of each group, and the settings that are to differ from those of the
-choices. Its fields carry the bounds and meanings of ``tasks/settings.py``, so that what a person types is refused
-before a run starts.
+Parameters have the same parts as arguments: a choice of each group, and the settings that differ from those of the
+choices. The fields carry the bounds and meanings of the settings, so Prefect refuses a wrong value before a run starts.
 """
 
 from __future__ import annotations
@@ -13,41 +12,42 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, create_model
 
 from factsmith.artifacts.errors import InputError, closest
-from factsmith.flows.configuration.composition import GROUPS, choices, compose_parts, parse, starting_choices
+from factsmith.flows.configuration.choices import GROUPS, choices, starting_choices
+from factsmith.flows.configuration.composition import compose_parts, parse
 from factsmith.tasks.planning.settings import Settings
 
-__all__ = ["Form", "RunSettings", "fill"]
+__all__ = ["DeploymentParameters", "RunSettings", "deployment_parameters"]
 
 _MEANINGS = {
     "model": "the model to edit",
-    "corpus": "the text whose keys an edit must preserve; the model's own if left out",
+    "corpus": "the text whose keys an edit must preserve; by default the model's own choice",
     "method": "how facts are written",
-    "dataset": "the facts to write; the model's own if left out",
+    "dataset": "the facts to write; by default the model's own choice",
 }
 
-# Unlike a default, a factory does not show in a schema: a field that is left out has the value of its choice.
-_LEFT_OUT: dict[str, Any] = {"default_factory": lambda: None}
+# Unlike a default, a default factory does not appear in the schema. A field that is left out keeps its choice's value.
+_OPTIONAL: dict[str, Any] = {"default_factory": lambda: None}
 
 
 def _choice(group: str) -> tuple[Any, Any]:
-    """A field that takes a name in ``conf/<group>``, or a YAML file of one's own."""
+    """A field that takes a name in ``conf/<group>``, or a YAML file of the user's."""
     named: Any = Literal[*choices(group)]
     annotation = named | Annotated[str, Field(title="YAML file", pattern=r"\.ya?ml$")]
     default = starting_choices().get(group)
-    return annotation, Field(description=_MEANINGS[group], **({"default": default} if default else _LEFT_OUT))
+    return annotation, Field(description=_MEANINGS[group], **({"default": default} if default else _OPTIONAL))
 
 
 def _changes(model: type[BaseModel], name: str) -> type[BaseModel]:
-    """The fields of ``model`` and of the models in it, every one of which may be left out."""
+    """The fields of ``model`` and of the models in it, all optional."""
     fields: dict[str, Any] = {}
     for key, field in model.model_fields.items():
         annotation: Any = field.annotation
         if isinstance(annotation, type) and issubclass(annotation, BaseModel):
             annotation = _changes(annotation, f"{name}{key.title()}")
         elif annotation is bool:
-            # Prefect's UI shows a boolean as a switch, which would say "off" where nothing was said.
+            # Prefect's UI shows a boolean as a switch, which would read "off" if nothing was chosen.
             annotation = Annotated[bool, WithJsonSchema({"enum": [True, False]})]
-        meaning = Field(description=field.description or annotation.__doc__, **_LEFT_OUT)
+        meaning = Field(description=field.description or annotation.__doc__, **_OPTIONAL)
         fields[key] = (Annotated[annotation, meaning, *field.metadata], ...)
     return create_model(name, __config__=model.model_config, __doc__=model.__doc__, **fields)
 
@@ -56,41 +56,43 @@ _FIELDS: dict[str, Any] = {
     **{group: _choice(group) for group in GROUPS},
     "changes": (
         _changes(Settings, "Changes"),
-        Field(description="settings that are to differ from the choices; leave out the rest", **_LEFT_OUT),
+        Field(description="settings that differ from the choices; leave out the rest", **_OPTIONAL),
     ),
 }
 
-Form = create_model(
-    "Form",
+DeploymentParameters = create_model(
+    "DeploymentParameters",
     __config__=ConfigDict(frozen=True, extra="forbid"),
-    __doc__="A run as a person fills it in.",
+    __doc__="The choices and settings of a run.",
     **_FIELDS,
 )
 
 
-def fill(words: Sequence[str]) -> dict[str, Any]:
-    """The form that says what words say, as JSON.
+def deployment_parameters(arguments: Sequence[str]) -> dict[str, Any]:
+    """The deployment parameters with the same meaning as ``arguments``, as JSON.
 
     Raises:
-        InputError: as `compose` does.
+        InputError: as in ``compose``.
     """
-    picked, changes = parse(words)
-    compose_parts(picked, changes)
-    form = Form.model_validate({**picked, "changes": changes} if changes else picked)
-    filled: dict[str, Any] = form.model_dump(mode="json", exclude_unset=True)
-    return filled
+    chosen, changes = parse(arguments)
+    compose_parts(chosen, changes)
+    parameters = DeploymentParameters.model_validate({**chosen, "changes": changes} if changes else chosen)
+    found: dict[str, Any] = parameters.model_dump(mode="json", exclude_unset=True)
+    return found
 
 
 def _resolve(given: Any) -> Any:
-    """Settings of a form; anything but a form is left to pydantic."""
+    """The settings of deployment parameters. Anything else is left to pydantic."""
     if not isinstance(given, Mapping):
         return given
     for name in given:
-        if name not in Form.model_fields:
-            raise InputError(f"The form has no field {name!r}.", remedy=closest(name, Form.model_fields))
-    picked = {group: str(given[group]) for group in GROUPS if given.get(group) is not None}
-    return compose_parts(picked, given.get("changes") or {})
+        if name not in DeploymentParameters.model_fields:
+            raise InputError(
+                f"There is no deployment parameter {name!r}.", remedy=closest(name, DeploymentParameters.model_fields)
+            )
+    chosen = {group: str(given[group]) for group in GROUPS if given.get(group) is not None}
+    return compose_parts(chosen, given.get("changes") or {})
 
 
-RunSettings = Annotated[Settings, BeforeValidator(_resolve, json_schema_input_type=Form)]
-"""Settings as flows take them: composed by the command line, or a form that Prefect hands over."""
+RunSettings = Annotated[Settings, BeforeValidator(_resolve, json_schema_input_type=DeploymentParameters)]
+"""Settings as flows take them: composed by the command line, or as deployment parameters from Prefect."""

@@ -10,6 +10,7 @@ from datetime import datetime
 from pydantic import BaseModel, ConfigDict, computed_field
 
 from factsmith.artifacts.errors import InputError
+from factsmith.flows.configuration.composition import past_settings
 from factsmith.tasks.evaluation.family import load_families
 from factsmith.tasks.evaluation.summary import (
     PHASES,
@@ -131,7 +132,7 @@ def scored(run: PastRun) -> ScoredRun:
             expected="a run that scored what it wrote: of run or evaluate, a cell of sweep, a trial of tune",
             remedy=f"score its edits with `factsmith evaluate {run.id[:8]}`" if run.flow == "edit" else None,
         )
-    families = load_families(run.settings.dataset.metrics)
+    families = load_families(past_settings(run).dataset.metrics)
     metrics = [name for family in families for name in family.metrics]
     records = run.records()
     if forgotten := set(records["metric"].to_pylist()).difference(metrics):

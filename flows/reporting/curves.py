@@ -1,4 +1,4 @@
-"""Curves of a sequence: what they are called in reports and MLflow, and what is read off them."""
+"""The curves of a sequence: their names in reports and MLflow, and the collapse that they show."""
 
 from __future__ import annotations
 
@@ -6,32 +6,32 @@ from collections.abc import Sequence
 
 from factsmith.tasks.evaluation.trajectory_stage import FIRST
 
-__all__ = ["COLLAPSE", "FIRST_FACTS", "PERPLEXITY", "SO_FAR", "Curves", "collapse", "evenly"]
+__all__ = ["ALL_FACTS", "COLLAPSE", "FIRST_FACTS", "PERPLEXITY", "Curves", "collapse", "evenly"]
 
 Curves = dict[str, dict[int, float]]
-"""By name, values by number of edits."""
+"""Values by the name of a curve and the number of edits."""
 
-SO_FAR = "sequence/{}"
-"""A metric of all facts written so far."""
+ALL_FACTS = "sequence/{}"
+"""The curve of a metric of all facts written so far."""
 
 FIRST_FACTS = f"sequence/first_{FIRST}/{{}}"
-"""The same of the first ones written."""
+"""The curve of a metric of the first facts that were written."""
 
 PERPLEXITY = "sequence/perplexity"
 
 COLLAPSE = 10.0
-"""Times the unedited model's perplexity of held-out text from which on a model counts as collapsed."""
+"""A model has collapsed when the perplexity of held-out text is this many times the unedited model's."""
 
 
-def collapse(scores: Curves) -> int | None:
-    """The number of edits after which text was first found to be ``COLLAPSE`` times as perplexing as before them all.
+def collapse(curves: Curves) -> int | None:
+    """The first number of edits after which the model is found to have collapsed.
 
-    ``None`` if it never was, or if there was no text.
+    ``None`` if it never was, or if perplexity was not measured.
     """
-    points = scores.get(PERPLEXITY, {})
+    points = curves.get(PERPLEXITY, {})
     return next((edits for edits, value in points.items() if not value < COLLAPSE * points[0]), None)
 
 
 def evenly(counts: Sequence[int], most: int) -> list[int]:
-    """``counts`` in their order, the last one and others evenly spread before it, ``most`` at most."""
+    """At most ``most`` of ``counts``, in their order: the last one, and others evenly spread before it."""
     return list(counts[:: min(-1, -len(counts) // most)][::-1])

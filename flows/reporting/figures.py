@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
 
-from factsmith.flows.reporting.curves import FIRST_FACTS, PERPLEXITY, SO_FAR
+from factsmith.flows.reporting.curves import ALL_FACTS, FIRST_FACTS, PERPLEXITY
 from factsmith.tasks.evaluation.trajectory_stage import FIRST
 
 __all__ = [
@@ -16,8 +16,8 @@ __all__ = [
     "effects_by_role",
     "leverage_by_multiplier",
     "score_by_multiplier",
-    "sequence_course",
-    "sequences_by_edits",
+    "trajectory_figure",
+    "trajectories_figure",
     "spectra",
 ]
 
@@ -140,7 +140,7 @@ def spectra(eigenvalues: Mapping[int, Sequence[float]]) -> Figure:
     return figure
 
 
-def sequence_course(
+def trajectory_figure(
     scores: Mapping[str, Mapping[int, float]], measures: Mapping[str, Mapping[int, float]], means: Sequence[str]
 ) -> Figure:
     """Scores, perplexity of held-out text and the relative change of each layer, against the number of edits.
@@ -155,7 +155,7 @@ def sequence_course(
     panels = list(figure.subplots(1, 3 if perplexity else 2))
     for number, name in enumerate(means):
         for label, key, style in (
-            ("all so far", SO_FAR.format(name), "-"),
+            ("all so far", ALL_FACTS.format(name), "-"),
             (f"first {FIRST}", FIRST_FACTS.format(name), "--"),
         ):
             if points := scores.get(key):
@@ -186,7 +186,7 @@ def sequence_course(
     return figure
 
 
-def sequences_by_edits(panels: Mapping[str, Mapping[str, Mapping[int, float]]]) -> Figure:
+def trajectories_figure(panels: Mapping[str, Mapping[str, Mapping[int, float]]]) -> Figure:
     """Several sequences against the number of edits, a line each.
 
     Args:

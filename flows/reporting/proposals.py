@@ -8,12 +8,11 @@ from pathlib import Path
 
 from rich.table import Table
 
-from factsmith.flows.locate import LocateReport
-from factsmith.flows.tune import SCORES, Trial, TuneReport
+from factsmith.flows.reporting.reports import SCORES, LocateReport, Trial, TuneReport
 from factsmith.tasks.locate.effects import LAST_SUBJECT, LAST_TOKEN
 from factsmith.tasks.planning.settings import Settings
 
-__all__ = ["effects_table", "trials_table", "words_of_location", "words_of_tuning"]
+__all__ = ["effects_table", "trials_table", "location_lines", "tuning_lines"]
 
 
 def effects_table(report: LocateReport, settings: Settings) -> Table:
@@ -40,7 +39,7 @@ def effects_table(report: LocateReport, settings: Settings) -> Table:
     return table
 
 
-def words_of_location(report: LocateReport) -> Iterator[str]:
+def location_lines(report: LocateReport) -> Iterator[str]:
     """Lines that say what was passed over, and which words to use."""
     if report.unknown:
         yield f"{report.unknown} facts were passed over: the model does not know them."
@@ -76,7 +75,7 @@ def trials_table(report: TuneReport, settings: Settings) -> Table:
     return table
 
 
-def words_of_tuning(report: TuneReport, out: Path | None) -> Iterator[str]:
+def tuning_lines(report: TuneReport, out: Path | None) -> Iterator[str]:
     """Lines that say what failed, and which words to use."""
     for trial in report.trials:
         if trial.error:

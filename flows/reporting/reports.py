@@ -1,69 +1,95 @@
-"""What a run, or a sweep of many, tells whoever started it."""
+"""Reports: the outcome of each flow, as ``--json`` prints it."""
 
 from __future__ import annotations
+
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from factsmith.flows.reporting.curves import Curves
 from factsmith.tasks.evaluation.stage import Scores
-from factsmith.tasks.pipeline.workspace import Bench, StageReport
+from factsmith.tasks.pipeline.workspace import StageReport
+from factsmith.tasks.planning.run import Run
 
-__all__ = ["CellReport", "LayerReport", "PreparationReport", "Report", "SweepReport"]
+__all__ = [
+    "CellReport",
+    "HeldOut",
+    "LayerReport",
+    "LocateReport",
+    "PrecomputeReport",
+    "Report",
+    "SCORES",
+    "SweepReport",
+    "Trial",
+    "TuneReport",
+]
 
 
-class Report(BaseModel):
-    """The outcome of a flow, as ``--json`` prints it.
+SCORES = ("ES", "PS", "NS", "S")
+"""The metrics that ``tune`` shows."""
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Report(_Frozen):
+    """The outcome of ``run``, ``precompute``, ``edit`` or ``evaluate``.
 
     Attributes:
-        run_id: of the flow run in Prefect.
-        mlflow_run_id: of the parent run in MLflow.
-        stages: in their order.
-        metrics: by phase (``before``, ``after``), in percent; empty if nothing was scored.
-        course: of a sequence, ``Curves`` of its scores; empty if it is none.
+        run_id: id of the flow run in Prefect.
+        mlflow_run_id: id of the run in MLflow.
+        stages: the stages, in order.
+        metrics: metrics by phase (``before``, ``after``), in percent; empty if nothing was scored.
+        trajectory: the curves of a sequence's scores; empty for independent batches.
         dynamic_multiplier: d_m of C0, given or found; ``None`` if the run has none.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     run_id: str
     mlflow_run_id: str
     dynamic_multiplier: float | None = None
     stages: list[StageReport]
     metrics: dict[str, dict[str, float | None]]
-    course: Curves = {}
-    facts: int = Field(0, exclude=True, description="that were scored")
+    trajectory: Curves = {}
+    facts: int = Field(0, exclude=True, description="number of facts that were scored")
 
     @classmethod
     def of(
-        cls, bench: Bench, scores: Scores | None = None, course: Curves | None = None, *, tokens: int | None = None
+        cls, run: Run, scores: Scores | None = None, trajectory: Curves | None = None, *, tokens: int | None = None
     ) -> Report:
+        """The report of a run.
+
+        Args:
+            run: the run.
+            scores: its scores, if it was scored.
+            trajectory: the curves of a sequence.
+            tokens: number of tokens that C0 covers.
+        """
         from prefect.runtime import flow_run
 
         return cls(
             run_id=str(flow_run.id),
-            mlflow_run_id=bench.tracker.run_id,
-            dynamic_multiplier=None if tokens is None else tokens / bench.checkpoint.key_width,
-            stages=bench.reports,
+            mlflow_run_id=run.workspace.tracker.run_id,
+            dynamic_multiplier=None if tokens is None else tokens / run.model.key_width,
+            stages=run.workspace.reports,
             metrics={"before": scores.before, "after": scores.after} if scores else {},
-            course=course or {},
+            trajectory=trajectory or {},
             facts=scores.artifact.summary["records"] if scores else 0,
         )
 
 
-class LayerReport(BaseModel):
+class LayerReport(_Frozen):
     """How well C0 of one layer is known.
 
     Attributes:
-        layer: counted from 0.
-        tokens: that C0 is the mean of.
+        layer: the layer, counted from 0.
+        tokens: number of tokens that C0 covers.
         dynamic_multiplier: the same in multiples of d_k.
-        leverage: held-out; ``None`` if C0 is singular, or the corpus has no keys to hold out.
-        effective_rank: of C0, at most d_k.
-        condition_number: of C0; ``None`` if it is singular.
-        eigenvalues: of C0: the largest, median and smallest, and those that 1, 10, 90 and 99 % of all exceed.
+        leverage: held-out leverage; ``None`` if C0 is singular, or the corpus has no keys left to hold out.
+        effective_rank: effective rank of C0, at most d_k.
+        condition_number: condition number of C0; ``None`` if it is singular.
+        eigenvalues: eigenvalues of C0: the largest, median and smallest, and those that 1, 10, 90 and 99 % exceed.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     layer: int
     tokens: int
@@ -74,34 +100,32 @@ class LayerReport(BaseModel):
     eigenvalues: dict[str, float]
 
 
-class PreparationReport(Report):
+class PrecomputeReport(Report):
     """The outcome of ``precompute --report``.
 
     Attributes:
-        layers: edited ones, ascending.
+        layers: the edited layers, ascending.
     """
 
     layers: list[LayerReport]
 
 
-class CellReport(BaseModel):
-    """What became of one cell.
+class CellReport(_Frozen):
+    """The outcome of one cell of a sweep.
 
     Attributes:
-        place: value of each setting that the sweep varies.
-        mlflow_run_id: of its run; ``None`` if it did not begin.
-        facts: that were written and scored.
-        tokens: that C0 is the mean of; 0 if the cell failed.
+        place: the value of each setting that the sweep varies.
+        mlflow_run_id: id of its run in MLflow; ``None`` if it did not begin.
+        facts: number of facts that were written and scored.
+        tokens: number of tokens that C0 covers; 0 if the cell failed.
         dynamic_multiplier: the same in multiples of d_k.
-        metrics: by phase (``before``, ``after``), in percent; empty if the cell failed.
-        course: of a sequence, ``Curves`` of its scores; empty if it is none.
+        metrics: metrics by phase (``before``, ``after``), in percent; empty if the cell failed.
+        trajectory: the curves of a sequence's scores; empty for independent batches.
         intervals: 95 % bootstrap interval over records of each metric after the edit.
-        stages: in their order.
-        seconds: it took.
-        error: why it failed.
+        stages: the stages, in order.
+        seconds: time taken.
+        error: why the cell failed.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     place: dict[str, str]
     mlflow_run_id: str | None = None
@@ -109,27 +133,25 @@ class CellReport(BaseModel):
     tokens: int = 0
     dynamic_multiplier: float = 0.0
     metrics: dict[str, dict[str, float | None]] = {}
-    course: Curves = {}
+    trajectory: Curves = {}
     intervals: dict[str, tuple[float, float]] = {}
     stages: list[StageReport] = []
     seconds: float = 0.0
     error: str | None = None
 
 
-class SweepReport(BaseModel):
-    """The outcome of ``sweep``, as ``--json`` prints it.
+class SweepReport(_Frozen):
+    """The outcome of ``sweep``.
 
     Attributes:
-        run_id: of the flow run in Prefect.
-        mlflow_run_id: of the parent run in MLflow.
-        name: of the experiment.
-        axes: settings that vary, those that vary together side by side.
-        metrics: that some cell tells, in the order they are shown in.
-        mean: the harmonic mean that sums up a cell, and the metrics it is of; ``None`` if no cell tells it.
-        cells: in the order of the axes.
+        run_id: id of the flow run in Prefect.
+        mlflow_run_id: id of the sweep's run in MLflow.
+        name: name of the experiment.
+        axes: the settings that vary, those of one axis together.
+        metrics: metrics that some cell has, in display order.
+        mean: the harmonic mean that summarises a cell, and its metrics; ``None`` if no cell has it.
+        cells: the cells, in the order of the axes.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     run_id: str
     mlflow_run_id: str
@@ -138,3 +160,86 @@ class SweepReport(BaseModel):
     metrics: list[str]
     mean: tuple[str, list[str]] | None
     cells: list[CellReport]
+
+
+class LocateReport(_Frozen):
+    """The outcome of ``locate``.
+
+    Attributes:
+        run_id: id of the flow run in Prefect.
+        mlflow_run_id: id of the run in MLflow.
+        stages: the stages, in order.
+        layers: the proposed layers; empty if no layer stands out.
+        mediated: by layer, the part of a state's effect at the subject's last token that the MLPs above mediate.
+        effects: average indirect effect by kind and role of the token, one number per layer; a probability, not
+            percent.
+        clean: mean P(object).
+        corrupted: mean P(object) with noise on the subject.
+        facts: number of facts that were traced.
+        unknown: number of facts that were tried and that the model does not know.
+    """
+
+    run_id: str
+    mlflow_run_id: str
+    stages: list[StageReport]
+    layers: list[int]
+    mediated: list[float]
+    effects: dict[str, dict[str, list[float]]]
+    clean: float
+    corrupted: float
+    facts: int
+    unknown: int
+
+
+class Trial(_Frozen):
+    """One trial of ``tune``, on the tuning half.
+
+    Attributes:
+        number: number of the trial; 0 is the start.
+        preservation_weight: lambda.
+        clamp: clamp of value vectors.
+        learning_rate: learning rate of value vectors.
+        metrics: metrics in percent; empty if the trial failed.
+        seconds: time taken.
+        error: why the trial failed.
+    """
+
+    number: int
+    preservation_weight: float
+    clamp: float
+    learning_rate: float
+    metrics: dict[str, float | None]
+    seconds: float
+    error: str | None = None
+
+
+class HeldOut(_Frozen):
+    """Metrics in percent on the half that nothing was chosen on.
+
+    Attributes:
+        start: metrics of the start; empty if it fails there.
+        best: metrics of the best trial; empty if it fails there.
+    """
+
+    start: dict[str, float | None]
+    best: dict[str, float | None]
+
+
+class TuneReport(_Frozen):
+    """The outcome of ``tune``.
+
+    Attributes:
+        run_id: id of the flow run in Prefect.
+        mlflow_run_id: id of the run in MLflow.
+        trials: the trials, in order.
+        best: number of the best trial.
+        held_out: metrics of the start and of the best trial on the other half.
+        editing: the settings that were found, in the form that a model's YAML has.
+    """
+
+    run_id: str
+    mlflow_run_id: str
+    trials: list[Trial]
+    best: int
+    held_out: HeldOut
+    editing: dict[str, Any]

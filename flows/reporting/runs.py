@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 from rich.text import Text
 
-from factsmith.flows.reporting.table import Sheet
+from factsmith.flows.reporting.text_table import TextTable
 from factsmith.tasks.tracking.runs import PastRun
 
 if TYPE_CHECKING:
     from factsmith.flows.reporting.comparison import Comparison, Score
 
-__all__ = ["comparison_sheets", "described", "listed", "runs_table"]
+__all__ = ["comparison_tables", "described", "grouped", "runs_table"]
 
 Family = list[tuple[int, PastRun]]
 """A run and all those below it, each with how far below."""
@@ -26,7 +26,7 @@ _CAPTION = "noise: the interval of the difference holds zero\nintervals are not 
 _NO_FACTS = ("precompute", "locate")
 
 
-def listed(runs: Sequence[PastRun]) -> list[Family]:
+def grouped(runs: Sequence[PastRun]) -> list[Family]:
     """``runs`` (the latest first) in the order of a list: those of a run stand below it, as they came."""
     known = {run.id for run in runs}
     below: dict[str | None, list[PastRun]] = defaultdict(list)
@@ -56,15 +56,15 @@ def described(run: PastRun) -> dict[str, Any]:
     }
 
 
-def runs_table(families: Sequence[Family], *, of: int, parts: bool) -> Table:
+def runs_table(families: Sequence[Family], *, total: int, parts: bool) -> Table:
     """One row a run.
 
     Args:
         families: that are shown.
-        of: how many there are.
+        total: how many there are.
         parts: whether the runs below others are shown; if not, they are counted.
     """
-    hidden = f"{len(families)} of {of} runs: --limit {of} shows all" if len(families) < of else None
+    hidden = f"{len(families)} of {total} runs: --limit {total} shows all" if len(families) < total else None
     table = Table(title="runs", title_justify="left", caption=hidden, caption_justify="left")
     for name in ("run", "started"):
         table.add_column(name, no_wrap=True)
@@ -105,37 +105,37 @@ def _batches(run: PastRun) -> str:
 # --------------------------------------------------------------------------------------------- runs side by side
 
 
-def comparison_sheets(comparison: Comparison) -> list[Sheet]:
+def comparison_tables(comparison: Comparison) -> list[TextTable]:
     """The runs, the settings that differ, and what each phase scored."""
     ids = [run.id[:8] for run in comparison.runs]
     title = "runs" if comparison.settings else "runs with the same settings"
-    runs = Sheet(title, ["run", "name", "facts", "shared", "bootstrap"], words=2, wrapped=["name"])
+    runs = TextTable(title, ["run", "name", "facts", "shared", "bootstrap"], labels=2, wrapped=["name"])
     for place, run in enumerate(comparison.runs):
         drawn = [str(run.shared), "paired" if run.paired else "independent"]
         runs.add(ids[place], run.name, str(run.facts), *(drawn if place else ["", ""]))
     found = [runs]
     if comparison.settings:
-        settings = Sheet("settings that differ", ["setting", *ids], words=1 + len(ids), wrapped=ids)
+        settings = TextTable("settings that differ", ["setting", *ids], labels=1 + len(ids), wrapped=ids)
         for name, values in comparison.settings.items():
             settings.add(name, *("-" if value is None else value for value in values))
         found.append(settings)
-    return [*found, *(_scores_sheet(comparison, phase, ids) for phase in comparison.scores)]
+    return [*found, *(_scores_table(comparison, phase, ids) for phase in comparison.scores)]
 
 
-def _scores_sheet(comparison: Comparison, phase: str, ids: Sequence[str]) -> Sheet:
+def _scores_table(comparison: Comparison, phase: str, ids: Sequence[str]) -> TextTable:
     """A row a metric for two runs; for more, which would not fit beside each other, a row a metric and run."""
     two = len(ids) == 2
     columns = ["", *ids, f"{ids[1]} - {ids[0]}"] if two else ["", "run", phase, f"difference from {ids[0]}"]
-    sheet = Sheet(f"scores {phase}, percent [95 % interval]", columns, words=len(columns), caption=_CAPTION)
+    table = TextTable(f"scores {phase}, percent [95 % interval]", columns, labels=len(columns), caption=_CAPTION)
     for name, scores in comparison.scores[phase].items():
         strong = name in comparison.means
         if two:
-            sheet.add(name, *map(_value, scores), _difference(scores[1]), strong=strong)
+            table.add(name, *map(_value, scores), _difference(scores[1]), strong=strong)
             continue
         for place, (run, score) in enumerate(zip(ids, scores, strict=True)):
-            sheet.add(name, run, _value(score), _difference(score) if place else "", strong=strong)
-        sheet.end_section()
-    return sheet
+            table.add(name, run, _value(score), _difference(score) if place else "", strong=strong)
+        table.end_section()
+    return table
 
 
 def _value(score: Score | None) -> str:

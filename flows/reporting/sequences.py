@@ -7,49 +7,51 @@ import io
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from factsmith.flows.reporting.curves import COLLAPSE, FIRST_FACTS, PERPLEXITY, SO_FAR, Curves, collapse, evenly
-from factsmith.flows.reporting.figures import sequences_by_edits
+from factsmith.flows.reporting.curves import ALL_FACTS, COLLAPSE, FIRST_FACTS, PERPLEXITY, Curves, collapse, evenly
+from factsmith.flows.reporting.figures import trajectories_figure
 from factsmith.flows.reporting.reports import CellReport, SweepReport
-from factsmith.flows.reporting.table import Sheet
+from factsmith.flows.reporting.text_table import TextTable
 from factsmith.tasks.evaluation.trajectory_stage import FIRST
 from factsmith.tasks.tracking.tracker import Tracker
 
-__all__ = ["log_sequences", "sequence_sheets", "write_sequences"]
+__all__ = ["log_sequences", "sequence_tables", "write_sequences"]
 
 _COLUMNS = 5
 """Numbers of edits in a table; the CSV has all."""
 
 
-def sequence_sheets(report: SweepReport) -> Iterator[Sheet]:
+def sequence_tables(report: SweepReport) -> Iterator[TextTable]:
     """A table for each curve: a score of all facts so far, that of the first ones, and perplexity."""
     varied = [axis[0] for axis in report.axes]
     for curve, title in _titles(report).items():
-        counts = _shown({count for cell in report.cells for count in cell.course.get(curve, {})})
-        sheet = Sheet(
+        counts = _shown({count for cell in report.cells for count in cell.trajectory.get(curve, {})})
+        table = TextTable(
             f"{report.name}: {title} after so many edits",
             [*(key.rpartition(".")[2] for key in varied), *(f"{count:,}" for count in counts), "collapse"],
-            words=len(varied),
+            labels=len(varied),
             caption=f"collapse: edits after which perplexity was first {COLLAPSE:g} times what it was",
         )
         digits = "#.4g" if curve == PERPLEXITY else ".1f"
         for cell in report.cells:
-            if points := cell.course.get(curve):
+            if points := cell.trajectory.get(curve):
                 values = [f"{points[count]:{digits}}" if count in points else "" for count in counts]
-                when = collapse(cell.course)
+                when = collapse(cell.trajectory)
                 places = [cell.place[key] for key in varied]
-                sheet.add(*places, *values, "-" if when is None else f"{when:,}", weak=when is not None)
-        yield sheet
+                table.add(*places, *values, "-" if when is None else f"{when:,}", weak=when is not None)
+        yield table
 
 
 def write_sequences(report: SweepReport, folder: Path) -> list[Path]:
     """``sequences.csv`` and ``sequences.png`` in ``folder``; nothing if the cells are no sequences."""
-    courses = {_name(report, cell): cell.course for cell in report.cells if cell.course}
-    if not courses:
+    trajectories = {_name(report, cell): cell.trajectory for cell in report.cells if cell.trajectory}
+    if not trajectories:
         return []
     written = [folder / "sequences.csv", folder / "sequences.png"]
     written[0].write_text(_csv(report), encoding="utf-8")
     titles = _titles(report)
-    sequences_by_edits({title: _of(courses, curve) for curve, title in titles.items()}).savefig(written[1], dpi=150)
+    trajectories_figure({title: _of(trajectories, curve) for curve, title in titles.items()}).savefig(
+        written[1], dpi=150
+    )
     return written
 
 
@@ -57,7 +59,7 @@ def log_sequences(tracker: Tracker, report: SweepReport) -> None:
     """Log the curves of each cell to the sweep's run, with the number of edits as step."""
     titles = _titles(report)
     for cell in report.cells:
-        shown = {name: points for name, points in cell.course.items() if name in titles}
+        shown = {name: points for name, points in cell.trajectory.items() if name in titles}
         variant = _name(report, cell).replace("/", "_")
         tracker.curves({f"{variant}/{name}": points for name, points in shown.items()})
 
@@ -73,7 +75,7 @@ def _titles(report: SweepReport) -> dict[str, str]:
     """The curves that are shown, and what they are of: of the mean, or where it is not known of each metric."""
     found = {}
     for name in [report.mean[0]] if report.mean else report.metrics:
-        found[SO_FAR.format(name)] = f"{name} of all facts, percent,"
+        found[ALL_FACTS.format(name)] = f"{name} of all facts, percent,"
         found[FIRST_FACTS.format(name)] = f"{name} of the first {FIRST} facts, percent,"
     return {**found, PERPLEXITY: "perplexity of held-out text"}
 
@@ -83,8 +85,8 @@ def _name(report: SweepReport, cell: CellReport) -> str:
     return ", ".join(cell.place[axis[0]] for axis in report.axes)
 
 
-def _of(courses: dict[str, Curves], curve: str) -> dict[str, dict[int, float]]:
-    return {name: course[curve] for name, course in courses.items() if curve in course}
+def _of(trajectories: dict[str, Curves], curve: str) -> dict[str, dict[int, float]]:
+    return {name: trajectory[curve] for name, trajectory in trajectories.items() if curve in trajectory}
 
 
 def _csv(report: SweepReport) -> str:
@@ -94,7 +96,7 @@ def _csv(report: SweepReport) -> str:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([*varied, "curve", "edits", "value", "mlflow_run_id"])
     for cell in report.cells:
-        for curve, points in cell.course.items():
+        for curve, points in cell.trajectory.items():
             for edits, value in points.items():
                 writer.writerow([*(cell.place[key] for key in varied), curve, edits, value, cell.mlflow_run_id])
     return text.getvalue()

@@ -16,11 +16,11 @@ from pathlib import Path
 from factsmith.flows.configuration.grid import MULTIPLIER
 from factsmith.flows.reporting.figures import score_by_multiplier
 from factsmith.flows.reporting.reports import CellReport, SweepReport
-from factsmith.flows.reporting.sequences import log_sequences, sequence_sheets, write_sequences
-from factsmith.flows.reporting.table import Sheet
+from factsmith.flows.reporting.sequences import log_sequences, sequence_tables, write_sequences
+from factsmith.flows.reporting.text_table import TextTable
 from factsmith.tasks.tracking.tracker import Tracker
 
-__all__ = ["Curve", "curves", "failures", "log_results", "sheets", "write_results"]
+__all__ = ["Curve", "curves", "failures", "log_sweep", "sweep_tables", "write_sweep"]
 
 BATCH = "method.batch_size"
 AUTO = "auto"
@@ -31,7 +31,7 @@ Curve = Mapping[str, CellReport]
 """Cells that differ in d_m alone, d_m ascending, by what was asked for: a number, or ``auto``."""
 
 
-def sheets(report: SweepReport) -> list[Sheet]:
+def sweep_tables(report: SweepReport) -> list[TextTable]:
     """The tables of a sweep.
 
     S by d_m, and the papers' layout; where d_m does not vary every cell a row, and sequences by the number of edits.
@@ -42,8 +42,8 @@ def sheets(report: SweepReport) -> list[Sheet]:
     if report.mean and _varies(report, MULTIPLIER):
         found = [*_by_multiplier(report), *_full_and_fast(report)]
     else:
-        found = [_cells(report), *sequence_sheets(report)]
-    return [sheet for sheet in found if sheet.rows]
+        found = [_cells(report), *sequence_tables(report)]
+    return [table for table in found if table.rows]
 
 
 def curves(report: SweepReport) -> dict[str, dict[str, Curve]]:
@@ -55,10 +55,10 @@ def curves(report: SweepReport) -> dict[str, dict[str, Curve]]:
     return {variant: dict(by_batch) for variant, by_batch in found.items()}
 
 
-def write_results(report: SweepReport, folder: Path) -> list[Path]:
+def write_sweep(report: SweepReport, folder: Path) -> list[Path]:
     """``results.md`` and ``results.csv`` in ``folder``, ``score_by_multiplier.png`` where d_m varies, and sequences."""
     folder.mkdir(parents=True, exist_ok=True)
-    title = f"# {report.name}\n\n" + "\n".join(sheet.markdown() for sheet in sheets(report))
+    title = f"# {report.name}\n\n" + "\n".join(table.markdown() for table in sweep_tables(report))
     failed = "".join(f"\n{line}\n" for line in failures(report))
     (folder / "results.md").write_text(title + failed, encoding="utf-8")
     (folder / "results.csv").write_text(_csv(report), encoding="utf-8")
@@ -78,10 +78,10 @@ def write_results(report: SweepReport, folder: Path) -> list[Path]:
     return written + write_sequences(report, folder)
 
 
-def log_results(tracker: Tracker, report: SweepReport) -> None:
+def log_sweep(tracker: Tracker, report: SweepReport) -> None:
     """Attach tables and plots to the sweep's run, and log scores against the tokens of C0, or the number of edits."""
     with tempfile.TemporaryDirectory() as folder:
-        for path in write_results(report, Path(folder)):
+        for path in write_sweep(report, Path(folder)):
             tracker.file(path)
     tracker.metrics({"cells": len(report.cells), "cells_failed": sum(cell.error is not None for cell in report.cells)})
     if report.mean and _varies(report, MULTIPLIER):
@@ -100,16 +100,16 @@ def log_results(tracker: Tracker, report: SweepReport) -> None:
 # ----------------------------------------------------------------------------------------------------------- tables
 
 
-def _by_multiplier(report: SweepReport) -> Iterator[Sheet]:
+def _by_multiplier(report: SweepReport) -> Iterator[TextTable]:
     """The headline score, a row a batch size, a column a d_m."""
     if not report.mean:
         return
     name = report.mean[0]
     multipliers = _all_asked(report)
-    sheet = Sheet(
+    table = TextTable(
         f"{report.name}: {name} by d_m, percent, and 95 % interval over records",
         [*_headings(report), *multipliers],
-        words=len(_headings(report)),
+        labels=len(_headings(report)),
         caption=f"! below {THRESHOLD:.0%} of the largest d_m",
     )
     for variant, by_batch in curves(report).items():
@@ -126,12 +126,12 @@ def _by_multiplier(report: SweepReport) -> Iterator[Sheet]:
                 value, low, high = point
                 found = f" at {_multiplier(curve[multiplier]):g}" if multiplier == AUTO else ""
                 cells.append(f"{value:.1f}{' !' if value < THRESHOLD * full else ''}\n{low:.0f}-{high:.0f}{found}")
-            sheet.add(*_places(report, variant, batch), *cells)
-        sheet.end_section()
-    yield sheet
+            table.add(*_places(report, variant, batch), *cells)
+        table.end_section()
+    yield table
 
 
-def _full_and_fast(report: SweepReport) -> Iterator[Sheet]:
+def _full_and_fast(report: SweepReport) -> Iterator[TextTable]:
     """The papers' layout: rows by batch size, each metric full against fast; a table for all d_m of a variant."""
     if not report.mean:
         return
@@ -141,10 +141,10 @@ def _full_and_fast(report: SweepReport) -> Iterator[Sheet]:
         numbers = [one for one in asked if one != AUTO]
         full = numbers[-1] if numbers else AUTO
         batches = ["batch"] if _varies(report, BATCH) else []
-        sheet = Sheet(
+        table = TextTable(
             f"{variant or report.name}: full (d_m = {full})/fast, percent",
             ["d_m", *batches, *parts, name, "share"],
-            words=0,
+            labels=0,
             caption=f"Rows in red fall below {THRESHOLD:.0%} of the full {name}.",
         )
         for multiplier in [one for one in asked if one != full]:
@@ -154,24 +154,24 @@ def _full_and_fast(report: SweepReport) -> Iterator[Sheet]:
                 pairs = [(_after(curve[full], part), _after(curve[multiplier], part)) for part in (*parts, name)]
                 whole, fast = pairs[-1]
                 share = fast / whole if whole and fast is not None else None
-                sheet.add(
+                table.add(
                     multiplier,
                     *([batch] if batches else []),
                     *(f"{_number(one)}/{_number(other)}" for one, other in pairs),
                     "-" if share is None else f"{share:.0%}",
                     weak=share is not None and share < THRESHOLD,
                 )
-            if sheet.rows:
-                sheet.end_section()
-        yield sheet
+            if table.rows:
+                table.end_section()
+        yield table
 
 
-def _cells(report: SweepReport) -> Sheet:
+def _cells(report: SweepReport) -> TextTable:
     """Every cell a row."""
     varied = [axis[0] for axis in report.axes]
     name, parts = report.mean or (None, report.metrics)
     columns = [*(key.rpartition(".")[2] for key in varied), "facts", *parts, *([name] if name else []), "s"]
-    sheet = Sheet(f"{report.name}: percent, with 95 % intervals over records", columns, words=len(varied))
+    table = TextTable(f"{report.name}: percent, with 95 % intervals over records", columns, labels=len(varied))
     for cell in report.cells:
         if cell.error:
             continue
@@ -179,8 +179,8 @@ def _cells(report: SweepReport) -> Sheet:
         if name:
             point = _point(report, cell)
             values.append("-" if point is None else "{:.1f} {:.0f}-{:.0f}".format(*point))
-        sheet.add(*(cell.place[key] for key in varied), str(cell.facts), *values, f"{cell.seconds:.1f}")
-    return sheet
+        table.add(*(cell.place[key] for key in varied), str(cell.facts), *values, f"{cell.seconds:.1f}")
+    return table
 
 
 def _csv(report: SweepReport) -> str:

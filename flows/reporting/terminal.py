@@ -10,10 +10,9 @@ from rich.table import Table
 from rich.text import Text
 
 from factsmith.artifacts.manifest import Manifest
-from factsmith.flows.configuration.composition import GROUPS, choices
-from factsmith.flows.configuration.grid import EXPERIMENT
+from factsmith.flows.configuration.choices import EXPERIMENT, GROUPS, choices
 from factsmith.flows.configuration.keys import describe_settings
-from factsmith.flows.reporting.curves import FIRST_FACTS, PERPLEXITY, SO_FAR, Curves, evenly
+from factsmith.flows.reporting.curves import ALL_FACTS, FIRST_FACTS, PERPLEXITY, Curves, evenly
 from factsmith.flows.reporting.reports import LayerReport, Report
 from factsmith.tasks.evaluation.family import load_families
 from factsmith.tasks.evaluation.trajectory_stage import FIRST
@@ -24,7 +23,7 @@ from factsmith.tasks.planning.settings import Settings
 __all__ = [
     "choices_table",
     "conditioning_table",
-    "course_table",
+    "trajectory_table",
     "deployments_table",
     "plan_table",
     "scores_table",
@@ -58,24 +57,24 @@ def scores_table(report: Report, settings: Settings) -> Table:
     return table
 
 
-def course_table(course: Curves, settings: Settings) -> Table:
+def trajectory_table(curves: Curves, settings: Settings) -> Table:
     """How scores and perplexity went as edits added up: twenty rows at most, the last one among them."""
     table = Table(title="after so many edits", title_justify="left")
     table.add_column("edits", justify="right")
     shown: dict[str, str] = {}
     for family in load_families(settings.dataset.metrics):
         metrics = [*family.metrics]
-        if family.mean and SO_FAR.format(family.mean[0]) in course:
+        if family.mean and ALL_FACTS.format(family.mean[0]) in curves:
             metrics = [*family.mean[1], family.mean[0]]
-        shown |= {metric: SO_FAR.format(metric) for metric in metrics}
+        shown |= {metric: ALL_FACTS.format(metric) for metric in metrics}
         if family.mean:
             shown[f"{family.mean[0]}, first {FIRST}"] = FIRST_FACTS.format(family.mean[0])
-    shown = {heading: name for heading, name in {**shown, "perplexity": PERPLEXITY}.items() if name in course}
+    shown = {heading: name for heading, name in {**shown, "perplexity": PERPLEXITY}.items() if name in curves}
     for heading in shown:
         table.add_column(heading, justify="right")
-    counts = sorted({count for name in shown.values() for count in course[name]})
+    counts = sorted({count for name in shown.values() for count in curves[name]})
     for count in evenly(counts, _MOST_ROWS):
-        values = [course[name].get(count) for name in shown.values()]
+        values = [curves[name].get(count) for name in shown.values()]
         table.add_row(f"{count:,}", *("" if value is None else f"{value:.4g}" for value in values))
     return table
 

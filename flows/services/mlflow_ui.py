@@ -16,13 +16,13 @@ from sqlalchemy.exc import SQLAlchemyError
 from factsmith.artifacts.errors import InputError
 from factsmith.tasks.evaluation.family import load_families
 
-__all__ = ["runs_pages"]
+__all__ = ["score_pages"]
 
 _VIEW = "scores"
 _SETTINGS = ("model.name", "method.name", "dataset.name", "method.batch_size")
 
 
-def runs_pages(uri: str) -> dict[str, str]:
+def score_pages(uri: str) -> dict[str, str]:
     """Pages of all experiments that hold runs, by name, the one used last first; each is given the view.
 
     Args:

@@ -23,7 +23,7 @@ from prefect.types.entrypoint import EntrypointType
 from pydantic import ValidationError
 
 from factsmith.artifacts.errors import InputError, closest
-from factsmith.flows.configuration.parameters import fill
+from factsmith.flows.configuration.parameters import deployment_parameters
 from factsmith.flows.evaluate import evaluate
 from factsmith.flows.precompute import precompute
 from factsmith.flows.run import run
@@ -63,12 +63,12 @@ class When:
 
 
 def deployments(
-    words: Sequence[str], only: Sequence[str], when: When, *, name: str
+    arguments: Sequence[str], only: Sequence[str], when: When, *, name: str
 ) -> list[tuple[RunnerDeployment, When]]:
     """Deployments of the flows named by ``only``, of all if it is empty, and when each of them runs.
 
     Args:
-        words: choices and settings of their runs.
+        arguments: choices and settings of the runs.
         only: names of flows.
         when: instead of each flow's own time, if it says any.
         name: of the deployments; their addresses are ``FLOW/NAME``.
@@ -81,7 +81,7 @@ def deployments(
             raise InputError(f"There is no flow {flow!r} to serve.", remedy=closest(flow, _FLOWS))
     if when.cron is not None and when.interval is not None:
         raise InputError("A schedule has a cron or an interval, not both.", remedy="leave out one of them")
-    parameters = {"settings": fill(words)}
+    parameters = {"settings": deployment_parameters(arguments)}
     made = []
     for flow in only or _FLOWS:
         its = when if when.cron or when.interval is not None else replace(when, cron=CRONS[flow])

@@ -1,28 +1,35 @@
-"""What a source of corpus text offers."""
+"""What every source of corpus text offers."""
 
 from __future__ import annotations
 
 from importlib import metadata
 from typing import Any, Protocol
 
-__all__ = ["CorpusSource", "release"]
+from factsmith.tasks.corpus.settings import CorpusSettings
+
+__all__ = ["CorpusSource", "order_seed", "release"]
 
 
 class CorpusSource(Protocol):
-    """Documents in an order that never changes: as they stand, or as a seed fixes it."""
+    """Documents in an order that never changes: that of the source, or one fixed by a seed."""
 
     def recipe(self) -> dict[str, Any]:
-        """What decides the documents and their order, without paths."""
+        """Everything that determines the documents and their order, without paths."""
         ...
 
     def document(self, place: int) -> tuple[int, str] | None:
-        """Index and text of the document at ``place`` of the order; ``None`` behind the last one.
+        """Index in the source and text of the document at ``place`` in the order, or ``None`` after the last one.
 
-        The same whatever has been asked before; cheapest in ascending order.
+        The answer does not depend on earlier calls. Ascending places are cheapest.
         """
         ...
 
 
+def order_seed(settings: CorpusSettings) -> int | None:
+    """The seed of the order of documents; ``None`` for the order of the source."""
+    return None if settings.sampling == "first" else settings.seed
+
+
 def release(package: str) -> str:
-    """Major and minor version of a library, for the recipe of an order that the library decides."""
+    """Major and minor version of a library that determines an order, for the recipe."""
     return ".".join(metadata.version(package).split(".")[:2])

@@ -1,27 +1,31 @@
-"""Stage ``tokens``: the corpus as exact blocks of tokens, a series of shards that only ever grows."""
+"""Stage ``tokens``: the corpus as exact blocks of tokens, in a series of shards that only grows."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from factsmith.artifacts.errors import InputError
 from factsmith.artifacts.formats import load_table, save_table
 from factsmith.artifacts.recipe import Series
-from factsmith.artifacts.store import Artifact, Draft
+from factsmith.artifacts.store import Artifact, Draft, Store
 from factsmith.tasks.corpus.blocks import document_blocks
-from factsmith.tasks.model.stage import ModelName
-from factsmith.tasks.pipeline.progress import work
+from factsmith.tasks.corpus.budget import TokenBudget
+from factsmith.tasks.corpus.corpus import Corpus
+from factsmith.tasks.model.model import Fingerprint, Model
+from factsmith.tasks.pipeline.progress import progress
 from factsmith.tasks.pipeline.stage import Outcome, stage
-from factsmith.tasks.pipeline.workspace import Bench
+from factsmith.tasks.pipeline.workspace import Workspace
 
-__all__ = ["SHARD_TOKENS", "TokenStream", "corpus_too_small", "held_out_blocks", "reached", "token_series", "tokens"]
+__all__ = ["SHARD_TOKENS", "TokenStream", "held_out_blocks", "last_reached", "token_series", "tokens"]
 
 SHARD_TOKENS = 2**16
-"""A shard is closed at the end of the document that brings it to this many tokens."""
+"""A shard ends with the document that brings it to this many tokens."""
+
+BLOCKS = "blocks.parquet"
+"""The file with one row of ``SCHEMA`` per block."""
 
 SCHEMA = pa.schema(
     [
@@ -31,48 +35,62 @@ SCHEMA = pa.schema(
         ("tokens", pa.list_(pa.int32())),
     ]
 )
-"""One row a block: its document's index in the source, where in the document its own tokens begin, and the position
-of its first token in the stream."""
+"""``document`` is the document's index in the source, ``offset`` the place of the block's first own token in the
+document, ``start`` the position of the block's first token in the stream."""
+
+
+class _CorpusEndedError(Exception):
+    """The corpus ended before the tokens that a run cannot do without."""
+
+    def __init__(self, available: int) -> None:
+        super().__init__(f"the corpus ends after {available} tokens")
+        self.available = available
 
 
 @dataclass(frozen=True)
 class TokenStream:
-    """Positions of the corpus in their order, as far as they have been tokenized.
+    """The tokens of the corpus in their order, as far as they have been read.
 
     Attributes:
-        series: of the shards.
-        shards: in order.
+        series: the series of the shards.
+        shards: the shards, in order.
+        block_length: the most tokens of a block.
     """
 
     series: Series
     shards: Sequence[Artifact]
+    block_length: int
 
     @property
     def count(self) -> int:
-        """Positions tokenized so far."""
+        """Number of tokens read so far."""
         return int(self.shards[-1].summary["stop"])
 
     def holding(self, span: tuple[int, int]) -> list[Artifact]:
-        """The shards that hold the positions of ``span``, first one and end."""
+        """The shards that hold the positions from ``span[0]`` to before ``span[1]``."""
         start, stop = span
         return [shard for shard in self.shards if shard.summary["start"] < stop and shard.summary["stop"] > start]
 
     def blocks(self, shard: Artifact) -> list[list[int]]:
-        """Tokens of every block of a shard."""
-        blocks: list[list[int]] = load_table(shard.path / "blocks.parquet")["tokens"].to_pylist()
+        """The tokens of every block of a shard."""
+        blocks: list[list[int]] = load_table(shard.path / BLOCKS)["tokens"].to_pylist()
         return blocks
 
+    def shard_blocks(self, span: tuple[int, int]) -> Iterator[tuple[int, list[list[int]]]]:
+        """The first position and all blocks of each shard that holds positions of ``span``."""
+        for shard in self.holding(span):
+            yield int(shard.summary["start"]), self.blocks(shard)
 
-def token_series(bench: Bench, model: ModelName) -> Series:
-    """The corpus in tokens of ``model``."""
-    settings = bench.settings.corpus
+
+def token_series(corpus: Corpus, model: Fingerprint) -> Series:
+    """The series of the shards of a corpus in the tokens of a model."""
     return Series(
         "tokens",
         1,
         {
-            "corpus": bench.corpus.recipe(),
-            "block_length": settings.block_length,
-            "blocks_per_document": settings.blocks_per_document,
+            "corpus": corpus.source.recipe(),
+            "block_length": corpus.settings.block_length,
+            "blocks_per_document": corpus.settings.blocks_per_document,
             "shard_tokens": SHARD_TOKENS,
         },
         {"tokenizer": model.tokenizer},
@@ -80,85 +98,97 @@ def token_series(bench: Bench, model: ModelName) -> Series:
 
 
 @stage("tokens")
-def tokens(bench: Bench, model: ModelName, wanted: int, useful: int) -> Outcome[TokenStream]:
-    """Tokenize until there are ``useful`` positions or the corpus ends.
+def tokens(
+    workspace: Workspace, model: Model, corpus: Corpus, budget: TokenBudget, wanted: int
+) -> Outcome[TokenStream]:
+    """Tokenize until there are ``wanted`` tokens or the corpus ends.
 
     Args:
-        bench: of the run.
-        model: whose tokenizer.
-        wanted: positions that the run cannot do without.
-        useful: positions that it would use.
+        workspace: the run's workspace.
+        model: the model whose tokenizer is used.
+        corpus: the documents.
+        budget: the tokens that the run needs at least.
+        wanted: the tokens that the run would use.
 
     Raises:
-        InputError: the corpus ends before ``wanted``; says how many tokens it has.
+        InputError: the corpus ends before ``budget.least`` tokens; says how many it has.
     """
-    with work("tokens", useful) as advance:
-        stream, any_built = _grown(bench, model, wanted, useful, advance)
-    if stream.count < wanted:
-        raise corpus_too_small(bench, stream.count, wanted)
+    try:
+        with progress("tokens", wanted) as advance:
+            stream, any_built = _read(workspace.store, model, corpus, budget.least, wanted, advance)
+        if stream.count < budget.least:
+            raise _CorpusEndedError(stream.count)
+    except _CorpusEndedError as error:
+        raise budget.too_small(error.available, budget.least) from None
     metrics = {"tokens": stream.count, "bytes": sum(shard.manifest.size for shard in stream.shards)}
     return Outcome(stream, stream.series.address, any_built, metrics)
 
 
-def held_out_blocks(bench: Bench, model: ModelName, first: int, most: int) -> tuple[list[Artifact], list[list[int]]]:
-    """Blocks behind position ``first`` of the stream, of no document that reaches before it.
+def held_out_blocks(
+    store: Store, model: Model, corpus: Corpus, first: int, most: int
+) -> tuple[list[Artifact], list[list[int]]]:
+    """Blocks after position ``first`` of the stream, from documents that begin after it.
 
     Returns:
-        The shards they are read from, and ``most`` blocks; fewer if the corpus ends before.
+        The shards that hold the blocks, and ``most`` blocks, or fewer if the corpus ends before.
     """
-    useful = first + 1
+    wanted = first + 1
     while True:
-        stream, _ = _grown(bench, model, first, useful)
+        stream, _ = _read(store, model, corpus, 0, wanted)
         shards = stream.holding((max(0, first - 1), stream.count))
-        table = pa.concat_tables([load_table(shard.path / "blocks.parquet") for shard in shards])
+        table = pa.concat_tables([load_table(shard.path / BLOCKS) for shard in shards])
         begun = table.filter(pc.less(table["start"], first))["document"].to_pylist()[-1:]
-        apart = pc.invert(pc.is_in(table["document"], value_set=pa.array(begun, pa.int64())))
-        later = table.filter(pc.and_(pc.greater_equal(table["start"], first), apart))["tokens"].to_pylist()
-        # A token alone predicts nothing.
+        other_document = pc.invert(pc.is_in(table["document"], value_set=pa.array(begun, pa.int64())))
+        later = table.filter(pc.and_(pc.greater_equal(table["start"], first), other_document))["tokens"].to_pylist()
+        # A block of one token predicts nothing.
         held_out = [tokens for tokens in later if len(tokens) > 1]
         if len(held_out) >= most or stream.shards[-1].summary["last"]:
             return shards, held_out[:most]
-        useful = stream.count + 1
+        wanted = stream.count + 1
 
 
-def reached(bench: Bench, model: ModelName, *positions: int) -> int:
-    """The last of ``positions`` that the corpus goes beyond; the first of them all if it goes beyond none."""
-    stream, _ = _grown(bench, model, 0, max(positions) + 1)
+def last_reached(store: Store, model: Model, corpus: Corpus, *positions: int) -> int:
+    """The last of ``positions`` that the corpus extends beyond; the smallest if it extends beyond none."""
+    stream, _ = _read(store, model, corpus, 0, max(positions) + 1)
     return max((one for one in positions if one < stream.count), default=min(positions))
 
 
-def _grown(
-    bench: Bench, model: ModelName, wanted: int, useful: int, advance: Callable[[int], None] = lambda tokens: None
+def _read(
+    store: Store,
+    model: Model,
+    corpus: Corpus,
+    least: int,
+    wanted: int,
+    advance: Callable[[int], None] = lambda tokens: None,
 ) -> tuple[TokenStream, bool]:
-    """The stream with ``useful`` positions, or all that the corpus has, and whether a shard had to be built.
+    """The stream with ``wanted`` tokens, or all that the corpus has, and whether a shard had to be built.
 
     Raises:
-        InputError: a shard shows that the corpus ends before ``wanted``.
+        _CorpusEndedError: the corpus ends before ``least`` tokens. The shard that shows it is not published.
     """
-    series = token_series(bench, model)
+    series = token_series(corpus, model.fingerprint)
     shards: list[Artifact] = []
     any_built = False
-    while not shards or (shards[-1].summary["stop"] < useful and not shards[-1].summary["last"]):
+    while not shards or (shards[-1].summary["stop"] < wanted and not shards[-1].summary["last"]):
         before = shards[-1].summary if shards else {"stop": 0, "next_place": 0}
 
         def build(draft: Draft, before: dict[str, int] = before) -> None:
-            _build_shard(bench, draft, first=before["next_place"], start=before["stop"], wanted=wanted)
+            _build_shard(draft, model, corpus, first=before["next_place"], start=before["stop"], least=least)
 
-        shard, built = bench.store.get_or_build(series.member(shard=len(shards)), build)
+        shard, built = store.get_or_build(series.member(shard=len(shards)), build)
         shards.append(shard)
         any_built |= built
         advance(shard.summary["stop"] - before["stop"])
-    return TokenStream(series, shards), any_built
+    return TokenStream(series, shards, corpus.settings.block_length), any_built
 
 
-def _build_shard(bench: Bench, draft: Draft, *, first: int, start: int, wanted: int) -> None:
-    settings = bench.settings.corpus
+def _build_shard(draft: Draft, model: Model, corpus: Corpus, *, first: int, start: int, least: int) -> None:
     blocks = document_blocks(
-        bench.corpus,
-        bench.tokenizer,
+        corpus.source,
+        model.tokenizer,
         first=first,
-        length=settings.block_length,
-        per_document=settings.blocks_per_document,
+        length=corpus.settings.block_length,
+        per_document=corpus.settings.blocks_per_document,
     )
     rows = []
     position, place, last = start, first, True
@@ -169,25 +199,7 @@ def _build_shard(bench: Bench, draft: Draft, *, first: int, start: int, wanted: 
         rows.append({"document": block.document, "offset": block.offset, "start": position, "tokens": block.tokens})
         position += len(block.tokens)
         place = block.place
-    if last and position < wanted:
-        raise corpus_too_small(bench, position, wanted)
+    if last and position < least:
+        raise _CorpusEndedError(position)
     draft.summary = {"start": start, "stop": position, "blocks": len(rows), "next_place": place + 1, "last": last}
-    save_table(draft.path / "blocks.parquet", pa.Table.from_pylist(rows, schema=SCHEMA))
-
-
-def corpus_too_small(bench: Bench, count: int, wanted: int) -> InputError:
-    """The corpus has ``count`` tokens, fewer than a run cannot do without."""
-    settings = bench.settings.corpus
-    size = f"corpus.tokens to {count}"
-    if bench.settings.method.reads == "samples":
-        size = f"method.low_rank.n_samples to {count}"
-    elif settings.is_auto:
-        size = "corpus.auto.steps or corpus.auto.held_out"
-    elif settings.tokens is None:
-        size = f"corpus.dynamic_multiplier below {count / bench.checkpoint.key_width:.3g}"
-    return InputError(
-        f"The corpus {settings.path or settings.repository or settings.name} is too small.",
-        got=f"{count:,} tokens",
-        expected=f"{wanted:,} tokens",
-        remedy=f"lower {size}, or add text",
-    )
+    save_table(draft.path / BLOCKS, pa.Table.from_pylist(rows, schema=SCHEMA))

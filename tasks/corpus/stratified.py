@@ -17,10 +17,10 @@ from scipy import sparse
 
 from factsmith.tasks.corpus.source import CorpusSource, release
 
-__all__ = ["StratifiedCorpus", "Work", "take_turns", "topics_of"]
+__all__ = ["StratifiedCorpus", "Progress", "take_turns", "topics_of"]
 
-Work = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
-"""Shows how much of a total is done while it is open."""
+Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
+"""Shows the progress of work with a name and a total, as ``pipeline.progress`` does."""
 
 _WORDS = 2**16
 """Columns that words are hashed to."""
@@ -38,15 +38,15 @@ class StratifiedCorpus:
         pool: documents that are clustered.
         topics: clusters.
         seed: of the clusters' first centres.
-        work: shows how far clustering is.
+        progress: shows the progress of clustering.
     """
 
-    def __init__(self, source: CorpusSource, *, pool: int, topics: int, seed: int, work: Work) -> None:
+    def __init__(self, source: CorpusSource, *, pool: int, topics: int, seed: int, progress: Progress) -> None:
         self.source = source
         self.pool = pool
         self.topics = topics
         self.seed = seed
-        self.work = work
+        self.progress = progress
 
     def recipe(self) -> dict[str, Any]:
         return {
@@ -67,7 +67,7 @@ class StratifiedCorpus:
         """The pool in its new order."""
         documents: list[tuple[int, str]] = []
         words = []
-        with self.work("pool", self.pool) as advance:
+        with self.progress("pool", self.pool) as advance:
             for start in range(0, self.pool, _DOCUMENTS_AT_ONCE):
                 batch = []
                 for place in range(start, min(start + _DOCUMENTS_AT_ONCE, self.pool)):
@@ -81,7 +81,7 @@ class StratifiedCorpus:
                 advance(len(batch))
         if not documents:
             return []
-        with self.work("topics", 1) as advance:
+        with self.progress("topics", 1) as advance:
             labels = topics_of(sparse.vstack(words, format="csr"), topics=self.topics, seed=self.seed)
             advance(1)
         return [documents[place] for place in take_turns(labels)]

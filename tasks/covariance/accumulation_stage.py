@@ -1,7 +1,7 @@
-"""Stage ``covariance`` without kept keys: each is added up as the model gives it, and forgotten.
+"""Stage ``covariance`` without stored keys: each key is added to the moments as the model gives it.
 
-For token counts whose keys no disk would hold. What it publishes is, to the byte, what stage ``covariance`` makes of
-kept keys: the same values, added in the same groups.
+This is for token counts whose keys do not fit on a disk. The artifacts are, to the byte, those that stage
+``covariance`` makes of stored keys: the same values, added in the same groups.
 """
 
 from __future__ import annotations
@@ -16,72 +16,71 @@ from torch import Tensor
 from factsmith.artifacts.formats import load_tensors, save_tensors
 from factsmith.artifacts.recipe import Series
 from factsmith.artifacts.removal import discard
-from factsmith.artifacts.store import Artifact, Draft
-from factsmith.tasks.corpus.stage import TokenStream
+from factsmith.artifacts.store import Artifact, Draft, Store
 from factsmith.tasks.covariance.moments import Moments
-from factsmith.tasks.covariance.stage import ROWS_AT_ONCE, Covariances, covariance_series, save_moments
-from factsmith.tasks.keys.reader import KeyReader, key_series, key_spans
-from factsmith.tasks.model.stage import ModelName, model_recipe
-from factsmith.tasks.pipeline.progress import work
+from factsmith.tasks.covariance.stage import ROWS_PER_UPDATE, Covariances, covariance_series, save_moments
+from factsmith.tasks.keys.stage import KeySource, key_spans
+from factsmith.tasks.pipeline.progress import progress
 from factsmith.tasks.pipeline.stage import Outcome, stage
-from factsmith.tasks.pipeline.workspace import Bench
+from factsmith.tasks.pipeline.workspace import Workspace
 
 __all__ = ["accumulate", "checkpoint_series", "last_checkpoint"]
 
 logger = logging.getLogger(__name__)
 
-TENSORS = "sums.safetensors"
-"""Holds ``layer.N.outer`` (d_k, d_k), one half of it, and ``layer.N.sum`` (d_k,), float64."""
+_TENSORS = "sums.safetensors"
+"""Holds ``layer.N.outer`` (d_k, d_k), of which one half is used, and ``layer.N.sum`` (d_k,), float64."""
 
 
 def checkpoint_series(keys: str) -> Series:
-    """The sums so far of a series of keys, by its digest."""
+    """The series of the partial sums over a series of keys, given by its digest."""
     return Series("accumulation", 1, {}, {"keys": keys})
 
 
-def last_checkpoint(bench: Bench, series: Series, layers: Sequence[int], count: int) -> Artifact | None:
-    """The checkpoint that ``count`` keys of ``layers`` can go on from with the least left to do.
+def last_checkpoint(store: Store, series: Series, layers: Sequence[int], count: int) -> Artifact | None:
+    """The checkpoint with the most rows that a sum over ``count`` keys of ``layers`` can continue from.
 
-    One of more layers will do: some may have been finished since.
+    A checkpoint of more layers is usable too, because some of its layers may have been finished since.
     """
     usable = [
-        one for one in bench.store.members(series) if set(layers) <= set(one.key["layers"]) and one.key["rows"] <= count
+        one for one in store.members(series) if set(layers) <= set(one.key["layers"]) and one.key["rows"] <= count
     ]
     return max(usable, key=lambda one: int(one.key["rows"]), default=None)
 
 
 @stage("covariance")
-def accumulate(bench: Bench, model: ModelName, stream: TokenStream, count: int) -> Outcome[Covariances]:
+def accumulate(workspace: Workspace, source: KeySource, count: int) -> Outcome[Covariances]:
     """Moments of the first ``count`` keys of every edited layer that lacks them, from one pass over the corpus.
 
-    The sums so far are published every ``runtime.checkpoint_seconds``, in the place of those before; a killed process,
-    and a larger count, go on from there.
+    The partial sums are published every ``runtime.checkpoint_seconds`` and replace the earlier ones. A killed process,
+    or a run with more tokens, continues from them.
 
     Raises:
-        InputError: a key is NaN, infinite, or too large for ``corpus.key_dtype``; says in which layer.
+        InputError: a key is NaN, infinite, or too large for ``corpus.key_dtype``; names the layer.
     """
-    keys = key_series(bench, model, stream.series.digest)
+    store, keys = workspace.store, source.series
     series = covariance_series(keys.digest, count)
     built = 0
-    with work("covariance", count) as advance, bench.store.lock(keys.digest):
-        absent = [layer for layer in bench.layers if bench.store.find(series.member(layer=layer)) is None]
+    with progress("covariance", count) as advance, store.lock(keys.digest):
+        absent = [layer for layer in source.layers if store.find(series.member(layer=layer)) is None]
         if absent:
-            sources = [bench.store.get(model_recipe(bench)), *stream.holding((0, count))]
-            sums = _Sums(bench, checkpoint_series(keys.digest), absent, count, sources)
+            made_from = [store.get(source.model.recipe), *source.tokens.holding((0, count))]
+            sums = _PartialSums(workspace, source, absent, count, made_from)
             advance(sums.rows)
             built = count - sums.rows
-            _add_up(bench, stream, sums, count, advance)
+            _sum_up(workspace, source, sums, count, advance)
             for layer in absent:
                 moments = sums.moments.pop(layer)
 
                 def build(draft: Draft, layer: int = layer, moments: Moments = moments) -> None:
-                    draft.read_from(*sources)
-                    save_moments(bench, draft, layer, moments)
+                    draft.read_from(*made_from)
+                    save_moments(draft, layer, moments)
+                    draft.made = {**workspace.made, **source.model.made}
 
-                bench.store.get_or_build(series.member(layer=layer), build)
+                store.get_or_build(series.member(layer=layer), build)
         else:
             advance(count)
-    found = {layer: bench.store.get(series.member(layer=layer)) for layer in bench.layers}
+    found = {layer: store.get(series.member(layer=layer)) for layer in source.layers}
     return Outcome(
         Covariances(series, found),
         series.address,
@@ -90,17 +89,19 @@ def accumulate(bench: Bench, model: ModelName, stream: TokenStream, count: int) 
     )
 
 
-def _add_up(bench: Bench, stream: TokenStream, sums: _Sums, count: int, advance: Callable[[int], None]) -> None:
-    reader = KeyReader(bench, stream)
+def _sum_up(
+    workspace: Workspace, source: KeySource, sums: _PartialSums, count: int, advance: Callable[[int], None]
+) -> None:
+    reader = source.reader(workspace.runtime.tokens_per_pass)
     layers = list(sums.moments)
     saved = time.monotonic()
-    for start, stop in key_spans(bench.checkpoint.key_width, count, count):
+    for start, stop in key_spans(source.model.key_width, count, count):
         if stop <= sums.rows:
             continue
-        if time.monotonic() - saved >= bench.settings.runtime.checkpoint_seconds and start > sums.saved:
+        if time.monotonic() - saved >= workspace.runtime.checkpoint_seconds and start > sums.saved:
             sums.save()
             saved = time.monotonic()
-        for group in _grouped(reader.rows((start, stop), layers), ROWS_AT_ONCE):
+        for group in _grouped(reader.rows((start, stop), layers), ROWS_PER_UPDATE):
             for layer, rows in group.items():
                 sums.moments[layer].update(rows)
         advance(stop - start)
@@ -108,7 +109,7 @@ def _add_up(bench: Bench, stream: TokenStream, sums: _Sums, count: int, advance:
 
 
 def _grouped(units: Iterable[dict[int, Tensor]], size: int) -> Iterator[dict[int, Tensor]]:
-    """The rows of ``units`` in groups of ``size``, the last one smaller."""
+    """The rows of ``units`` in groups of ``size``; the last group may be smaller."""
     pending: dict[int, Tensor] = {}
     for unit in units:
         pending = {layer: torch.cat([pending[layer], rows]) for layer, rows in unit.items()} if pending else unit
@@ -120,50 +121,50 @@ def _grouped(units: Iterable[dict[int, Tensor]], size: int) -> Iterator[dict[int
         yield pending
 
 
-class _Sums:
-    """Moments of some layers over the first rows of the stream.
+class _PartialSums:
+    """Moments of some layers over the first rows of the key stream.
 
     Args:
-        bench: of the run.
-        series: of the checkpoints.
-        layers: that are added up together.
-        count: rows that are wanted; a checkpoint with more of them is of no use.
-        sources: artifacts that the keys are made from.
+        workspace: the run's workspace.
+        source: the keys.
+        layers: the layers to sum up.
+        count: the number of rows wanted; a checkpoint with more rows is of no use.
+        made_from: the artifacts that the keys are computed from.
 
     Attributes:
-        moments: of each layer.
-        rows: that they hold.
-        saved: rows of the last checkpoint.
+        moments: the moments of each layer.
+        rows: the rows that they cover.
+        saved: the rows that the last checkpoint covers.
     """
 
     def __init__(
-        self, bench: Bench, series: Series, layers: Sequence[int], count: int, sources: Sequence[Artifact]
+        self, workspace: Workspace, source: KeySource, layers: Sequence[int], count: int, made_from: Sequence[Artifact]
     ) -> None:
-        self._store = bench.store
-        self._made = bench.made
-        self._series = series
-        self._sources = sources
-        self._checkpoint = last_checkpoint(bench, series, layers, count)
+        self._store = workspace.store
+        self._made = {**workspace.made, **source.model.made}
+        self._series = checkpoint_series(source.series.digest)
+        self._made_from = made_from
+        self._checkpoint = last_checkpoint(self._store, self._series, layers, count)
         self.rows = self.saved = int(self._checkpoint.key["rows"]) if self._checkpoint else 0
-        self.moments = {layer: Moments(bench.checkpoint.key_width, bench.device) for layer in layers}
+        self.moments = {layer: Moments(source.model.key_width, workspace.device) for layer in layers}
         if self._checkpoint:
-            logger.info("covariance: going on after %s tokens", f"{self.rows:,}")
+            logger.info("covariance: continuing after %s tokens", f"{self.rows:,}")
             names = [f"layer.{layer}.{part}" for layer in layers for part in ("sum", "outer")]
-            tensors = load_tensors(self._checkpoint.path / TENSORS, str(bench.device), names)
+            tensors = load_tensors(self._checkpoint.path / _TENSORS, str(workspace.device), names)
             for layer, moments in self.moments.items():
                 moments.resume(self.rows, tensors.pop(f"layer.{layer}.sum"), tensors.pop(f"layer.{layer}.outer"))
 
     def save(self) -> None:
-        """Publish a checkpoint; the one before goes."""
+        """Publish a checkpoint and remove the earlier one."""
         recipe = self._series.member(layers=list(self.moments), rows=self.rows)
         with self._store.draft(recipe) as draft:
             tensors: dict[str, Tensor] = {}
             for layer, moments in self.moments.items():
                 tensors |= {f"layer.{layer}.sum": moments.sum, f"layer.{layer}.outer": moments.outer}
-            save_tensors(draft.path / TENSORS, tensors)
+            save_tensors(draft.path / _TENSORS, tensors)
             draft.summary = {"layers": list(self.moments), "tokens": self.rows}
             draft.made = self._made
-            draft.read_from(*self._sources)
+            draft.read_from(*self._made_from)
         if self._checkpoint and self._checkpoint.key["layers"] == list(self.moments):
             discard(self._store, self._checkpoint)
         self._checkpoint, self.saved = self._store.get(recipe), self.rows

@@ -1,4 +1,4 @@
-"""Stage ``leverage``: does C0 of so many tokens serve keys that it has not seen? If not, go on to more."""
+"""Stage ``leverage``: does C0 serve keys that it does not cover? If not, continue with more tokens."""
 
 from __future__ import annotations
 
@@ -10,28 +10,25 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from factsmith.artifacts.formats import load_tensors, save_tensors
+from factsmith.artifacts.formats import save_tensors
 from factsmith.artifacts.recipe import Recipe, Series
-from factsmith.artifacts.store import Artifact, Draft
-from factsmith.tasks.corpus.stage import TokenStream
+from factsmith.artifacts.store import Artifact, Draft, Store
+from factsmith.tasks.corpus.settings import CorpusSettings
 from factsmith.tasks.covariance.cholesky import SingularMatrixError, cholesky
 from factsmith.tasks.covariance.leverage import held_out_leverages
 from factsmith.tasks.covariance.moments import Moments
-from factsmith.tasks.covariance.stage import ROWS_AT_ONCE, covariance_series
-from factsmith.tasks.covariance.stage import TENSORS as MOMENTS
-from factsmith.tasks.keys.reader import KeyReader, key_series, token_steps
-from factsmith.tasks.keys.stage import KeyStream, collect_keys
-from factsmith.tasks.model.stage import ModelName, model_recipe
-from factsmith.tasks.pipeline.progress import work
+from factsmith.tasks.covariance.stage import ROWS_PER_UPDATE, covariance_series, load_moments
+from factsmith.tasks.keys.stage import KeySource, KeyStream, collect_keys
+from factsmith.tasks.pipeline.progress import progress
 from factsmith.tasks.pipeline.stage import Outcome, stage
-from factsmith.tasks.pipeline.workspace import Bench
+from factsmith.tasks.pipeline.workspace import Workspace
 
 __all__ = ["Leverages", "leverage", "leverage_recipes", "leverage_series", "settled_tokens"]
 
 logger = logging.getLogger(__name__)
 
-TENSORS = "leverages.safetensors"
-"""Holds ``leverages`` (held-out keys,) float64; of no key where C0 is singular."""
+_TENSORS = "leverages.safetensors"
+"""Holds ``leverages`` (held-out keys,) float64; empty if C0 is singular."""
 
 
 @dataclass(frozen=True)
@@ -39,87 +36,93 @@ class Leverages:
     """Held-out leverages of every edited layer.
 
     Attributes:
-        tokens: of C0, the first count at which all are small enough, or the largest that was tried.
-        curves: by layer and tokens; infinite where C0 is singular.
+        tokens: the first token count of C0 at which every layer's leverage is within the tolerance, or the last count
+            that was tried.
+        curves: the leverage by layer and token count; infinite if C0 is singular.
     """
 
     tokens: int
     curves: Mapping[int, Mapping[int, float]]
 
     def at(self, layer: int) -> float:
-        """Of ``layer``, with C0 of ``tokens``."""
+        """The leverage of ``layer`` with C0 of ``tokens``."""
         return self.curves[layer][self.tokens]
 
 
-def leverage_series(bench: Bench, keys: str) -> Series:
-    """Held-out leverages of a series of keys, by its digest."""
-    return Series("leverage", 1, {"held_out": bench.settings.corpus.auto.held_out}, {"keys": keys})
+def leverage_series(keys: str, held_out: int) -> Series:
+    """The series of the held-out leverages of a series of keys, given by its digest."""
+    return Series("leverage", 1, {"held_out": held_out}, {"keys": keys})
 
 
-def leverage_recipes(bench: Bench, series: Series, count: int) -> dict[int, Recipe]:
-    """With C0 of the first ``count`` keys, at each edited layer."""
-    return {layer: series.member(layer=layer, tokens=count) for layer in bench.layers}
+def leverage_recipes(series: Series, layers: Sequence[int], count: int) -> dict[int, Recipe]:
+    """The recipes for C0 of the first ``count`` keys at each edited layer."""
+    return {layer: series.member(layer=layer, tokens=count) for layer in layers}
 
 
-def settled_tokens(bench: Bench, keys: str, steps: Sequence[int]) -> int | None:
-    """The count that the stage would end at; ``None`` if the store lacks a leverage that it would measure."""
-    series = leverage_series(bench, keys)
+def settled_tokens(
+    store: Store, series: Series, layers: Sequence[int], steps: Sequence[int], tolerance: float
+) -> int | None:
+    """The token count that the stage would choose, or ``None`` if the store lacks a leverage that it would measure."""
     for count in steps:
-        found = [bench.store.find(recipe) for recipe in leverage_recipes(bench, series, count).values()]
+        found = [store.find(recipe) for recipe in leverage_recipes(series, layers, count).values()]
         if not all(found):
             return None
-        if max(_value(one) for one in found if one) <= bench.settings.corpus.auto.tolerance:
+        if max(_value(one) for one in found if one) <= tolerance:
             break
     return count
 
 
 @stage("leverage")
 def leverage(
-    bench: Bench, model: ModelName, stream: TokenStream, steps: Sequence[int], tolerance: float = math.inf
+    workspace: Workspace,
+    source: KeySource,
+    settings: CorpusSettings,
+    steps: Sequence[int],
+    tolerance: float = math.inf,
 ) -> Outcome[Leverages]:
     """Measure held-out leverage at ``steps`` until that of every edited layer is at most ``tolerance``.
 
-    C0 of a step is the mean over the keys of the step before and those in between. The keys behind them are held out;
-    the next step uses them.
+    C0 of a step covers the keys of the step before and those in between. The keys after them are held out; the next
+    step covers them.
 
     Args:
-        bench: of the run.
-        model: whose keys.
-        stream: with tokens for the last step, and those held out.
+        workspace: the run's workspace.
+        source: the keys, with tokens for the last step and those held out.
+        settings: the corpus settings: how many tokens are held out, and whether keys are kept.
         steps: token counts, ascending.
-        tolerance: of the leverage; by default the first step will do.
+        tolerance: the leverage to stop at; by default the first step is enough.
 
     Raises:
-        InputError: a key is NaN, infinite, or too large for the stored dtype; says in which layer.
+        InputError: a key is NaN, infinite, or too large for the data type; names the layer.
     """
-    keys = key_series(bench, model, stream.series.digest)
-    series = leverage_series(bench, keys.digest)
-    source = _Source(bench, stream, keys)
-    curves: dict[int, dict[int, float]] = {layer: {} for layer in bench.layers}
+    store = workspace.store
+    series = leverage_series(source.series.digest, settings.auto.held_out)
+    statistics = _Statistics(workspace, source, settings)
+    curves: dict[int, dict[int, float]] = {layer: {} for layer in source.layers}
     built = 0
     for count in steps:
-        recipes = leverage_recipes(bench, series, count)
-        absent = [layer for layer, recipe in recipes.items() if bench.store.find(recipe) is None]
+        recipes = leverage_recipes(series, source.layers, count)
+        absent = [layer for layer, recipe in recipes.items() if store.find(recipe) is None]
         if absent:
-            source.reach(count, absent)
-        with work("leverage", len(recipes)) as advance:
+            statistics.reach(count, absent)
+        with progress("leverage", len(recipes)) as advance:
             for layer, recipe in recipes.items():
 
                 def build(draft: Draft, count: int = count, layer: int = layer) -> None:
-                    _measure(draft, source, layer, count)
-                    draft.made = bench.made
+                    _measure(draft, statistics, layer, count)
+                    draft.made = {**workspace.made, **source.model.made}
 
-                artifact, new = bench.store.get_or_build(recipe, build)
+                artifact, new = store.get_or_build(recipe, build)
                 curves[layer][count] = _value(artifact)
                 built += new
                 advance(1)
         if all(curve[count] <= tolerance for curve in curves.values()):
             break
     else:
-        _warn(bench, stream, curves, count)
+        _warn(source, settings, curves, count)
     found = Leverages(count, curves)
-    finite = {f"leverage/layer_{layer}": found.at(layer) for layer in bench.layers if math.isfinite(found.at(layer))}
-    metrics = {"tokens": count, "dynamic_multiplier": count / bench.checkpoint.key_width, **finite}
+    finite = {f"leverage/layer_{layer}": found.at(layer) for layer in source.layers if math.isfinite(found.at(layer))}
+    metrics = {"tokens": count, "dynamic_multiplier": count / source.model.key_width, **finite}
     return Outcome(found, series.address, built > 0, metrics)
 
 
@@ -128,86 +131,90 @@ def _value(artifact: Artifact) -> float:
     return math.inf if value is None else float(value)
 
 
-def _warn(bench: Bench, stream: TokenStream, curves: Mapping[int, Mapping[int, float]], count: int) -> None:
-    width = bench.checkpoint.key_width
-    ended = "" if count == token_steps(bench)[-1] else f", and the corpus ends at {stream.count:,} tokens"
+def _warn(source: KeySource, settings: CorpusSettings, curves: Mapping[int, Mapping[int, float]], count: int) -> None:
+    width = source.model.key_width
+    whole = count == math.ceil(settings.multipliers[-1] * width)
+    ended = "" if whole else f", and the corpus ends after {source.tokens.count:,} tokens"
     logger.warning(
-        "With %s tokens (d_m = %.3g) held-out leverage is still above corpus.auto.tolerance=%g%s: %s\n"
-        "  remedy: raise the tolerance, add larger corpus.auto.steps, or more text; going on with these tokens",
-        f"{count:,}", count / width, bench.settings.corpus.auto.tolerance, ended,
+        "With %s tokens (d_m = %.3g) the held-out leverage is still above corpus.auto.tolerance=%g%s: %s\n"
+        "  remedy: raise the tolerance, or add larger corpus.auto.steps or more text; the run continues with these "
+        "tokens",
+        f"{count:,}", count / width, settings.auto.tolerance, ended,
         ", ".join(f"layer {layer} {curve[count]:.3g}" for layer, curve in curves.items()),
     )  # fmt: skip
 
 
-def _measure(draft: Draft, source: _Source, layer: int, count: int) -> None:
-    draft.read_from(*source.made_from(layer, count))
+def _measure(draft: Draft, statistics: _Statistics, layer: int, count: int) -> None:
+    draft.read_from(*statistics.made_from(layer, count))
     try:
-        leverages = held_out_leverages(cholesky(source.covariance(layer, count)), source.held_out(layer, count))
+        factor = cholesky(statistics.covariance(layer, count))
+        leverages = held_out_leverages(factor, statistics.held_out(layer, count))
     except SingularMatrixError:
         leverages = torch.zeros(0, dtype=torch.float64)
-    save_tensors(draft.path / TENSORS, {"leverages": leverages})
+    save_tensors(draft.path / _TENSORS, {"leverages": leverages})
     value = float(leverages.mean()) if len(leverages) else None
     draft.summary = {"layer": layer, "tokens": count, "held_out": len(leverages), "leverage": value}
 
 
-class _Source:
-    """Covariances of the first keys of a stream, and the keys behind them.
+class _Statistics:
+    """Covariances of the first keys of a stream, and the keys after them.
 
-    A covariance that is in the store is taken from there. Others are added up, every key once.
+    A covariance is read from the store if it is there. Others are summed up, reading every key once.
 
     Args:
-        bench: of the run.
-        stream: of the corpus.
-        keys: the series of its keys.
+        workspace: the run's workspace.
+        source: the keys.
+        settings: the corpus settings.
     """
 
-    def __init__(self, bench: Bench, stream: TokenStream, keys: Series) -> None:
-        self._bench = bench
-        self._stream = stream
-        self._keys = keys
-        self._reader = KeyReader(bench, stream)
+    def __init__(self, workspace: Workspace, source: KeySource, settings: CorpusSettings) -> None:
+        self._workspace = workspace
+        self._source = source
+        self._series = source.series
+        self._keep_keys = settings.keep_keys
+        self._held_out = settings.auto.held_out
+        self._reader = source.reader(workspace.runtime.tokens_per_pass)
         self._sums: dict[int, Moments] = {}
         self._kept: KeyStream | None = None
         self._passing: dict[int, list[Tensor]] = {}
 
     def reach(self, count: int, layers: Sequence[int]) -> None:
-        """Have the keys that C0 of ``count`` tokens takes, and those held out."""
-        stop = self._stop(count)
-        if self._bench.settings.corpus.keep_keys:
-            self._kept, _ = collect_keys(self._bench, self._keys, self._stream, stop, self._reader)
+        """Make available the keys that C0 of ``count`` tokens covers, and those held out."""
+        stop = count + self._held_out
+        if self._keep_keys:
+            self._kept, _ = collect_keys(self._workspace, self._source, stop, self._reader)
         else:
             units = list(self._reader.rows((count, stop), layers))
             self._passing = {layer: [unit[layer] for unit in units] for layer in layers}
 
     def covariance(self, layer: int, count: int) -> Tensor:
-        """C0 (d_k, d_k) float64 of the first ``count`` keys, to the bit that of stage ``covariance``."""
-        device = str(self._bench.device)
-        if there := self._bench.store.find(covariance_series(self._keys.digest, count).member(layer=layer)):
-            return load_tensors(there.path / MOMENTS, device, ["covariance"])["covariance"]
-        assert self._kept is not None, "without kept keys stage covariance comes first"
-        sums = self._sums.setdefault(layer, Moments(self._bench.checkpoint.key_width, device))
+        """C0 (d_k, d_k) float64 of the first ``count`` keys, with the same bits as in stage ``covariance``."""
+        device = self._workspace.device
+        recipe = covariance_series(self._series.digest, count).member(layer=layer)
+        if stored := self._workspace.store.find(recipe):
+            return load_moments(stored, device)["covariance"]
+        assert self._kept is not None, "without stored keys, stage covariance comes first"
+        sums = self._sums.setdefault(layer, Moments(self._source.model.key_width, device))
         for shard, rows in self._kept.rows(layer, count, start=sums.count):
-            for first in range(0, len(rows), ROWS_AT_ONCE):
-                group = torch.from_numpy(rows[first : first + ROWS_AT_ONCE])
-                if len(group) < ROWS_AT_ONCE and sums.count + len(group) < shard.key["stop"]:
-                    sums = sums.copy()  # cut short by ``count``: the next step adds this group whole
+            for first in range(0, len(rows), ROWS_PER_UPDATE):
+                group = torch.from_numpy(rows[first : first + ROWS_PER_UPDATE])
+                if len(group) < ROWS_PER_UPDATE and sums.count + len(group) < shard.key["stop"]:
+                    sums = sums.copy()  # ``count`` cuts this group short. The next step has to add it as a whole.
                 sums.update(group)
         return sums.covariance.to(device)
 
     def held_out(self, layer: int, count: int) -> Iterator[Tensor]:
-        """The keys behind the first ``count``, in blocks (n, d_k)."""
+        """The keys after the first ``count``, in blocks (n, d_k)."""
         if self._kept is None:
             yield from self._passing[layer]
             return
-        for _, rows in self._kept.rows(layer, self._stop(count), start=count):
-            yield from torch.from_numpy(rows).split(ROWS_AT_ONCE)
+        for _, rows in self._kept.rows(layer, count + self._held_out, start=count):
+            yield from torch.from_numpy(rows).split(ROWS_PER_UPDATE)
 
     def made_from(self, layer: int, count: int) -> list[Artifact]:
-        """What all these keys are kept in, or are made from where they are not."""
-        stop = self._stop(count)
+        """The artifacts that hold all these keys, or that the keys are computed from."""
+        stop = count + self._held_out
         if self._kept is None:
-            return [self._bench.store.get(model_recipe(self._bench)), *self._stream.holding((0, stop))]
+            model = self._workspace.store.get(self._source.model.recipe)
+            return [model, *self._source.tokens.holding((0, stop))]
         return [shard for shard in self._kept.shards[layer] if shard.key["start"] < stop]
-
-    def _stop(self, count: int) -> int:
-        return count + self._bench.settings.corpus.auto.held_out

@@ -7,31 +7,30 @@ from torch import Tensor
 from factsmith.artifacts.formats import load_tensors, save_tensors
 from factsmith.artifacts.recipe import Series
 from factsmith.artifacts.store import Draft
-from factsmith.tasks.covariance.spectrum import spectrum as spectrum_of
-from factsmith.tasks.covariance.stage import TENSORS as MOMENTS
-from factsmith.tasks.covariance.stage import Covariances
+from factsmith.tasks.covariance.spectrum import spectrum as eigenvalues_of
+from factsmith.tasks.covariance.stage import Covariances, load_moments
 from factsmith.tasks.pipeline.layers import layer_artifacts
 from factsmith.tasks.pipeline.stage import Outcome, stage
-from factsmith.tasks.pipeline.workspace import Bench
+from factsmith.tasks.pipeline.workspace import Workspace
 
 __all__ = ["spectrum"]
 
-TENSORS = "spectrum.safetensors"
+_TENSORS = "spectrum.safetensors"
 """Holds ``eigenvalues`` (d_k,) float64, descending."""
 
 
 @stage("spectrum")
-def spectrum(bench: Bench, covariances: Covariances) -> Outcome[dict[int, Tensor]]:
+def spectrum(workspace: Workspace, covariances: Covariances) -> Outcome[dict[int, Tensor]]:
     """Eigenvalues (d_k,) float64 of each layer's C0, descending."""
     series = Series("spectrum", 1, {}, {"covariance": covariances.series.digest})
 
     def build(draft: Draft, layer: int) -> None:
         source = covariances.layers[layer]
         draft.read_from(source)
-        matrix = load_tensors(source.path / MOMENTS, str(bench.device), ["covariance"])["covariance"]
-        save_tensors(draft.path / TENSORS, {"eigenvalues": spectrum_of(matrix)})
+        matrix = load_moments(source, workspace.device)["covariance"]
+        save_tensors(draft.path / _TENSORS, {"eigenvalues": eigenvalues_of(matrix)})
         draft.summary = {"layer": layer, "tokens": source.summary["tokens"], "width": len(matrix)}
 
-    found, any_built = layer_artifacts(bench, "spectrum", series, list(covariances.layers), build)
-    eigenvalues = {layer: load_tensors(one.path / TENSORS)["eigenvalues"] for layer, one in found.items()}
+    found, any_built = layer_artifacts(workspace, "spectrum", series, list(covariances.layers), build)
+    eigenvalues = {layer: load_tensors(one.path / _TENSORS)["eigenvalues"] for layer, one in found.items()}
     return Outcome(eigenvalues, series.address, any_built)

@@ -10,18 +10,13 @@ from torch import Tensor
 
 from factsmith.tasks.decoder.decoder import Decoder
 from factsmith.tasks.edit.delta import LowRankDelta
+from factsmith.tasks.edit.settings import ReadKeys, Spread
 from factsmith.tasks.edit.solve import solve_edit
-from factsmith.tasks.facts.activations import FactSweep
+from factsmith.tasks.facts.activations import FactActivations
 from factsmith.tasks.facts.request import EditRequest
 from factsmith.tasks.preservation.operator import PreservationOperator
 
-__all__ = ["ReadKeys", "Spread", "applied", "compute_edit", "merge"]
-
-Spread = Literal["even", "square_root"]
-"""How the residual is divided over the layers still to be written: by their number (MEMIT) or its square root."""
-
-ReadKeys = Literal["averaged", "clean"]
-"""The key a change is read with: the averaged one it is written with, or the clean prompt's (the original ROME)."""
+__all__ = ["applied", "compute_edit", "merge"]
 
 
 def compute_edit(
@@ -38,7 +33,7 @@ def compute_edit(
     clean_weight: float | None = 0.5,
     read_keys: ReadKeys = "averaged",
     most_tokens: int,
-    taken: Callable[[int, Tensor], None] = lambda layer, keys: None,
+    on_keys: Callable[[int, Tensor], None] = lambda layer, keys: None,
 ) -> dict[int, LowRankDelta]:
     """Changes of the weights of ``layers`` that write ``requests`` together.
 
@@ -58,21 +53,21 @@ def compute_edit(
         clean_weight: of the clean prompt in an averaged key; ``None`` for the same as every other prompt.
         read_keys: keys that the change is read with.
         most_tokens: positions in one forward pass, at most.
-        taken: told of each layer the keys (d_in, B) that its change is written with.
+        on_keys: called for each layer with the keys (d_in, B) that its change is written with.
 
     Returns:
         For each layer a change of rank at most B, float64.
     """
     layers = sorted(layers)
-    sweep = FactSweep(decoder, requests, contexts, clean_weight=clean_weight, most_tokens=most_tokens)
+    activations = FactActivations(decoder, requests, contexts, clean_weight=clean_weight, most_tokens=most_tokens)
     deltas: dict[int, LowRankDelta] = {}
     with ExitStack() as written:
         for index, layer in enumerate(layers):
             remaining = len(layers) - index
-            present = sweep.mlp_outputs(layer) if site == "mlp" else sweep.outputs(layer, layers[-1])
+            present = activations.mlp_outputs(layer) if site == "mlp" else activations.outputs(layer, layers[-1])
             residuals = (values.double().T - present) / (remaining if spread == "even" else remaining**0.5)
-            averaged, clean = sweep.keys(layer)
-            taken(layer, averaged)
+            averaged, clean = activations.keys(layer)
+            on_keys(layer, averaged)
             read = clean if read_keys == "clean" else None
             deltas[layer] = solve_edit(averaged, residuals, preservation(layer), slack=slack, read_keys=read)
             written.enter_context(applied(decoder, {layer: deltas[layer]}))

@@ -20,9 +20,9 @@ from factsmith.tasks.decoder.decoder import Decoder
 from factsmith.tasks.edit.batch import compute_edit
 from factsmith.tasks.edit.delta import LowRankDelta
 from factsmith.tasks.edit.delta_sum import DeltaSum
-from factsmith.tasks.facts.activations import FactSweep
+from factsmith.tasks.edit.settings import MethodSettings
+from factsmith.tasks.facts.activations import FactActivations
 from factsmith.tasks.facts.request import EditRequest
-from factsmith.tasks.planning.settings import MethodSettings
 from factsmith.tasks.preservation.history import History
 from factsmith.tasks.preservation.operator import PreservationOperator
 from factsmith.tasks.values.optimiser import ValueVector, optimise_values
@@ -167,7 +167,7 @@ class SequenceWriter(AbstractContextManager["SequenceWriter"]):
         """
         method, last = self._method, max(self._layers)
         vectors = optimise_values(self._decoder, requests, self._contexts, last, method.value, memory=self._memory)
-        taken: dict[int, Tensor] = {}
+        written_keys: dict[int, Tensor] = {}
         deltas = compute_edit(
             self._decoder,
             requests,
@@ -181,7 +181,7 @@ class SequenceWriter(AbstractContextManager["SequenceWriter"]):
             clean_weight=method.clean_weight,
             read_keys=method.read_keys,
             most_tokens=self._most_tokens,
-            taken=taken.__setitem__,
+            on_keys=written_keys.__setitem__,
         )
         for layer, delta in deltas.items():
             self._layers[layer].add(delta)
@@ -189,13 +189,13 @@ class SequenceWriter(AbstractContextManager["SequenceWriter"]):
         after, rewritten = self._read_back(requests)
         keys: dict[int, Tensor] = {}
         if self._histories:
-            keys = taken if method.sequence.history_keys == "as_written" else rewritten
+            keys = written_keys if method.sequence.history_keys == "as_written" else rewritten
             self._remember(keys)
         return Written(
             Step(deltas, keys),
             [self._layers[layer].measures(delta) for layer, delta in deltas.items()],
             [_fact(*one) for one in zip(requests, vectors, after, strict=True)],
-            _collisions(deltas, taken),
+            _collisions(deltas, written_keys),
         )
 
     def replay(self, steps: Iterable[Step]) -> None:
@@ -221,15 +221,15 @@ class SequenceWriter(AbstractContextManager["SequenceWriter"]):
         """(B, d_model) present outputs at the lookup tokens, and the keys of the batch if history wants them."""
         keys_wanted = bool(self._histories) and self._method.sequence.history_keys == "after_write"
         last = max(self._layers)
-        sweep = FactSweep(
+        activations = FactActivations(
             self._decoder,
             requests,
             self._contexts if keys_wanted else self._contexts[:1],
             clean_weight=self._method.clean_weight,
             most_tokens=self._most_tokens,
         )
-        keys = {layer: sweep.keys(layer)[0] for layer in self._layers} if keys_wanted else {}
-        outputs = sweep.mlp_outputs(last) if self._method.value.site == "mlp" else sweep.outputs(last, last)
+        keys = {layer: activations.keys(layer)[0] for layer in self._layers} if keys_wanted else {}
+        outputs = activations.mlp_outputs(last) if self._method.value.site == "mlp" else activations.outputs(last, last)
         return outputs.T, keys
 
     def _remember(self, keys: Mapping[int, Tensor]) -> None:

@@ -8,96 +8,92 @@ from functools import cache
 from factsmith.artifacts.errors import InputError
 from factsmith.artifacts.formats import load_tensors, save_json, save_tensors
 from factsmith.artifacts.recipe import Recipe, Series, digest_of
-from factsmith.artifacts.store import Artifact, Draft
+from factsmith.artifacts.store import Artifact, Draft, Store
 from factsmith.tasks.edit.batch import compute_edit
 from factsmith.tasks.edit.delta import LowRankDelta
+from factsmith.tasks.edit.settings import MethodSettings
 from factsmith.tasks.edit.solve import CollidingKeysError
+from factsmith.tasks.facts.batches import FactBatches, fact_digests, ordered_facts
 from factsmith.tasks.facts.record import Record
 from factsmith.tasks.facts.request import EditRequest
 from factsmith.tasks.facts.stage import Contexts
-from factsmith.tasks.model.stage import ModelName
-from factsmith.tasks.pipeline.progress import work
+from factsmith.tasks.model.model import Fingerprint, Model
+from factsmith.tasks.pipeline.progress import progress
 from factsmith.tasks.pipeline.stage import Outcome, stage
-from factsmith.tasks.pipeline.workspace import Bench
-from factsmith.tasks.preservation.factoring.factorisation import factorisation
+from factsmith.tasks.pipeline.workspace import Workspace
+from factsmith.tasks.preservation.kind import PreservationKind
 from factsmith.tasks.preservation.stage import Factors
 from factsmith.tasks.tracking.runs import PastRun
 from factsmith.tasks.values.stage import Values
 
 __all__ = [
+    "REQUESTS",
     "colliding",
     "edit",
     "edit_recipe",
     "edit_series",
-    "edit_slack",
-    "fact_digests",
-    "ordered_facts",
     "past_edits",
     "read_deltas",
     "save_deltas",
 ]
 
-TENSORS = "factors.safetensors"
+_TENSORS = "factors.safetensors"
 """Holds ``layer.N.left`` (d_out, B) and ``layer.N.right`` (d_in, B), float64: Delta = left @ right.T."""
+
+REQUESTS = "requests.json"
+"""The file that lists the facts that an edit writes."""
 
 
 def read_deltas(artifact: Artifact) -> dict[int, LowRankDelta]:
     """The weight change of each edited layer."""
-    tensors = load_tensors(artifact.path / TENSORS)
+    tensors = load_tensors(artifact.path / _TENSORS)
     layers = sorted({int(name.split(".")[1]) for name in tensors})
     return {layer: LowRankDelta(tensors[f"layer.{layer}.left"], tensors[f"layer.{layer}.right"]) for layer in layers}
 
 
-def edit_slack(bench: Bench, facts: int) -> float:
-    """gamma of a batch of so many facts."""
-    method = bench.settings.method
-    return method.slack_of_one if facts == 1 and method.slack_of_one is not None else method.slack
+def save_deltas(draft: Draft, deltas: Mapping[int, LowRankDelta], requests: Sequence[EditRequest]) -> None:
+    """Write the weight changes that write ``requests`` into ``draft``."""
+    sides = ("left", "right")
+    tensors = {f"layer.{layer}.{side}": getattr(delta, side) for layer, delta in deltas.items() for side in sides}
+    save_tensors(draft.path / _TENSORS, tensors)
+    save_json(draft.path / REQUESTS, [{"case_id": request.case_id, **request.fact} for request in requests])
+    draft.summary = {"facts": len(requests), "norm": {str(layer): delta.norm() for layer, delta in deltas.items()}}
 
 
-def edit_series(bench: Bench, model: ModelName, contexts: str, values: str, factor: str, slack: float) -> Series:
-    """Edits that differ in their facts alone; what they are made from is given by digests."""
-    method = bench.settings.method
+def edit_series(
+    model: Fingerprint,
+    layers: Sequence[int],
+    method: MethodSettings,
+    kind: PreservationKind,
+    *,
+    facts: int,
+    contexts: str,
+    values: str,
+    factor: str,
+) -> Series:
+    """The series of the edits of batches of ``facts`` facts. What they are made from is given by digests."""
     parameters = {
-        "layers": bench.layers,
-        "slack": slack,
+        "layers": list(layers),
+        "slack": method.slack_for(facts),
         "spread": method.spread,
         "clean_weight": method.clean_weight,
         "read_keys": method.read_keys,
-        **factorisation(bench).scaling(bench),
+        **kind.scaling,
         **model.parameters,
     }
     return Series("edit", 1, parameters, {**model.inputs, "contexts": contexts, "values": values, "factor": factor})
 
 
-def ordered_facts(batch: Sequence[Record]) -> list[Record]:
-    """The records of a batch in the order they are solved in, whatever order they came in."""
-    return sorted(batch, key=lambda record: digest_of(record.request.fact))
-
-
-def fact_digests(batch: Sequence[Record]) -> list[str]:
-    """A batch's facts by their digests, the same whatever order they came in."""
-    return sorted(digest_of(record.request.fact) for record in batch)
-
-
 def edit_recipe(series: Series, batch: Sequence[Record]) -> Recipe:
-    """The edit that writes a batch; the order of its facts does not matter."""
+    """The recipe of the edit that writes a batch. The order of its facts does not matter."""
     return series.member(facts=fact_digests(batch))
 
 
-def save_deltas(draft: Draft, deltas: Mapping[int, LowRankDelta], requests: Sequence[EditRequest]) -> None:
-    """Write the weight changes that hold ``requests`` into ``draft``."""
-    sides = ("left", "right")
-    tensors = {f"layer.{layer}.{side}": getattr(delta, side) for layer, delta in deltas.items() for side in sides}
-    save_tensors(draft.path / TENSORS, tensors)
-    save_json(draft.path / "requests.json", [{"case_id": request.case_id, **request.fact} for request in requests])
-    draft.summary = {"facts": len(requests), "norm": {str(layer): delta.norm() for layer, delta in deltas.items()}}
-
-
 def colliding(requests: Sequence[EditRequest], error: CollidingKeysError) -> InputError:
-    """Facts of a batch ask for different values at one key."""
+    """The error of two facts of a batch that ask for different values at the same key."""
     first, second = (requests[index] for index in error.pairs[0])
     return InputError(
-        f"Cases {first.case_id} and {second.case_id} cannot both be met exactly: their keys coincide.",
+        f"Cases {first.case_id} and {second.case_id} cannot both be written exactly: their keys coincide.",
         got=f"{first.prompt!r} and {second.prompt!r}",
         remedy="drop one of them, or set method.slack above 0",
     )
@@ -105,80 +101,109 @@ def colliding(requests: Sequence[EditRequest], error: CollidingKeysError) -> Inp
 
 @stage("edit")
 def edit(
-    bench: Bench, model: ModelName, contexts: Contexts, values: Values, factors: Factors
+    workspace: Workspace,
+    model: Model,
+    layers: list[int],
+    method: MethodSettings,
+    batches: Sequence[Sequence[Record]],
+    contexts: Contexts,
+    values: Values,
+    factors: Factors,
 ) -> Outcome[list[Artifact]]:
     """Solve for each batch, always from the unedited weights.
 
+    Args:
+        workspace: the run's workspace.
+        model: the unedited model.
+        layers: the edited layers, ascending.
+        method: how facts are written.
+        batches: the records of each batch.
+        contexts: the context templates.
+        values: the value vectors of all facts.
+        factors: the factors of the preservation operators.
+
     Raises:
-        InputError: facts of a batch ask for different values at one key; names them.
+        InputError: facts of a batch ask for different values at the same key; names them.
     """
-    method = bench.settings.method
     edits: list[Artifact] = []
     any_built = False
     operator = cache(factors.operator)
-    with work("edit", sum(map(len, bench.batches))) as advance:
-        for batch in bench.batches:
-            slack = edit_slack(bench, len(batch))
-            series = edit_series(bench, model, contexts.digest, values.series.digest, factors.series.digest, slack)
-            ordered = ordered_facts(batch)
-            recipe = edit_recipe(series, batch)
+    total = sum(map(len, batches))
+    with progress("edit", total) as advance:
+        for batch in batches:
+            series = edit_series(
+                model.fingerprint,
+                layers,
+                method,
+                factors.kind,
+                facts=len(batch),
+                contexts=contexts.digest,
+                values=values.series.digest,
+                factor=factors.series.digest,
+            )
 
-            def build(draft: Draft, ordered: list[Record] = ordered, slack: float = slack) -> None:
+            def build(draft: Draft, ordered: Sequence[Record] = ordered_facts(batch)) -> None:
                 requests = [record.request for record in ordered]
                 vectors, sources = values.read(requests)
                 draft.read_from(*sources, *factors.layers.values())
                 try:
                     deltas = compute_edit(
-                        bench.decoder,
+                        model.decoder,
                         requests,
                         vectors,
                         contexts.templates,
-                        bench.layers,
+                        layers,
                         operator,
-                        slack=slack,
+                        slack=method.slack_for(len(requests)),
                         site=method.value.site,
                         spread=method.spread,
                         clean_weight=method.clean_weight,
                         read_keys=method.read_keys,
-                        most_tokens=bench.settings.runtime.tokens_per_pass,
+                        most_tokens=workspace.runtime.tokens_per_pass,
                     )
                 except CollidingKeysError as error:
                     raise colliding(requests, error) from None
                 save_deltas(draft, deltas, requests)
-                draft.made = bench.made
+                draft.made = {**workspace.made, **model.made}
 
-            artifact, built = bench.store.get_or_build(recipe, build)
+            artifact, built = workspace.store.get_or_build(edit_recipe(series, batch), build)
             edits.append(artifact)
             any_built |= built
             advance(len(batch))
     address = edits[0].address if len(edits) == 1 else f"edit/{edits[0].manifest.series}"
-    return Outcome(edits, address, any_built, {"facts": sum(map(len, bench.batches)), "batches": len(edits)})
+    return Outcome(edits, address, any_built, {"facts": total, "batches": len(edits)})
 
 
-def past_edits(bench: Bench, run: PastRun) -> list[Artifact]:
-    """The edits that ``run`` made: one a batch of ``bench``, or one for each time that a sequence was scored.
+def past_edits(store: Store, run: PastRun, dataset: str, batches: FactBatches) -> list[Artifact]:
+    """The edits that an earlier run made: one for each batch, or one for each time that a sequence was scored.
+
+    Args:
+        store: the artifact store.
+        run: the earlier run.
+        dataset: name of the dataset.
+        batches: the records of that run, as the dataset has them now.
 
     Raises:
-        InputError: one is not in the store any more, or the dataset has other facts than it had then.
+        InputError: an edit is not in the store any more, or the dataset does not have the same facts as then.
     """
-    edits = [bench.store.at(place) for place in run.edits]
+    edits = [store.at(place) for place in run.edits]
     gone = [place for place, artifact in zip(run.edits, edits, strict=True) if artifact is None]
     if gone:
         raise InputError(
-            f"{len(gone)} of {len(edits)} edits of run {run.id} are not in the store {bench.store.root}.",
+            f"{len(gone)} of {len(edits)} edits of run {run.id} are not in the store {store.root}.",
             got=gone[0],
-            remedy="make them again with the words of that run, as its page in MLflow shows them",
+            remedy="make them again with the settings of that run, as its page in MLflow shows them",
         )
     found = [artifact for artifact in edits if artifact is not None]
     written = [artifact.key["facts"] for artifact in found]
-    batches = [fact_digests(batch) for batch in bench.batches]
-    asked = [digest_of(batches[:number]) for number in bench.scored_batches] if bench.in_sequence else batches
-    held = found[-1:] if bench.in_sequence else found
+    digests = [fact_digests(batch) for batch in batches.batches]
+    asked = digests if batches.scored is None else [digest_of(digests[:number]) for number in batches.scored]
+    final = found if batches.scored is None else found[-1:]
     if written != asked:
         raise InputError(
-            f"dataset={bench.settings.dataset.name} does not have the facts that run {run.id} wrote.",
-            got=f"{sum(map(len, batches))} facts in {len(batches)} batches",
-            expected=f"the {sum(artifact.summary['facts'] for artifact in held)} facts of that run",
-            remedy="give the file that was written then in dataset.path",
+            f"dataset={dataset} does not have the facts that run {run.id} wrote.",
+            got=f"{len(batches.records)} facts in {len(digests)} batches",
+            expected=f"the {sum(artifact.summary['facts'] for artifact in final)} facts of that run",
+            remedy="set dataset.path to the file that was used then",
         )
     return found

@@ -1,4 +1,4 @@
-"""Stage ``evaluation``: every prompt of every record, before and after its batch was written."""
+"""Stage ``evaluation``: every prompt of every record, before and after its batch is written."""
 
 from __future__ import annotations
 
@@ -18,34 +18,35 @@ from factsmith.tasks.edit.batch import applied
 from factsmith.tasks.edit.stage import read_deltas
 from factsmith.tasks.evaluation.family import MetricFamily
 from factsmith.tasks.evaluation.summary import PHASES, record_values
+from factsmith.tasks.facts.batches import FactBatches
 from factsmith.tasks.facts.record import Record
-from factsmith.tasks.model.stage import ModelName
-from factsmith.tasks.pipeline.progress import work
+from factsmith.tasks.model.model import Fingerprint, Model
+from factsmith.tasks.pipeline.progress import progress
 from factsmith.tasks.pipeline.stage import Outcome, stage
-from factsmith.tasks.pipeline.workspace import Bench
+from factsmith.tasks.pipeline.workspace import Workspace
 from factsmith.tasks.tracking.runs import RECORDS
 
-__all__ = ["Phase", "Scores", "evaluation", "prompt_table", "score_records", "score_series"]
+__all__ = ["RecordScores", "Scores", "evaluation", "prompt_table", "score_records", "score_series", "values_by_fact"]
 
 logger = logging.getLogger(__name__)
 
 _ROWS = "scores.parquet"
-_RECORDS_AT_ONCE = 256
+_RECORDS_PER_ARTIFACT = 256
 
 
 def prompt_table(family: str) -> str:
-    """The file with one row a (phase, batch, record, kind of prompt, prompt) of a family of metrics."""
+    """The file of a metric family with one row per (phase, batch, record, kind of prompt, prompt)."""
     return f"{family}.parquet"
 
 
 @dataclass(frozen=True)
 class Scores:
-    """The tables of an evaluation, and what they come to.
+    """The tables of an evaluation and their summary.
 
     Attributes:
-        artifact: that holds the tables.
-        before: metrics of the unedited model, in percent; ``None`` where the records cannot tell.
-        after: metrics of the edited one.
+        artifact: the artifact that holds the tables.
+        before: metrics of the unedited model, in percent; ``None`` for a metric that no record has.
+        after: metrics of the edited model.
     """
 
     artifact: Artifact
@@ -53,94 +54,107 @@ class Scores:
     after: dict[str, float | None]
 
 
-def score_series(model: ModelName, family: MetricFamily, edit: str | None) -> Series:
-    """Scores of all records on a family of metrics, under the weights of an edit (its digest), or of no edit."""
+def score_series(model: Fingerprint, family: MetricFamily, edit: str | None) -> Series:
+    """The series of all scores of a metric family under the weights of an edit, given by its digest, or of none."""
     parameters = {"metric": family.name, "version": family.version, **family.parameters, **model.parameters}
     return Series("scores", 2, parameters, {**model.inputs, **({"edit": edit} if edit else {})})
 
 
 @stage("evaluation")
-def evaluation(bench: Bench, model: ModelName, edits: Sequence[Artifact]) -> Outcome[Scores]:
-    """Score the unedited model on all records, and each edit on the records it holds.
+def evaluation(
+    workspace: Workspace,
+    model: Model,
+    families: Sequence[MetricFamily],
+    batches: FactBatches,
+    edits: Sequence[Artifact],
+) -> Outcome[Scores]:
+    """Score the unedited model on all records, and each edit on the records that it holds.
 
-    A score is kept by (weights, record, prompts of a family, version of its metrics): what an earlier run has scored
-    is not run again. A prompt that does not fit the model is skipped, counted and told of.
+    A score is identified by the weights, the record, its prompts and the version of the metric family. What an earlier
+    run has scored is not scored again. A prompt that is too long for the model is skipped, counted and reported.
+
+    Args:
+        workspace: the run's workspace.
+        model: the model.
+        families: the metric families.
+        batches: the records.
+        edits: the final edits, in the order of ``batches.written``.
     """
-    families = bench.families
-    everything = [record for batch in bench.written for record in batch]
-    total = 2 * sum(family.work(one.record, 1) for family in families for one in family.asked(everything))
-    with work("evaluation", total) as advance:
-        phases = {
+    records = batches.records
+    total = 2 * sum(family.work(one.record, 1) for family in families for one in family.asked(records))
+    with progress("evaluation", total) as advance:
+        scored = {
             family.name: [
-                score_records(bench, model, family, None, everything, advance),
+                score_records(workspace, model, family, None, records, advance),
                 *(
-                    score_records(bench, model, family, artifact, batch, advance)
-                    for artifact, batch in zip(edits, bench.written, strict=True)
+                    score_records(workspace, model, family, artifact, batch, advance)
+                    for artifact, batch in zip(edits, batches.written, strict=True)
                 ),
             ]
             for family in families
         }
     recipe = Series("evaluation", 2, {}).member(
-        phases={name: [phase.series.digest for phase in by_batch] for name, by_batch in phases.items()},
-        batches=[[digest_of(record.request.fact) for record in batch] for batch in bench.written],
-        records={family.name: [record.digest(family.kinds) for record in everything] for family in families},
+        phases={name: [one.series.digest for one in by_batch] for name, by_batch in scored.items()},
+        batches=[[digest_of(record.request.fact) for record in batch] for batch in batches.written],
+        records={family.name: [record.digest(family.kinds) for record in records] for family in families},
     )
 
     def build(draft: Draft) -> None:
         by_record = []
         for family in families:
             tables = []
-            for number, phase in enumerate(phases[family.name]):
-                draft.read_from(*phase.sources)
-                tables.append(_marked(phase.rows, number))
-                by_record.append(_marked(values_by_fact(family, phase.rows, phase.records), number))
+            for number, one in enumerate(scored[family.name]):
+                draft.read_from(*one.sources)
+                tables.append(_with_phase(one.rows, number))
+                by_record.append(_with_phase(values_by_fact(family, one.rows, one.records), number))
             save_table(draft.path / prompt_table(family.name), pa.concat_tables(tables))
         table = pa.concat_tables(by_record)
         save_table(draft.path / RECORDS, table)
         summary = {phase: record_values(table, phase, families).summary() for phase in PHASES}
         save_json(draft.path / "summary.json", summary)
-        rows = sum(len(phase.rows) for by_batch in phases.values() for phase in by_batch)
-        draft.summary = {"records": len(everything), "rows": rows, **summary}
+        rows = sum(len(one.rows) for by_batch in scored.values() for one in by_batch)
+        draft.summary = {"records": len(records), "rows": rows, **summary}
 
-    artifact, table_built = bench.store.get_or_build(recipe, build)
-    scored = sum(phase.built for by_batch in phases.values() for phase in by_batch)
-    skipped = 0
-    for family in families:
-        before = phases[family.name][0].rows
-        if missed := family.skipped(before):
-            skipped += missed
-            logger.warning(
-                "%d of %d prompts do not fit model %s (%d tokens at most): not scored (%s)",
-                missed,
-                len(before),
-                bench.settings.model.name,
-                bench.checkpoint.context_length,
-                family.name,
-            )
-    scores = Scores(artifact, artifact.summary["before"], artifact.summary["after"])
+    artifact, table_built = workspace.store.get_or_build(recipe, build)
+    newly_scored = sum(one.built for by_batch in scored.values() for one in by_batch)
+    skipped = sum(_report_skipped(model, family, scored[family.name][0].rows) for family in families)
     return Outcome(
-        scores,
+        Scores(artifact, artifact.summary["before"], artifact.summary["after"]),
         artifact.address,
-        table_built or scored > 0,
+        table_built or newly_scored > 0,
         {
-            "records": len(everything),
-            "records_scored": scored,
+            "records": len(records),
+            "records_scored": newly_scored,
             "rows": artifact.summary["rows"],
             "prompts_skipped": skipped,
         },
     )
 
 
+def _report_skipped(model: Model, family: MetricFamily, rows: pa.Table) -> int:
+    """Log and return how many prompts were skipped."""
+    if skipped := family.skipped(rows):
+        logger.warning(
+            "%d of %d prompts are too long for model %s (%d tokens at most) and are not scored (%s)",
+            skipped,
+            len(rows),
+            model.name,
+            model.context_length,
+            family.name,
+        )
+    return skipped
+
+
 @dataclass(frozen=True)
-class Phase:
-    """Rows of some records under some weights.
+class RecordScores:
+    """Scores of some records under some weights.
 
     Attributes:
-        series: the weights and the metrics.
-        records: that were scored.
-        rows: of the family's schema, in the order of the records.
-        sources: artifacts that hold the rows.
-        built: records that had to be scored.
+        series: the series of the weights and the metric family.
+        records: the records.
+        rows: rows of the family's schema, in the order of the records.
+        sources: the artifacts that hold the rows.
+        built: number of records that had to be scored.
     """
 
     series: Series
@@ -151,53 +165,55 @@ class Phase:
 
 
 def score_records(
-    bench: Bench,
-    model: ModelName,
+    workspace: Workspace,
+    model: Model,
     family: MetricFamily,
     edit: Artifact | None,
     records: Sequence[Record],
     advance: Callable[[int], None],
-) -> Phase:
-    """Rows of ``records`` on a family of metrics, under the weights of ``edit`` or the unedited ones."""
-    series = score_series(model, family, edit.digest if edit else None)
+) -> RecordScores:
+    """Scores of ``records`` under the weights of ``edit``, or the unedited weights."""
+    series = score_series(model.fingerprint, family, edit.digest if edit else None)
     by_digest = {record.digest(family.kinds): record for record in records}
 
     def build(draft: Draft, digests: list[str]) -> None:
-        weights = applied(bench.decoder, read_deltas(edit)) if edit else contextlib.nullcontext()
+        weights = applied(model.decoder, read_deltas(edit)) if edit else contextlib.nullcontext()
         with weights:
             table = family.score(
-                bench.decoder,
+                model.decoder,
                 [by_digest[digest] for digest in digests],
-                most_tokens=bench.settings.runtime.tokens_per_pass,
+                most_tokens=workspace.runtime.tokens_per_pass,
                 advance=advance,
             )
         if edit:
             draft.read_from(edit)
         save_table(draft.path / _ROWS, table)
         draft.summary = {"records": len(digests), "rows": len(table)}
-        draft.made = bench.made
+        draft.made = {**workspace.made, **model.made}
 
-    found, built = RowSeries(bench.store, series).get_or_build(list(by_digest), build, at_once=_RECORDS_AT_ONCE)
+    found, built = RowSeries(workspace.store, series).get_or_build(
+        list(by_digest), build, at_once=_RECORDS_PER_ARTIFACT
+    )
     sources = holders(found[digest] for digest in by_digest)
     rows = pa.concat_tables([load_table(source.path / _ROWS) for source in sources])
     order = {digest: place for place, digest in enumerate(by_digest)}
     wanted = rows.filter(pc.is_in(rows["record"], value_set=pa.array(list(by_digest))))
     places = pa.array([order[digest] for digest in wanted["record"].to_pylist()], pa.int64())
     wanted = wanted.take(pc.sort_indices(places))
-    return Phase(series, records, wanted, sources, built)
+    return RecordScores(series, records, wanted, sources, built)
 
 
-def _marked(rows: pa.Table, number: int) -> pa.Table:
-    """``rows`` with their phase and batch before them; the phase of number 0 is the unedited model's."""
+def _with_phase(rows: pa.Table, number: int) -> pa.Table:
+    """``rows`` with columns for the phase and the batch. Number 0 is the unedited model, the others are batches."""
     phase = pa.array([PHASES[number > 0]] * len(rows), pa.string())
     batch = pa.array([number - 1 if number else None] * len(rows), pa.int32())
     return rows.add_column(0, "batch", batch).add_column(0, "phase", phase)
 
 
 def values_by_fact(family: MetricFamily, rows: pa.Table, records: Sequence[Record]) -> pa.Table:
-    """Each record's metrics, of the rows of ``records`` alone: ``record``, ``case_id``, ``metric``, ``value``.
+    """The metrics of ``records``, from their rows: ``record``, ``case_id``, ``metric``, ``value``.
 
-    ``record`` is the fact's digest, the same whatever prompts were asked: what runs and families are joined by.
+    ``record`` is the digest of the fact. It does not depend on the prompts, so it joins runs and families.
     """
     requests = {record.digest(family.kinds): record.request for record in records}
     values = family.by_record(rows.filter(pc.is_in(rows["record"], value_set=pa.array(list(requests), pa.string()))))

@@ -1,4 +1,4 @@
-"""Stage ``course``: how scores and weights go as the edits of a sequence add up."""
+"""Stage ``trajectory``: the scores and the perplexity of a sequence by the number of edits."""
 
 from __future__ import annotations
 
@@ -11,43 +11,47 @@ import pyarrow as pa
 from factsmith.artifacts.formats import load_table, save_table
 from factsmith.artifacts.recipe import Series
 from factsmith.artifacts.store import Artifact, Draft
-from factsmith.tasks.corpus.stage import held_out_blocks, reached, token_series
+from factsmith.tasks.corpus.budget import TokenBudget
+from factsmith.tasks.corpus.corpus import Corpus
+from factsmith.tasks.corpus.stage import held_out_blocks, last_reached, token_series
 from factsmith.tasks.edit.batch import applied
-from factsmith.tasks.edit.shards import FACTS, MEASURES
+from factsmith.tasks.edit.sequence_shards_stage import FACTS, MEASURES
 from factsmith.tasks.edit.stage import read_deltas
+from factsmith.tasks.evaluation.family import MetricFamily
 from factsmith.tasks.evaluation.perplexity import block_nll, perplexity
 from factsmith.tasks.evaluation.stage import score_records, values_by_fact
 from factsmith.tasks.evaluation.summary import RecordValues
-from factsmith.tasks.keys.reader import corpus_tokens, tokens_of_any_method
-from factsmith.tasks.model.stage import ModelName
-from factsmith.tasks.pipeline.progress import work
+from factsmith.tasks.facts.batches import FactBatches
+from factsmith.tasks.model.model import Fingerprint, Model
+from factsmith.tasks.pipeline.progress import progress
 from factsmith.tasks.pipeline.stage import Outcome, stage
-from factsmith.tasks.pipeline.workspace import Bench
+from factsmith.tasks.pipeline.workspace import Workspace
 
-__all__ = ["COURSE", "FIRST", "HELD_OUT", "Course", "course"]
+__all__ = ["FIRST", "HELD_OUT", "TRAJECTORY", "Trajectory", "perplexity_series", "trajectory"]
 
 logger = logging.getLogger(__name__)
 
-COURSE = "course.parquet"
-"""One row a (number of edits, scope, metric): ``all`` edits so far, the ``first_100``, or ``held_out`` text."""
+TRAJECTORY = "course.parquet"
+"""The file with one row per (number of edits, scope, metric). The scope is ``all`` edits so far, the ``first_100``, or
+``held_out`` text."""
 
 FIRST = 100
-"""Edits that are followed from the beginning to the end."""
+"""The number of edits whose scores are followed from the beginning to the end."""
 
 HELD_OUT = 64
-"""Blocks of corpus text, none of which C0 knows, whose perplexity is told."""
+"""The number of corpus blocks, none of them covered by C0, whose perplexity is measured."""
 
 _SCHEMA = pa.schema([("edits", pa.int64()), ("scope", pa.string()), ("metric", pa.string()), ("value", pa.float64())])
 _BLOCKS = "blocks.parquet"
 
 
 @dataclass(frozen=True)
-class Course:
+class Trajectory:
     """The tables of a sequence.
 
     Attributes:
-        artifact: that holds ``COURSE``.
-        edit: the last one, that holds ``MEASURES`` and ``FACTS`` of every batch.
+        artifact: holds ``TRAJECTORY``.
+        edit: the last edit; holds ``MEASURES`` and ``FACTS`` of every batch.
     """
 
     artifact: Artifact
@@ -55,55 +59,65 @@ class Course:
 
     def scores(self) -> pa.Table:
         """``edits``, ``scope``, ``metric``, ``value``."""
-        return load_table(self.artifact.path / COURSE)
+        return load_table(self.artifact.path / TRAJECTORY)
 
     def measures(self) -> pa.Table:
-        """A row a (batch, layer)."""
+        """One row per (batch, layer)."""
         return load_table(self.edit.path / MEASURES)
 
     def facts(self) -> pa.Table:
-        """A row a fact."""
+        """One row per fact."""
         return load_table(self.edit.path / FACTS)
 
 
-def perplexity_series(bench: Bench, model: ModelName, edit: str | None) -> Series:
-    """NLL of blocks of text under the weights of an edit (its digest), or of no edit."""
-    inputs = {**model.inputs, "tokens": token_series(bench, model).digest, **({"edit": edit} if edit else {})}
+def perplexity_series(model: Fingerprint, corpus: Corpus, edit: str | None) -> Series:
+    """The series of the NLL of corpus blocks under the weights of an edit, given by its digest, or of none."""
+    inputs = {**model.inputs, "tokens": token_series(corpus, model).digest, **({"edit": edit} if edit else {})}
     return Series("perplexity", 1, model.parameters, inputs)
 
 
-@stage("course")
-def course(bench: Bench, model: ModelName, edits: Sequence[Artifact]) -> Outcome[Course]:
-    """Score every edit of a sequence on the facts written so far, on the first of them, and on text.
+@stage("trajectory")
+def trajectory(
+    workspace: Workspace,
+    model: Model,
+    corpus: Corpus,
+    budget: TokenBudget,
+    families: Sequence[MetricFamily],
+    batches: FactBatches,
+    edits: Sequence[Artifact],
+) -> Outcome[Trajectory]:
+    """Score every edit of a sequence on the facts written so far, on the first of them, and on held-out text.
 
     Args:
-        bench: of the run.
-        model: that is edited.
-        edits: after each number of batches in ``bench.scored_batches``.
+        workspace: the run's workspace.
+        model: the model.
+        corpus: the source of held-out text.
+        budget: the tokens that are not held out.
+        families: the metric families.
+        batches: the records, and after which batches the model is scored.
+        edits: the edits after each of these batches.
     """
-    counts = [sum(map(len, bench.batches[:number])) for number in bench.scored_batches]
-    everything = [record for batch in bench.batches for record in batch]
+    counts = [batches.counts[number - 1] for number in batches.scored or ()]
+    records = batches.records
     prompts = sum(
-        family.work(one.record, 1)
-        for family in bench.families
-        for count in counts
-        for one in family.asked(everything[:count])
+        family.work(one.record, 1) for family in families for count in counts for one in family.asked(records[:count])
     )
-    with work("course", prompts + HELD_OUT * (1 + len(edits))) as advance:
-        # Behind what any method reads, so that all are told by the same text, if the corpus has as much.
-        first = reached(bench, model, corpus_tokens(bench), tokens_of_any_method(bench))
-        texts = [_text(bench, model, edit, first, advance) for edit in (None, *edits)]
-        phases = {
+    with progress("trajectory", prompts + HELD_OUT * (1 + len(edits))) as advance:
+        # Held-out text begins after what any method would read, if the corpus is long enough. All methods are then
+        # measured on the same text.
+        first = last_reached(workspace.store, model, corpus, budget.most, budget.any_method)
+        texts = [_held_out_nll(workspace, model, corpus, edit, first, advance) for edit in (None, *edits)]
+        scored = {
             family.name: [
-                score_records(bench, model, family, edit, everything[:count], advance)
+                score_records(workspace, model, family, edit, records[:count], advance)
                 for edit, count in zip(edits, counts, strict=True)
             ]
-            for family in bench.families
+            for family in families
         }
     recipe = Series("course", 1, {"first": FIRST}).member(
         edits=dict(zip(map(str, counts), (edit.digest for edit in edits), strict=True)),
-        scores={name: [phase.series.digest for phase in by_count] for name, by_count in phases.items()},
-        records={family.name: [record.digest(family.kinds) for record in everything] for family in bench.families},
+        scores={name: [one.series.digest for one in by_count] for name, by_count in scored.items()},
+        records={family.name: [record.digest(family.kinds) for record in records] for family in families},
         texts=[text.digest for text, _ in texts],
     )
 
@@ -115,48 +129,53 @@ def course(bench: Bench, model: ModelName, edits: Sequence[Artifact]) -> Outcome
         ]
         for place, count in enumerate(counts):
             for scope, most in (("all", count), (f"first_{FIRST}", FIRST)):
-                at_count = [(family, phases[family.name][place]) for family in bench.families]
+                at_count = [(family, scored[family.name][place]) for family in families]
                 parts = [values_by_fact(family, one.rows, one.records[:most]) for family, one in at_count]
-                values = RecordValues.of(pa.concat_tables(parts), bench.families).summary()
+                values = RecordValues.of(pa.concat_tables(parts), families).summary()
                 rows += [
                     {"edits": count, "scope": scope, "metric": metric, "value": value}
                     for metric, value in values.items()
                     if value is not None
                 ]
         draft.read_from(*(text for text, _ in texts), *edits)
-        for by_count in phases.values():
-            for phase in by_count:
-                draft.read_from(*phase.sources)
-        save_table(draft.path / COURSE, pa.Table.from_pylist(rows, schema=_SCHEMA))
+        for by_count in scored.values():
+            for one in by_count:
+                draft.read_from(*one.sources)
+        save_table(draft.path / TRAJECTORY, pa.Table.from_pylist(rows, schema=_SCHEMA))
         draft.summary = {"edits": counts}
 
     if not texts[0][0].summary["blocks"]:
-        logger.warning("corpus %s has no text left that C0 does not know: no perplexity", bench.settings.corpus.name)
-    artifact, table_built = bench.store.get_or_build(recipe, build)
-    scored = sum(phase.built for by_count in phases.values() for phase in by_count)
-    built = table_built or scored > 0 or any(built for _, built in texts)
-    return Outcome(
-        Course(artifact, edits[-1]), artifact.address, built, {"times": len(counts), "records_scored": scored}
-    )
+        logger.warning(
+            "corpus %s has no text left that C0 does not cover: perplexity is not measured", corpus.settings.name
+        )
+    artifact, table_built = workspace.store.get_or_build(recipe, build)
+    newly_scored = sum(one.built for by_count in scored.values() for one in by_count)
+    built = table_built or newly_scored > 0 or any(built for _, built in texts)
+    metrics = {"times": len(counts), "records_scored": newly_scored}
+    return Outcome(Trajectory(artifact, edits[-1]), artifact.address, built, metrics)
 
 
-def _text(
-    bench: Bench, model: ModelName, edit: Artifact | None, first: int, advance: Callable[[int], None]
+def _held_out_nll(
+    workspace: Workspace,
+    model: Model,
+    corpus: Corpus,
+    edit: Artifact | None,
+    first: int,
+    advance: Callable[[int], None],
 ) -> tuple[Artifact, bool]:
-    """NLL under some weights of the blocks behind ``first`` tokens, and whether they had to be run."""
-    series = perplexity_series(bench, model, edit.digest if edit else None)
+    """The NLL of the blocks after ``first`` tokens under the weights of ``edit``, and whether it had to be computed."""
+    series = perplexity_series(model.fingerprint, corpus, edit.digest if edit else None)
 
     def build(draft: Draft) -> None:
-        shards, blocks = held_out_blocks(bench, model, first, HELD_OUT)
-        with applied(bench.decoder, read_deltas(edit) if edit else {}):
-            nll = block_nll(bench.decoder, blocks, most_tokens=bench.settings.runtime.tokens_per_pass, advance=advance)
+        shards, blocks = held_out_blocks(workspace.store, model, corpus, first, HELD_OUT)
+        with applied(model.decoder, read_deltas(edit) if edit else {}):
+            nll = block_nll(model.decoder, blocks, most_tokens=workspace.runtime.tokens_per_pass, advance=advance)
         draft.read_from(*shards, *([edit] if edit else []))
-        table = pa.table({"tokens": [len(block) - 1 for block in blocks], "nll": nll})
-        save_table(draft.path / _BLOCKS, table)
+        save_table(draft.path / _BLOCKS, pa.table({"tokens": [len(block) - 1 for block in blocks], "nll": nll}))
         draft.summary = {"blocks": len(blocks), "first": first}
-        draft.made = bench.made
+        draft.made = {**workspace.made, **model.made}
 
-    return bench.store.get_or_build(series.member(first=first, blocks=HELD_OUT), build)
+    return workspace.store.get_or_build(series.member(first=first, blocks=HELD_OUT), build)
 
 
 def _perplexity(text: Artifact) -> float:

@@ -1,4 +1,4 @@
-"""Hand over an edited model as a Hugging Face checkpoint."""
+"""Stage ``export``: write an edited model as a Hugging Face checkpoint."""
 
 from __future__ import annotations
 
@@ -9,31 +9,32 @@ from pathlib import Path
 from factsmith.artifacts.formats import load_json, save_json
 from factsmith.artifacts.store import Artifact
 from factsmith.tasks.edit.batch import applied
-from factsmith.tasks.edit.stage import read_deltas
-from factsmith.tasks.pipeline.resource_errors import shortages
+from factsmith.tasks.edit.stage import REQUESTS, read_deltas
+from factsmith.tasks.model.model import Model
+from factsmith.tasks.pipeline.resource_errors import resource_errors
 from factsmith.tasks.pipeline.stage import Outcome, stage
-from factsmith.tasks.pipeline.workspace import Bench
+from factsmith.tasks.pipeline.workspace import Workspace
 
 __all__ = ["export"]
 
 
 @stage("export")
-def export(bench: Bench, edit: Artifact, out: Path) -> Outcome[Path]:
-    """Write the model with ``edit`` in it to ``out``; seen there only when it is whole.
+def export(workspace: Workspace, model: Model, edit: Artifact, out: Path) -> Outcome[Path]:
+    """Write the model with ``edit`` to ``out``. The folder appears only when it is complete.
 
-    ``factsmith.json`` beside the weights says which edit it is and which facts it holds.
+    ``factsmith.json`` beside the weights names the edit and the facts that it holds.
     """
     out = out.absolute()
     staging = out.with_name(f".{out.name}-{uuid.uuid4().hex[:8]}")
-    with shortages("Stage export", out.parent, bench.settings.runtime):
+    with resource_errors("Stage export", out.parent, workspace.runtime):
         out.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with applied(bench.decoder, read_deltas(edit)):
-                bench.decoder.save(staging)
-            bench.decoder.tokenizer.save_pretrained(staging)
+            with applied(model.decoder, read_deltas(edit)):
+                model.decoder.save(staging)
+            model.tokenizer.save_pretrained(staging)
             save_json(
                 staging / "factsmith.json",
-                {"edit": edit.address, "facts": load_json(edit.path / "requests.json")},
+                {"edit": edit.address, "facts": load_json(edit.path / REQUESTS)},
             )
             if out.exists():
                 out.rmdir()

@@ -16,10 +16,10 @@ from factsmith.tasks.decoder.decoder import Decoder
 from factsmith.tasks.decoder.text import PLACEHOLDER, encode_prompt
 from factsmith.tasks.facts.request import EditRequest
 
-__all__ = ["FactSweep"]
+__all__ = ["FactActivations"]
 
 
-class FactSweep:
+class FactActivations:
     """Facts on their way up through a model whose edited layers change one after the other.
 
     Args:

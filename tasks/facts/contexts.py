@@ -10,31 +10,21 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 
 from factsmith.artifacts.errors import InputError
 from factsmith.tasks.decoder.batching import pad
 from factsmith.tasks.decoder.decoder import Decoder
 from factsmith.tasks.decoder.text import PLACEHOLDER, encode_prompt
 from factsmith.tasks.facts.reading import read_json
+from factsmith.tasks.facts.settings import ContextSample
 
-__all__ = ["CLEAN", "TOP_K", "ContextSample", "read_contexts", "sample_contexts"]
+__all__ = ["CLEAN", "TOP_K", "read_contexts", "sample_contexts"]
 
 CLEAN = PLACEHOLDER
 """The template without a prefix, always the first."""
 
 TOP_K = 5
 """Each next token of a prefix is drawn among this many likeliest ones."""
-
-
-class ContextSample(BaseModel):
-    """Prefixes of one kind."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    start: str = Field(min_length=1, description="the words they open with")
-    length: int = Field(ge=1, description="tokens at most, start and special tokens included")
-    count: int = Field(1, ge=1, description="how many are drawn")
 
 
 @torch.inference_mode()

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
+from types import ModuleType
 from typing import Literal
 
 import torch
@@ -17,48 +18,49 @@ from factsmith.artifacts.errors import InputError, closest
 from factsmith.tasks.facts.conflicts import keep_first
 from factsmith.tasks.facts.reading import read_json
 from factsmith.tasks.facts.record import Record
-from factsmith.tasks.planning.settings import DatasetSettings
+from factsmith.tasks.facts.settings import DatasetSettings
 
-__all__ = ["load_suite", "scored_batches", "select_batches", "select_records"]
+__all__ = ["load_records", "scored_batches", "select_batches", "select_records"]
 
 _SCORED = 10
 """Times that a sequence is scored, unless it is said when."""
 
-_SPLIT_BY_THEMSELVES = {"embedded"}
-"""Suites whose ``load`` minds ``dataset.split``."""
 
-
-def load_suite(settings: DatasetSettings) -> list[Record]:
-    """All records of the dataset, by the module of its suite.
+def load_records(settings: DatasetSettings) -> list[Record]:
+    """All records of the dataset, read by the module of its format.
 
     Raises:
-        InputError: the suite is not known, or what it reads is faulty.
+        InputError: the format is not known, or what it reads is faulty.
     """
-    from factsmith.tasks.facts import datasets
-
-    known = {module.name for module in pkgutil.iter_modules(datasets.__path__)}
-    if settings.suite not in known:
-        raise InputError(f"There is no suite {settings.suite!r}.", remedy=closest(settings.suite, known))
-    records: list[Record] = importlib.import_module(f"{datasets.__name__}.{settings.suite}").load(settings)
+    records: list[Record] = _format(settings).load(settings)
     return records
 
 
-def select_records(settings: DatasetSettings) -> list[Record]:
-    """The records: chosen by case, without contradictions, shuffled by seed, one half if asked for, cut to the limit.
+def _format(settings: DatasetSettings) -> ModuleType:
+    from factsmith.tasks.facts import datasets
 
-    ``split`` takes every other record, ``tune`` the first and ``test`` the second of each two: no record is in both.
+    known = {module.name for module in pkgutil.iter_modules(datasets.__path__)}
+    if settings.format not in known:
+        raise InputError(f"There is no dataset format {settings.format!r}.", remedy=closest(settings.format, known))
+    return importlib.import_module(f"{datasets.__name__}.{settings.format}")
+
+
+def select_records(settings: DatasetSettings) -> list[Record]:
+    """The records: chosen by case, without contradictions, shuffled by seed, halved if asked for, cut to the limit.
+
+    ``split`` takes every second record: ``tune`` the first of each pair and ``test`` the second. No record is in both.
 
     Raises:
-        InputError: a case that is not there, or no record in that half.
+        InputError: a case does not exist, or the half holds no record.
     """
-    records = load_suite(settings)
+    records = load_records(settings)
     if settings.cases is not None:
         records = _with_cases(records, settings)
     records = keep_first(records)
     if settings.seed is not None:
         order = torch.randperm(len(records), generator=torch.Generator().manual_seed(settings.seed)).tolist()
         records = [records[place] for place in order]
-    if settings.split != "all" and settings.suite not in _SPLIT_BY_THEMSELVES:
+    if settings.split != "all" and not getattr(_format(settings), "LOADS_SPLITS", False):
         records = records[0 if settings.split == "tune" else 1 :: 2]
         if not records:
             raise InputError(f"dataset={settings.name} has too few records for dataset.split={settings.split}.")

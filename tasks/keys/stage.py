@@ -1,4 +1,4 @@
-"""Stage ``keys``: the corpus's keys at every edited layer, in shards that serve every smaller token count too."""
+"""Stage ``keys``: the keys of every edited layer, in shards that serve every smaller token count too."""
 
 from __future__ import annotations
 
@@ -9,29 +9,75 @@ from dataclasses import dataclass
 import numpy as np
 
 from factsmith.artifacts.keys import KeyShardWriter, read_keys
-from factsmith.artifacts.recipe import Series
-from factsmith.artifacts.store import Artifact
+from factsmith.artifacts.recipe import Recipe, Series
+from factsmith.artifacts.store import Artifact, Store
 from factsmith.tasks.corpus.stage import TokenStream
-from factsmith.tasks.keys.reader import KeyReader, absent_shards, key_series, key_spans, shard_recipe
-from factsmith.tasks.model.stage import ModelName
-from factsmith.tasks.pipeline.progress import work
+from factsmith.tasks.keys.reader import KeyReader
+from factsmith.tasks.model.model import Fingerprint, Model
+from factsmith.tasks.pipeline.progress import progress
 from factsmith.tasks.pipeline.stage import Outcome, stage
-from factsmith.tasks.pipeline.workspace import Bench
+from factsmith.tasks.pipeline.workspace import Workspace
 
-__all__ = ["KeyStream", "collect_keys", "keys"]
+__all__ = [
+    "KeySource",
+    "KeyStream",
+    "absent_shards",
+    "collect_keys",
+    "key_series",
+    "key_spans",
+    "keys",
+    "shard_rows",
+    "whole_shards",
+]
+
+_SHARD_ROWS = 4096
+
+
+@dataclass(frozen=True)
+class KeySource:
+    """Everything that determines the keys of a run.
+
+    Attributes:
+        model: the model.
+        layers: the edited layers, ascending.
+        tokens: the tokens of the corpus.
+        dtype: data type of the stored keys.
+    """
+
+    model: Model
+    layers: Sequence[int]
+    tokens: TokenStream
+    dtype: str
+
+    @property
+    def series(self) -> Series:
+        """The series of the shards of all layers."""
+        return key_series(self.model.fingerprint, self.tokens.series.digest, self.dtype)
+
+    def reader(self, tokens_per_pass: int) -> KeyReader:
+        """Reads the keys off the model."""
+        return KeyReader(
+            self.model,
+            self.tokens.shard_blocks,
+            block_length=self.tokens.block_length,
+            key_dtype=self.dtype,
+            tokens_per_pass=tokens_per_pass,
+        )
 
 
 @dataclass(frozen=True)
 class KeyStream:
-    """Keys of a token stream.
+    """Stored keys of a token stream.
 
     Attributes:
-        series: of the shards of all layers.
-        shards: of each edited layer, in order.
+        series: the series of the shards of all layers.
+        shards: the shards of each edited layer, in order.
+        width: d_k.
     """
 
     series: Series
     shards: dict[int, list[Artifact]]
+    width: int
 
     def rows(self, layer: int, stop: int, start: int = 0) -> Iterator[tuple[Artifact, np.ndarray]]:
         """The rows of a layer from ``start`` to before ``stop``, shard by shard."""
@@ -41,22 +87,57 @@ class KeyStream:
                 yield shard, read_keys(shard, max(start - first, 0), min(stop, end) - first)
 
 
+def key_series(model: Fingerprint, tokens: str, dtype: str) -> Series:
+    """The series of the keys of a token series, given by its digest. It has a name even if no keys are kept."""
+    return Series("keys", 1, {"key_dtype": dtype, **model.parameters}, {**model.inputs, "tokens": tokens})
+
+
+def shard_rows(width: int) -> int:
+    """Rows of a shard: the multiple of d_k nearest to 4,096.
+
+    Whole dynamic multipliers then waste few keys, and a shard is large compared with the cost of publishing it.
+    """
+    return width * max(1, round(_SHARD_ROWS / width))
+
+
+def whole_shards(width: int, wanted: int) -> int:
+    """Rows of the shards that hold ``wanted`` rows."""
+    rows = shard_rows(width)
+    return -(-wanted // rows) * rows
+
+
+def key_spans(width: int, wanted: int, most: int) -> list[tuple[int, int]]:
+    """Start and stop of every shard that holds some of the first ``wanted`` rows, in a stream of ``most`` rows."""
+    rows = shard_rows(width)
+    return [(start, min(start + rows, most)) for start in range(0, wanted, rows)]
+
+
+def absent_shards(store: Store, series: Series, layers: Sequence[int], span: tuple[int, int]) -> dict[int, Recipe]:
+    """The recipes of the layers whose shard of ``span`` is not in the store."""
+    recipes = {layer: _shard_recipe(series, layer, span) for layer in layers}
+    return {layer: recipe for layer, recipe in recipes.items() if store.find(recipe) is None}
+
+
+def _shard_recipe(series: Series, layer: int, span: tuple[int, int]) -> Recipe:
+    return series.member(layer=layer, start=span[0], stop=span[1])
+
+
 @stage("keys")
-def keys(bench: Bench, model: ModelName, stream: TokenStream, wanted: int) -> Outcome[KeyStream]:
+def keys(workspace: Workspace, source: KeySource, wanted: int) -> Outcome[KeyStream]:
     """Collect keys until every edited layer has ``wanted`` rows.
 
-    One pass of the base model gives the keys of all layers that lack them, stopped at the last of those. A shard is
-    published when it is full, so a killed process goes on after the last one.
+    One pass of the unedited model gives the keys of all layers that lack them; it stops at the last of these layers. A
+    shard is published as soon as it is full, so a killed process continues after the last one.
 
     Raises:
-        InputError: a key is NaN, infinite, or too large for the stored dtype; says in which layer.
+        InputError: a key is NaN, infinite, or too large for the data type; names the layer.
     """
-    series = key_series(bench, model, stream.series.digest)
-    collected, built = collect_keys(bench, series, stream, wanted, KeyReader(bench, stream))
+    reader = source.reader(workspace.runtime.tokens_per_pass)
+    collected, built = collect_keys(workspace, source, wanted, reader)
     shards = [shard for of_layer in collected.shards.values() for shard in of_layer]
     return Outcome(
         collected,
-        series.address,
+        collected.series.address,
         built > 0,
         {
             "tokens": max(shard.key["stop"] for shard in shards),
@@ -66,46 +147,44 @@ def keys(bench: Bench, model: ModelName, stream: TokenStream, wanted: int) -> Ou
     )
 
 
-def collect_keys(
-    bench: Bench, series: Series, stream: TokenStream, wanted: int, reader: KeyReader
-) -> tuple[KeyStream, int]:
-    """``wanted`` rows of every edited layer, and how many rows had to be built for it."""
-    spans = key_spans(bench.checkpoint.key_width, wanted, stream.count)
+def collect_keys(workspace: Workspace, source: KeySource, wanted: int, reader: KeyReader) -> tuple[KeyStream, int]:
+    """``wanted`` rows of every edited layer, and the number of rows that had to be built."""
+    store, series, width = workspace.store, source.series, source.model.key_width
+    spans = key_spans(width, wanted, source.tokens.count)
     total = spans[-1][1]
-    with work("keys", total) as advance:
-        missing = [span for span in spans if absent_shards(bench, series, span)]
+    with progress("keys", total) as advance:
+        missing = [span for span in spans if absent_shards(store, series, source.layers, span)]
         built = 0
         advance(total - sum(stop - start for start, stop in missing))
         if missing:
-            with bench.store.lock(series.digest):
-                built = _collect(bench, stream, series, missing, reader, advance)
-    shards = {layer: [bench.store.get(shard_recipe(series, layer, span)) for span in spans] for layer in bench.layers}
-    return KeyStream(series, shards), built
+            with store.lock(series.digest):
+                built = _build_shards(workspace, source, missing, reader, advance)
+    shards = {layer: [store.get(_shard_recipe(series, layer, span)) for span in spans] for layer in source.layers}
+    return KeyStream(series, shards, width), built
 
 
-def _collect(
-    bench: Bench,
-    stream: TokenStream,
-    series: Series,
+def _build_shards(
+    workspace: Workspace,
+    source: KeySource,
     spans: Sequence[tuple[int, int]],
     reader: KeyReader,
     advance: Callable[[int], None],
 ) -> int:
-    """Build the shards of ``spans``, one after the other, for every layer that lacks one; gives the rows it built."""
+    """Build the shards of ``spans``, in order, for every layer that lacks one. Returns the number of rows built."""
+    store, series, width = workspace.store, source.series, source.model.key_width
     built = 0
-    dtype = np.dtype(bench.settings.corpus.key_dtype)
-    width = bench.checkpoint.key_width
     for span in spans:
         rows = span[1] - span[0]
-        absent = absent_shards(bench, series, span)  # another process may have built some meanwhile
+        # Another process may have built some while this one waited for the lock.
+        absent = absent_shards(store, series, source.layers, span)
         with ExitStack() as drafts:
             writers: dict[int, KeyShardWriter] = {}
             for layer, recipe in absent.items():
-                draft = drafts.enter_context(bench.store.draft(recipe))
+                draft = drafts.enter_context(store.draft(recipe))
                 draft.summary = {"layer": layer, "rows": rows, "width": width}
-                draft.made = bench.made
-                draft.read_from(*stream.holding(span))
-                writers[layer] = KeyShardWriter(draft.path, rows=rows, width=width, dtype=dtype)
+                draft.made = {**workspace.made, **source.model.made}
+                draft.read_from(*source.tokens.holding(span))
+                writers[layer] = KeyShardWriter(draft.path, rows=rows, width=width, dtype=np.dtype(source.dtype))
             if writers:
                 for unit in reader.rows(span, sorted(writers)):
                     for layer, writer in writers.items():

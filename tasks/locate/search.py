@@ -5,9 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from factsmith.tasks.planning.settings import Settings
-
-__all__ = ["Point", "Search", "settings_at"]
+__all__ = ["Point", "Search"]
 
 _WIDEST = 6
 """Steps from the start at most: lambda a factor of 1000, clamp and learning rate one of 8."""
@@ -87,24 +85,3 @@ class Search:
     def _untried(self, weight: int, pair: tuple[int, int], step: int) -> list[Point]:
         points = [Point(weight + offset, *pair) for offset in (0, -step, step)]
         return [point for point in points if point not in self._scores and abs(point.weight) <= _WIDEST]
-
-
-def settings_at(start: Settings, point: Point) -> Settings:
-    """``start`` with lambda, clamp and learning rate moved to ``point``, rounded to three digits."""
-    method, value = start.method, start.method.value
-    if point == Point():
-        return start
-    value = value.model_copy(
-        update={
-            "clamp": _rounded(value.clamp * 2 ** (point.clamp / 2)),
-            "learning_rate": _rounded(value.learning_rate * 2 ** (point.rate / 2)),
-        }
-    )
-    weight = _rounded(method.preservation_weight * 10 ** (point.weight / 2))
-    return start.model_copy(
-        update={"method": method.model_copy(update={"preservation_weight": weight, "value": value})}
-    )
-
-
-def _rounded(number: float) -> float:
-    return float(f"{number:.3g}")

@@ -1,4 +1,4 @@
-"""Stage ``locate``: how much each state carries of the facts a model knows, and the layers that follow from it."""
+"""Stage ``locate``: how much each state carries of the facts that a model knows, and the layers that this proposes."""
 
 from __future__ import annotations
 
@@ -12,39 +12,42 @@ from factsmith.artifacts.errors import InputError
 from factsmith.artifacts.formats import load_table, save_json, save_table
 from factsmith.artifacts.recipe import Series, digest_of
 from factsmith.artifacts.rows import Row, RowSeries, holders
-from factsmith.artifacts.store import Artifact, Draft
+from factsmith.artifacts.store import Artifact, Draft, Store
 from factsmith.tasks.decoder.likelihood import continuation_likelihoods
 from factsmith.tasks.decoder.text import EncodedPrompt, encode_prompt
+from factsmith.tasks.facts.record import Record
 from factsmith.tasks.locate.effects import LAST_SUBJECT, SCHEMA, SEVERED, average, probabilities, rows_of
 from factsmith.tasks.locate.proposal import critical_layers, mediated
+from factsmith.tasks.locate.settings import TraceSettings
 from factsmith.tasks.locate.trace import Traced, trace
-from factsmith.tasks.model.stage import ModelName
-from factsmith.tasks.pipeline.progress import work
+from factsmith.tasks.model.model import Model
+from factsmith.tasks.pipeline.progress import progress
 from factsmith.tasks.pipeline.stage import Outcome, stage
-from factsmith.tasks.pipeline.workspace import Bench
+from factsmith.tasks.pipeline.workspace import Workspace
 
 __all__ = ["TABLE", "Location", "locate"]
 
 TABLE = "effects.parquet"
-"""Rows of ``effects.SCHEMA``."""
+"""The file with rows of ``effects.SCHEMA``."""
 
-_ASKED_AT_ONCE = 256
-_TRACED_AT_ONCE = 32
+_RECALL = "recall.parquet"
+_FACTS_PER_RECALL = 256
+_FACTS_PER_TRACE = 32
 
 
 @dataclass(frozen=True)
 class Location:
-    """Where a model keeps what it knows.
+    """Where a model keeps the facts it knows.
 
     Attributes:
-        artifact: that holds the table of effects.
-        effects: average indirect effect by kind and role, a number a layer.
-        mediated: by layer, what of a state's effect at the subject's last token goes through the MLPs above.
-        layers: to edit; none if no layer stands out.
+        artifact: holds the table of effects.
+        effects: average indirect effect by kind and role, one number per layer.
+        mediated: by layer, the part of a state's effect at the subject's last token that the MLPs above mediate.
+        layers: the layers to edit; empty if no layer stands out.
         clean: mean P(object) of the traced facts.
-        corrupted: that under noise.
-        facts: that were traced.
-        unknown: facts that were looked at and that the model does not know.
+        corrupted: mean P(object) with noise on the subject.
+        facts: number of facts that were traced.
+        unknown: number of facts that were tried and that the model does not know.
     """
 
     artifact: Artifact
@@ -58,35 +61,43 @@ class Location:
 
 
 @stage("locate")
-def locate(bench: Bench, model: ModelName) -> Outcome[Location]:
-    """Trace the first facts of the dataset that the model knows: every token of ``target_true`` is its first choice.
+def locate(
+    workspace: Workspace, model: Model, records: Sequence[Record], settings: TraceSettings, dataset: str
+) -> Outcome[Location]:
+    """Trace the first facts that the model knows: every token of ``target_true`` is its first choice.
+
+    Args:
+        workspace: the run's workspace.
+        model: the model.
+        records: records with a true object.
+        settings: of the trace.
+        dataset: name of the dataset, for messages.
 
     Raises:
-        InputError: no record has a true object, or the model knows none of them.
+        InputError: the model knows none of the facts.
     """
-    facts = {digest_of(fact): fact for fact in _facts(bench)}
-    known, looked_at, asked = _known(bench, model, facts)
-    settings = bench.settings.trace
+    facts = {digest_of(fact): fact for fact in _facts(records)}
+    known, tried, recalled = _known(workspace, model, facts, settings.facts, dataset)
+    fingerprint = model.fingerprint
     series = Series(
         "effects",
         1,
         {
             **settings.model_dump(exclude={"facts", "window"}),
-            "window": settings.window_of(bench.checkpoint.block_count),
-            **model.parameters,
+            "window": settings.window_of(model.block_count),
+            **fingerprint.parameters,
         },
-        model.inputs,
+        fingerprint.inputs,
     )
-    blocks = bench.checkpoint.block_count
-    with work("locate", blocks * len(known)) as advance:
+    with progress("locate", model.block_count * len(known)) as advance:
 
         def build(draft: Draft, digests: list[str]) -> None:
-            traced = [_encode(bench, facts[digest]) for digest in digests]
+            traced = [_traced(model, facts[digest]) for digest in digests]
             effects = trace(
-                bench.decoder,
+                model.decoder,
                 traced,
                 settings,
-                most_tokens=bench.settings.runtime.tokens_per_pass,
+                most_tokens=workspace.runtime.tokens_per_pass,
                 advance=advance,
             )
             rows = [
@@ -96,10 +107,10 @@ def locate(bench: Bench, model: ModelName) -> Outcome[Location]:
             ]
             save_table(draft.path / TABLE, pa.Table.from_pylist(rows, schema=SCHEMA))
             draft.summary = {"facts": len(digests), "rows": len(rows)}
-            draft.made = bench.made
+            draft.made = {**workspace.made, **model.made}
 
-        rows, built = RowSeries(bench.store, series).get_or_build(known, build, at_once=_TRACED_AT_ONCE)
-    artifact, summed_up = _sum_up(bench, series, known, rows)
+        rows, built = RowSeries(workspace.store, series).get_or_build(known, build, at_once=_FACTS_PER_TRACE)
+    artifact, summarised = _summarise(workspace.store, series, known, rows)
     summary = artifact.summary
     location = Location(
         artifact,
@@ -109,19 +120,19 @@ def locate(bench: Bench, model: ModelName) -> Outcome[Location]:
         summary["clean"],
         summary["corrupted"],
         len(known),
-        looked_at - len(known),
+        tried - len(known),
     )
     return Outcome(
         location,
         artifact.address,
-        asked + built > 0 or summed_up,
+        recalled + built > 0 or summarised,
         {"facts": location.facts, "facts_unknown": location.unknown, "facts_traced": built},
         {"layers": str(location.layers)},
     )
 
 
-def _facts(bench: Bench) -> list[dict[str, str]]:
-    requests = [record.request for record in bench.true_records]
+def _facts(records: Sequence[Record]) -> list[dict[str, str]]:
+    requests = [record.request for record in records]
     return [
         {"subject": request.subject, "template": request.template, "object": request.target_true}
         for request in requests
@@ -129,50 +140,52 @@ def _facts(bench: Bench) -> list[dict[str, str]]:
     ]
 
 
-def _known(bench: Bench, model: ModelName, facts: dict[str, dict[str, str]]) -> tuple[list[str], int, int]:
-    """The first facts that the model knows, how many were looked at to find them, and how many it had to be asked."""
-    series = RowSeries(bench.store, Series("recall", 1, model.parameters, model.inputs))
-    everything = list(facts)
+def _known(
+    workspace: Workspace, model: Model, facts: dict[str, dict[str, str]], wanted: int, dataset: str
+) -> tuple[list[str], int, int]:
+    """The first ``wanted`` facts that the model knows, how many were tried, and how many had to be run."""
+    fingerprint = model.fingerprint
+    series = RowSeries(workspace.store, Series("recall", 1, fingerprint.parameters, fingerprint.inputs))
+    digests = list(facts)
     known: list[str] = []
-    looked_at = asked = 0
+    tried = run = 0
 
     def build(draft: Draft, digests: list[str]) -> None:
-        prompts = [_encoded(bench, facts[digest]) for digest in digests]
-        found = continuation_likelihoods(bench.decoder, prompts, most_tokens=bench.settings.runtime.tokens_per_pass)
+        prompts = [_encoded(model, facts[digest]) for digest in digests]
+        found = continuation_likelihoods(model.decoder, prompts, most_tokens=workspace.runtime.tokens_per_pass)
         rows = [
             {**facts[digest], "fact": digest, "nll": one.nll, "tokens": one.tokens, "correct": one.correct}
             for digest, one in zip(digests, found, strict=True)
         ]
-        save_table(draft.path / "recall.parquet", pa.Table.from_pylist(rows))
+        save_table(draft.path / _RECALL, pa.Table.from_pylist(rows))
         draft.summary = {"facts": len(digests), "known": sum(one.exact for one in found)}
-        draft.made = bench.made
+        draft.made = {**workspace.made, **model.made}
 
-    for first in range(0, len(everything), _ASKED_AT_ONCE):
-        group = everything[first : first + _ASKED_AT_ONCE]
-        rows, built = series.get_or_build(group, build, at_once=_ASKED_AT_ONCE)
-        asked += built
-        answers = {row["fact"]: row for table in _tables(rows, group, "recall.parquet") for row in table.to_pylist()}
+    for first in range(0, len(digests), _FACTS_PER_RECALL):
+        group = digests[first : first + _FACTS_PER_RECALL]
+        rows, built = series.get_or_build(group, build, at_once=_FACTS_PER_RECALL)
+        run += built
+        answers = {row["fact"]: row for table in _tables(rows, group, _RECALL) for row in table.to_pylist()}
         for digest in group:
-            looked_at += 1
+            tried += 1
             if answers[digest]["correct"] == answers[digest]["tokens"]:
                 known.append(digest)
-            if len(known) == bench.settings.trace.facts:
-                return known, looked_at, asked
+            if len(known) == wanted:
+                return known, tried, run
     if not known:
         raise InputError(
-            f"Model {bench.settings.model.name} knows none of the {looked_at} facts of "
-            f"dataset={bench.settings.dataset.name}.",
-            expected="a fact whose target_true is what the model says after the prompt",
-            remedy="give facts that it knows, or raise dataset.limit",
+            f"Model {model.name} knows none of the {tried} facts of dataset={dataset}.",
+            expected="a fact whose target_true the model gives after the prompt",
+            remedy="use facts that it knows, or raise dataset.limit",
         )
-    return known, looked_at, asked
+    return known, tried, run
 
 
-def _sum_up(bench: Bench, series: Series, known: list[str], rows: dict[str, Row]) -> tuple[Artifact, bool]:
+def _summarise(store: Store, series: Series, known: list[str], rows: dict[str, Row]) -> tuple[Artifact, bool]:
     def build(draft: Draft) -> None:
         draft.read_from(*holders(rows[digest] for digest in known))
         everything = pa.concat_tables(_tables(rows, known, TABLE))
-        # What else an artifact holds, and in which order, depends on who asked first.
+        # An artifact may hold other facts too, in an order that depends on the run that asked first.
         table = pa.concat_tables([everything.filter(pc.equal(everything["fact"], digest)) for digest in known])
         save_table(draft.path / TABLE, table)
         effects = average(table)
@@ -189,17 +202,17 @@ def _sum_up(bench: Bench, series: Series, known: list[str], rows: dict[str, Row]
         save_json(draft.path / "summary.json", draft.summary)
 
     location = Series("location", 1, {}, {"effects": series.digest})
-    return bench.store.get_or_build(location.member(facts=known), build)
+    return store.get_or_build(location.member(facts=known), build)
 
 
 def _tables(rows: dict[str, Row], digests: Sequence[str], name: str) -> list[pa.Table]:
     return [load_table(artifact.path / name) for artifact in holders(rows[digest] for digest in digests)]
 
 
-def _encoded(bench: Bench, fact: dict[str, str]) -> EncodedPrompt:
-    return encode_prompt(bench.tokenizer, fact["template"], fact["subject"], fact["object"])
+def _encoded(model: Model, fact: dict[str, str]) -> EncodedPrompt:
+    return encode_prompt(model.tokenizer, fact["template"], fact["subject"], fact["object"])
 
 
-def _encode(bench: Bench, fact: dict[str, str]) -> Traced:
-    prompt = _encoded(bench, fact)
+def _traced(model: Model, fact: dict[str, str]) -> Traced:
+    prompt = _encoded(model, fact)
     return Traced(prompt.tokens[: len(prompt.tokens) - prompt.continued], prompt.first, prompt.lookup, prompt.labels[0])

@@ -16,36 +16,20 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from factsmith.artifacts.recipe import digest_of
 from factsmith.tasks.decoder.batching import length_batches, pad
 from factsmith.tasks.decoder.decoder import Decoder, Part
+from factsmith.tasks.locate.settings import TraceSettings
 
-__all__ = ["KINDS", "Effects", "Kind", "Traced", "TraceSettings", "embedding_deviation", "trace", "window"]
+__all__ = ["KINDS", "Effects", "Kind", "Traced", "embedding_deviation", "trace", "window"]
 
 Kind = Literal["hidden", "mlp", "attention"]
 KINDS: tuple[Kind, ...] = ("hidden", "mlp", "attention")
 """What is restored: the output of a block, or that of the MLPs or the attentions of a window of layers."""
 
 _PARTS: tuple[Part, ...] = ("mlp", "attention")
-
-
-class TraceSettings(BaseModel):
-    """How a model is traced. All but ``facts`` changes the effects."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    facts: int = Field(64, ge=1, description="facts to trace at most, the first that the model knows")
-    samples: int = Field(5, ge=1, description="draws of the noise a fact")
-    noise: float = Field(3.0, ge=0, description="on the subject's embeddings, in their standard deviations")
-    seed: int = Field(0, ge=0, description="of the noise")
-    window: int | None = Field(None, ge=1, description="layers whose MLPs are restored together; null for 10 in 48")
-
-    def window_of(self, block_count: int) -> int:
-        """Layers that are restored together in a model of so many."""
-        return self.window or max(1, round(block_count * 10 / 48))
 
 
 @dataclass(frozen=True)

@@ -1,68 +1,25 @@
-"""Stage ``model``: the checkpoint, looked at once, and the names by which later stages know it."""
+"""Stage ``model``: fingerprint the checkpoint and check its weights."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
-
 from factsmith.artifacts.formats import save_json
-from factsmith.artifacts.recipe import Recipe, Series, digest_of
 from factsmith.artifacts.store import Draft
+from factsmith.tasks.model.model import Fingerprint, Model
 from factsmith.tasks.pipeline.stage import Outcome, stage
-from factsmith.tasks.pipeline.workspace import Bench
+from factsmith.tasks.pipeline.workspace import Workspace
 
-__all__ = ["ModelName", "model", "model_name", "model_recipe"]
-
-
-@dataclass(frozen=True)
-class ModelName:
-    """What decides the numbers a model gives.
-
-    Attributes:
-        weights: digest of the checkpoint's config and weight files.
-        tokenizer: digest of the tokenizer's files.
-        dtype: the weights are run in.
-        attention: implementation of it.
-    """
-
-    weights: str
-    tokenizer: str
-    dtype: str
-    attention: str
-
-    @property
-    def parameters(self) -> dict[str, Any]:
-        """For the recipes of whatever a forward pass makes."""
-        return {"dtype": self.dtype, "attention": self.attention}
-
-    @property
-    def inputs(self) -> dict[str, str]:
-        return {"model": self.weights, "tokenizer": self.tokenizer}
-
-
-def model_recipe(bench: Bench) -> Recipe:
-    """The checkpoint, by the checksums of its config and weights."""
-    checkpoint = bench.checkpoint
-    files = [checkpoint.path / "config.json", *checkpoint.weight_files]
-    return Series("model", 1, {"files": {file.name: bench.store.checksums.sha256(file) for file in files}}).member()
-
-
-def model_name(bench: Bench, weights: str) -> ModelName:
-    """The names that later stages know the checkpoint by; ``weights`` is the digest of ``model_recipe``."""
-    files = {file.name: bench.store.checksums.sha256(file) for file in bench.checkpoint.tokenizer_files}
-    attention = bench.checkpoint.layout.attention_implementation
-    return ModelName(weights, digest_of(files), bench.settings.model.dtype, attention)
+__all__ = ["model"]
 
 
 @stage("model")
-def model(bench: Bench) -> Outcome[ModelName]:
-    """Fingerprint the checkpoint and see that every weight is a number.
+def model(workspace: Workspace, model: Model) -> Outcome[Fingerprint]:
+    """Fingerprint the checkpoint and check that every weight is finite.
 
     Raises:
-        InputError: NaN or infinity in a weight; names the tensor.
+        InputError: a weight is NaN or infinite; names the tensor.
     """
-    checkpoint = bench.checkpoint
-    # Where the bytes came from is worth knowing, but is not what they are: it is no part of the recipe.
+    checkpoint = model.checkpoint
+    # The source is worth recording, but it does not change the bytes: it is not part of the recipe.
     source = {"hub": checkpoint.hub.address} if checkpoint.hub else {}
 
     def build(draft: Draft) -> None:
@@ -76,11 +33,5 @@ def model(bench: Bench) -> Outcome[ModelName]:
         }
         save_json(draft.path / "model.json", draft.summary)
 
-    artifact, built = bench.store.get_or_build(model_recipe(bench), build)
-    return Outcome(
-        model_name(bench, artifact.digest),
-        artifact.address,
-        built,
-        {"parameters": artifact.summary["parameters"]},
-        source,
-    )
+    artifact, built = workspace.store.get_or_build(model.recipe, build)
+    return Outcome(model.fingerprint, artifact.address, built, {"parameters": artifact.summary["parameters"]}, source)

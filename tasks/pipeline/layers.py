@@ -1,4 +1,4 @@
-"""What a stage builds of every edited layer, an artifact each."""
+"""Stages that build one artifact for each edited layer."""
 
 from __future__ import annotations
 
@@ -6,34 +6,37 @@ from collections.abc import Callable, Sequence
 
 from factsmith.artifacts.recipe import Series
 from factsmith.artifacts.store import Artifact, Draft
-from factsmith.tasks.pipeline.progress import work
-from factsmith.tasks.pipeline.workspace import Bench
+from factsmith.tasks.pipeline.progress import progress
+from factsmith.tasks.pipeline.workspace import Workspace
 
 __all__ = ["layer_artifacts"]
 
 
 def layer_artifacts(
-    bench: Bench, name: str, series: Series, layers: Sequence[int], build: Callable[[Draft, int], None]
+    workspace: Workspace, name: str, series: Series, layers: Sequence[int], build: Callable[[Draft, int], None]
 ) -> tuple[dict[int, Artifact], bool]:
-    """The artifact of each of ``layers``, and whether any had to be built.
+    """Get or build the artifact of each layer.
 
     Args:
-        bench: of the run.
-        name: of the stage, for bars.
-        series: of the layers.
-        layers: in the order they are built in.
+        workspace: the run's workspace.
+        name: the stage's name, for progress bars.
+        series: the series that holds the artifacts of all layers.
+        layers: layers, in the order in which they are built.
         build: writes the artifact of a layer into a draft.
+
+    Returns:
+        The artifact of each layer, and whether any had to be built.
     """
     found: dict[int, Artifact] = {}
     any_built = False
-    with work(name, len(layers)) as advance:
+    with progress(name, len(layers)) as advance:
         for layer in layers:
 
             def write(draft: Draft, layer: int = layer) -> None:
-                draft.made = bench.made
+                draft.made = workspace.made
                 build(draft, layer)
 
-            found[layer], built = bench.store.get_or_build(series.member(layer=layer), write)
+            found[layer], built = workspace.store.get_or_build(series.member(layer=layer), write)
             any_built |= built
             advance(1)
     return found, any_built

@@ -1,4 +1,4 @@
-"""How long work tells that it goes on: bars on a terminal, a line now and then elsewhere."""
+"""Progress of long work: bars on a terminal, a log line now and then elsewhere."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from threading import Event
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-__all__ = ["stopped_by", "work"]
+__all__ = ["progress", "stopped_by"]
 
 logger = logging.getLogger(__name__)
 
 _SECONDS_BETWEEN_LINES = 10.0
 
-_bars: ContextVar[Progress | None] = ContextVar("_bars", default=None)
-"""Bars that are being shown, for work within work: two displays would write over each other."""
+_display: ContextVar[Progress | None] = ContextVar("_display", default=None)
+"""The display of the outer work, if there is one. Two displays would overwrite each other."""
 
 _stopping: ContextVar[Event | None] = ContextVar("_stopping", default=None)
 
 
 @contextmanager
-def work(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """While open, show how much of ``total`` is done; the function it gives takes how much more is."""
+def progress(name: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Show how much of ``total`` is done. Yields a function to call with the number of items just finished."""
     show = _bar if sys.stderr.isatty() else _lines
     stopping = _stopping.get()
-    with show(what, total) as advance:
+    with show(name, total) as advance:
 
         def advance_or_stop(done: int) -> None:
             if stopping is not None and stopping.is_set():
@@ -42,7 +42,7 @@ def work(what: str, total: int) -> Iterator[Callable[[int], None]]:
 
 @contextmanager
 def stopped_by(event: Event) -> Iterator[None]:
-    """Work in it ends as Ctrl-C would end it, once ``event`` is set: signals reach the main thread alone."""
+    """Stop the work in this context like Ctrl-C once ``event`` is set. Only the main thread receives signals."""
     if event.is_set():
         raise KeyboardInterrupt
     token = _stopping.set(event)
@@ -53,13 +53,13 @@ def stopped_by(event: Event) -> Iterator[None]:
 
 
 @contextmanager
-def _bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    if (above := _bars.get()) is not None:
-        bar = above.add_task(what, total=total)
+def _bar(name: str, total: int) -> Iterator[Callable[[int], None]]:
+    if (outer := _display.get()) is not None:
+        bar = outer.add_task(name, total=total)
         try:
-            yield lambda done: above.advance(bar, done)
+            yield lambda done: outer.advance(bar, done)
         finally:
-            above.remove_task(bar)
+            outer.remove_task(bar)
         return
     columns = (
         TextColumn("{task.description:<12}"),
@@ -68,24 +68,24 @@ def _bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        bar = progress.add_task(what, total=total)
-        token = _bars.set(progress)
+    with Progress(*columns, console=Console(stderr=True), transient=True) as display:
+        bar = display.add_task(name, total=total)
+        token = _display.set(display)
         try:
-            yield lambda done: progress.advance(bar, done)
+            yield lambda done: display.advance(bar, done)
         finally:
-            _bars.reset(token)
+            _display.reset(token)
 
 
 @contextmanager
-def _lines(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    done, spoken = 0, time.monotonic()
+def _lines(name: str, total: int) -> Iterator[Callable[[int], None]]:
+    done, logged = 0, time.monotonic()
 
     def advance(more: int) -> None:
-        nonlocal done, spoken
+        nonlocal done, logged
         done += more
-        if time.monotonic() - spoken > _SECONDS_BETWEEN_LINES:
-            spoken = time.monotonic()
-            logger.info("%s: %s of %s", what, f"{done:,}", f"{total:,}")
+        if time.monotonic() - logged > _SECONDS_BETWEEN_LINES:
+            logged = time.monotonic()
+            logger.info("%s: %s of %s", name, f"{done:,}", f"{total:,}")
 
     yield advance

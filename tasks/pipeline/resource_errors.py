@@ -1,4 +1,4 @@
-"""What a machine can run out of, told as something the user can do."""
+"""Errors of a machine that runs out of memory or disk, turned into errors that a user can act on."""
 
 from __future__ import annotations
 
@@ -11,63 +11,64 @@ from pathlib import Path
 import torch
 
 from factsmith.artifacts.errors import FactsmithError, InputError, causes
-from factsmith.tasks.planning.settings import RuntimeSettings
+from factsmith.tasks.pipeline.settings import RuntimeSettings
 
-__all__ = ["shortages"]
+__all__ = ["resource_errors"]
 
-# Libraries below Python say it in words: CUDA's, torch's own allocator, Rust's and SQLite's.
+# CUDA, torch's allocator, Rust libraries and SQLite report these errors only in words.
 _DEVICE = ("CUDA out of memory", "CUDA error: out of memory", "STATUS_ALLOC_FAILED")
 _MEMORY = ("DefaultCPUAllocator", "Cannot allocate memory")
 _DISK = ("No space left on device", "database or disk is full", "Disk quota exceeded")
 
 
 @contextmanager
-def shortages(where: str, folder: Path, runtime: RuntimeSettings) -> Iterator[None]:
-    """While open, an error that comes from full memory or a full disk becomes an ``InputError``.
+def resource_errors(activity: str, folder: Path, runtime: RuntimeSettings) -> Iterator[None]:
+    """Turn errors of full memory or a full disk into ``InputError``.
 
     Args:
-        where: what is being done, the beginning of a sentence.
-        folder: that is written to.
-        runtime: settings, for what could be lowered.
+        activity: what is being done; it begins the message.
+        folder: the folder that is written to.
+        runtime: settings that could be lowered.
 
     Raises:
-        InputError: memory of a GPU or of the machine ran out, or the disk that holds ``folder`` is full.
+        InputError: the GPU or the machine ran out of memory, or the disk of ``folder`` is full.
     """
     try:
         yield
     except FactsmithError:
         raise
     except Exception as error:
-        told = _told(where, folder, runtime, error)
-        if told is None:
+        explained = _explained(activity, folder, runtime, error)
+        if explained is None:
             raise
-        raise told from None
+        raise explained from None
 
 
-def _told(where: str, folder: Path, runtime: RuntimeSettings, error: BaseException) -> InputError | None:
+def _explained(activity: str, folder: Path, runtime: RuntimeSettings, error: BaseException) -> InputError | None:
     lower = f"lower runtime.tokens_per_pass (now {runtime.tokens_per_pass}) or runtime.memory_mb (now "
     lower += f"{runtime.memory_mb})"
-    for one in causes(error):
-        if isinstance(one, torch.OutOfMemoryError) or _says(one, _DEVICE):
+    for cause in causes(error):
+        if isinstance(cause, torch.OutOfMemoryError) or _says(cause, _DEVICE):
             spread = "lower runtime.gpu_memory_mb" if runtime.device_map else "set runtime.device_map=auto"
             return InputError(
-                f"{where} ran out of GPU memory.",
-                got=". ".join(str(one).splitlines()[0].split(". ")[:3]),
+                f"{activity} ran out of GPU memory.",
+                got=". ".join(str(cause).splitlines()[0].split(". ")[:3]),
                 remedy=f"{lower}, or {spread} to leave more of the model in CPU memory",
             )
-        if isinstance(one, MemoryError) or _errno(one) == errno.ENOMEM or _says(one, _MEMORY):
+        if isinstance(cause, MemoryError) or _errno(cause) == errno.ENOMEM or _says(cause, _MEMORY):
             return InputError(
-                f"{where} ran out of memory.",
-                got=str(one).splitlines()[0] if str(one) else None,
+                f"{activity} ran out of memory.",
+                got=str(cause).splitlines()[0] if str(cause) else None,
                 remedy=f"{lower}, or run a narrower model.dtype; on a machine with GPUs set runtime.device_map=auto",
             )
-        if _errno(one) in (errno.ENOSPC, errno.EDQUOT) or _says(one, _DISK):
-            place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        if _errno(cause) in (errno.ENOSPC, errno.EDQUOT) or _says(cause, _DISK):
+            existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
             return InputError(
-                f"{where} found the disk full.",
-                got=f"{shutil.disk_usage(place).free:,} bytes free in {folder}, without what was half written",
-                remedy="make room (`factsmith store gc` removes artifacts that are not needed), or set FACTSMITH_HOME "
-                "to a folder on another disk; the same command goes on from here",
+                f"{activity} found the disk full.",
+                got=f"{shutil.disk_usage(existing).free:,} bytes free in {folder}, without the files that were half "
+                "written",
+                remedy="free some space (`factsmith store gc` removes artifacts that are not needed), or set "
+                "FACTSMITH_HOME to a folder on another disk; the same command then continues from here",
             )
     return None
 
@@ -76,5 +77,5 @@ def _errno(error: BaseException) -> int | None:
     return error.errno if isinstance(error, OSError) else None
 
 
-def _says(error: BaseException, words: tuple[str, ...]) -> bool:
-    return isinstance(error, Exception) and any(word in str(error) for word in words)
+def _says(error: BaseException, phrases: tuple[str, ...]) -> bool:
+    return isinstance(error, Exception) and any(phrase in str(error) for phrase in phrases)

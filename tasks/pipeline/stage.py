@@ -1,4 +1,4 @@
-"""A stage: a Prefect task that asks the artifact store first."""
+"""The stage decorator: it makes a function a Prefect task that is timed, logged and reported."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
-from factsmith.tasks.pipeline.resource_errors import shortages
-from factsmith.tasks.pipeline.workspace import Bench, StageReport
+from factsmith.tasks.pipeline.resource_errors import resource_errors
+from factsmith.tasks.pipeline.workspace import StageReport, Workspace
 
 __all__ = ["Outcome", "stage"]
 
@@ -26,14 +26,14 @@ P = ParamSpec("P")
 
 @dataclass(frozen=True)
 class Outcome(Generic[T]):
-    """What a stage's function gives back.
+    """What the function of a stage returns.
 
     Attributes:
-        value: for the stages after it.
-        artifact: address of what it left in the store.
+        value: the result, for the stages that follow.
+        artifact: address of the artifact or series in the store.
         built: whether anything had to be built.
-        metrics: numbers worth logging (tokens, bytes, facts, ...).
-        tags: digests and words worth logging.
+        metrics: numbers to log (tokens, bytes, facts, ...).
+        tags: digests and words to log.
     """
 
     value: T
@@ -43,41 +43,48 @@ class Outcome(Generic[T]):
     tags: Mapping[str, str] = field(default_factory=dict)
 
 
-def stage(name: str) -> Callable[[Callable[Concatenate[Bench, P], Outcome[T]]], Callable[Concatenate[Bench, P], T]]:
-    """Make a function a stage: timed, logged to MLflow, listed in the run's report, ``Cached`` in Prefect on a hit.
+def stage(
+    name: str,
+) -> Callable[[Callable[Concatenate[Workspace, P], Outcome[T]]], Callable[Concatenate[Workspace, P], T]]:
+    """Make a function a stage. Prefect shows its state as ``Cached`` if the store already had everything.
 
-    There is one cache, the artifact store; Prefect's own is off, since it would answer for artifacts that are gone.
+    The artifact store is the only cache. Prefect's own cache is off, because it would still answer for artifacts that
+    have been deleted.
     """
 
-    def decorate(function: Callable[Concatenate[Bench, P], Outcome[T]]) -> Callable[Concatenate[Bench, P], T]:
+    def decorate(
+        function: Callable[Concatenate[Workspace, P], Outcome[T]],
+    ) -> Callable[Concatenate[Workspace, P], T]:
         @task(name=name, persist_result=False, cache_policy=NO_CACHE)
         @functools.wraps(function)
-        def run(bench: Bench, /, *args: P.args, **kwargs: P.kwargs) -> State[T]:
-            began, started = time.time(), time.perf_counter()
-            with shortages(f"Stage {name}", bench.store.root, bench.settings.runtime):
-                bench.limit_threads()  # also where no model is loaded: last bits must not depend on what is cached
+        def run(workspace: Workspace, /, *args: P.args, **kwargs: P.kwargs) -> State[T]:
+            started_at, started = time.time(), time.perf_counter()
+            with resource_errors(f"Stage {name}", workspace.store.root, workspace.runtime):
+                workspace.limit_threads()  # In every stage, so that last bits do not depend on what is cached.
                 try:
-                    outcome = function(bench, *args, **kwargs)
+                    outcome = function(workspace, *args, **kwargs)
                 except BaseException:
-                    # A log that cannot be written, to a full disk say, must not hide what went wrong.
+                    # An error in logging, for instance on a full disk, must not hide the error of the stage.
                     with contextlib.suppress(Exception):
-                        bench.tracker.stage(name, started=began, metrics={}, tags={"state": "failed"}, failed=True)
+                        workspace.tracker.stage(
+                            name, started=started_at, metrics={}, tags={"state": "failed"}, failed=True
+                        )
                     raise
                 seconds = time.perf_counter() - started
                 report = StageReport(name, "built" if outcome.built else "cached", round(seconds, 3), outcome.artifact)
-                bench.reports.append(report)
-                bench.tracker.stage(
+                workspace.reports.append(report)
+                workspace.tracker.stage(
                     name,
-                    started=began,
+                    started=started_at,
                     metrics={"seconds": seconds, **outcome.metrics},
                     tags={"state": report.state, "artifact": report.artifact, **outcome.tags},
                     failed=False,
                 )
-            name_of_state = "Completed" if outcome.built else "Cached"
-            return Completed(name=name_of_state, message=outcome.artifact, data=outcome.value)
+            state = "Completed" if outcome.built else "Cached"
+            return Completed(name=state, message=outcome.artifact, data=outcome.value)
 
-        def call(bench: Bench, /, *args: P.args, **kwargs: P.kwargs) -> T:
-            state: Any = run(bench, *args, **kwargs, return_state=True)
+        def call(workspace: Workspace, /, *args: P.args, **kwargs: P.kwargs) -> T:
+            state: Any = run(workspace, *args, **kwargs, return_state=True)
             value: T = state.result()
             return value
 

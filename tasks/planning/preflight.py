@@ -1,4 +1,4 @@
-"""Everything a user gave, looked at before anything is written."""
+"""Checks of everything that the user gave, before anything is written."""
 
 from __future__ import annotations
 
@@ -12,130 +12,123 @@ from factsmith.artifacts.errors import InputError
 from factsmith.artifacts.store import Store
 from factsmith.tasks.edit.stage import past_edits
 from factsmith.tasks.facts.contexts import CLEAN
-from factsmith.tasks.pipeline.paths import home
-from factsmith.tasks.pipeline.workspace import Bench
+from factsmith.tasks.pipeline.environment import home
+from factsmith.tasks.planning.run import Run
 from factsmith.tasks.planning.settings import Settings
 from factsmith.tasks.tracking.runs import PastRun
 from factsmith.tasks.values.checks import check_requests
 
-__all__ = ["check_input", "open_bench"]
+__all__ = ["check_input", "open_run"]
 
 
 @contextmanager
-def open_bench(
+def open_run(
     settings: Settings,
     flow: str,
     *,
     dataset: bool = True,
     editing: bool = True,
     out: Path | None = None,
-    run: PastRun | None = None,
-) -> Iterator[Bench]:
-    """A bench whose input has been looked at and whose run is being logged.
+    past: PastRun | None = None,
+) -> Iterator[Run]:
+    """Check the input of a run and log it while its stages run.
 
     Args:
-        settings: resolved.
-        flow: that begins the run.
+        settings: the settings, resolved.
+        flow: the flow that starts the run.
         dataset: whether the run reads facts.
-        editing: whether it prepares or makes an edit; if not, method and corpus do not matter.
+        editing: whether it prepares or makes an edit. If not, it does not read method and corpus.
         out: folder for the edited model.
-        run: whose edits are to be scored, where none is to be made.
+        past: an earlier run whose edits are scored, if no edit is to be made.
 
     Raises:
-        InputError: before anything is written, if the input cannot be used.
+        InputError: the input cannot be used. Nothing has been written.
     """
     store = Store(home())
-    bench = Bench(settings, store)
+    run = Run(settings, store)
     with store.in_use():
-        check_input(bench, dataset=dataset, editing=editing, out=out, run=run)
+        check_input(run, dataset=dataset, editing=editing, out=out, past=past)
         words = [*([] if flow == "run" else [flow]), *([settings.method.name] if editing else [])]
-        words += [*(["in sequence"] if editing and bench.in_sequence else []), "on", settings.model.name]
+        words += [*(["in sequence"] if editing and settings.method.in_sequence else []), "on", settings.model.name]
         unused = frozenset({"trace"}) if editing else frozenset({"method", "corpus"})
-        with bench.logged(" ".join(words), flow=flow, unused=unused):
-            yield bench
+        with run.logged(" ".join(words), flow=flow, unused=unused):
+            yield run
 
 
 def check_input(
-    bench: Bench, *, dataset: bool, editing: bool = True, out: Path | None = None, run: PastRun | None = None
+    run: Run, *, dataset: bool, editing: bool = True, out: Path | None = None, past: PastRun | None = None
 ) -> None:
-    """Look at everything the user gave.
-
-    Args:
-        bench: of the run.
-        dataset: whether facts are read.
-        editing: whether they are to be written; if not, method and corpus do not matter.
-        out: folder for the edited model.
-        run: whose edits are to be scored, where none is to be made.
+    """Check everything that the user gave. The arguments are those of ``open_run``.
 
     Raises:
         InputError: says what is wrong.
     """
-    threads, cores = bench.settings.runtime.threads, os.cpu_count()
+    threads, cores = run.settings.runtime.threads, os.cpu_count()
     if threads and cores and threads > cores:
         raise InputError(
             f"There are no {threads} cores here.", expected=f"at most {cores}", remedy="lower runtime.threads"
         )
-    bench.checkpoint.check_readable()
-    _ = bench.device, bench.device_map, bench.tokenizer
+    model = run.model
+    model.checkpoint.check_readable()
+    _ = model.device_map, model.tokenizer
     if dataset:
-        _ = bench.families
-    if run is not None:
-        past_edits(bench, run)
+        _ = run.families
+    if past is not None:
+        past_edits(run.workspace.store, past, run.settings.dataset.name, run.batches)
     elif editing:
-        _check_corpus(bench)
-    if dataset and editing and run is None:
-        if bench.in_sequence:
-            _ = bench.scored_batches
-        _check_method(bench, max(map(len, bench.batches)))
-        templates = bench.given_contexts or (CLEAN,)
-        check_requests(bench.tokenizer, bench.requests, templates, bench.checkpoint.context_length)
+        _check_corpus(run)
+    if dataset and editing and past is None:
+        _check_method(run, max(map(len, run.batches.batches)))
+        templates = run.given_contexts or (CLEAN,)
+        check_requests(model.tokenizer, run.batches.requests, templates, model.context_length)
     elif dataset and not editing:
-        _ = bench.true_records
+        _ = run.true_records
     if out is not None:
-        _check_out(bench, out)
-    bench.store.check_writable()
+        _check_out(run, out)
+    run.workspace.store.check_writable()
 
 
-def _check_corpus(bench: Bench) -> None:
-    length = bench.settings.corpus.block_length
-    if length > bench.checkpoint.context_length:
+def _check_corpus(run: Run) -> None:
+    length = run.settings.corpus.block_length
+    if length > run.model.context_length:
         raise InputError(
-            f"Blocks of {length} tokens do not fit model {bench.settings.model.name}.",
-            expected=f"at most {bench.checkpoint.context_length}",
+            f"Blocks of {length} tokens are too long for model {run.model.name}.",
+            expected=f"at most {run.model.context_length}",
             remedy="set corpus.block_length",
         )
-    _ = bench.layers, bench.corpus
+    _ = run.layers, run.corpus
 
 
-def _check_method(bench: Bench, facts: int) -> None:
-    """See that the method can write ``facts`` together, at these layers."""
-    method = bench.settings.method
+def _check_method(run: Run, facts: int) -> None:
+    """Check that the method can write ``facts`` facts together at these layers."""
+    method = run.settings.method
     if method.read_keys == "clean" and facts > 1:
         raise InputError(
             f"method={method.name} writes one fact at a time.",
             got=f"batches of {facts}",
             remedy="set method.batch_size=1, or choose method=memit or method=emmet",
         )
-    if method.value.site == "mlp" and len(bench.layers) > 1:
+    if method.value.site == "mlp" and len(run.layers) > 1:
         raise InputError(
             f"method={method.name} edits one layer: a value at the MLP's output belongs to that MLP alone.",
-            got=f"method.layers={bench.layers}",
+            got=f"method.layers={run.layers}",
             remedy="set method.layers to one of them",
         )
 
 
-def _check_out(bench: Bench, out: Path) -> None:
+def _check_out(run: Run, out: Path) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out} is there already.", expected="a folder that is empty or new")
-    if len(bench.written) > 1:
+        raise InputError(f"{out} exists already.", expected="a new or an empty folder")
+    if len(run.batches.written) > 1:
         raise InputError(
-            f"{len(bench.batches)} batches are edited independently: that is no one model to write to {out}.",
+            f"{len(run.batches.batches)} batches are edited independently, so there is no single model to write to "
+            f"{out}.",
             expected="one batch",
             remedy="set method.batch_size=all, or method.sequence.history to write one after the other",
         )
-    above = next(parent for parent in out.absolute().parents if parent.exists())
+    parent = next(folder for folder in out.absolute().parents if folder.exists())
     try:
-        with tempfile.TemporaryDirectory(dir=above):
+        with tempfile.TemporaryDirectory(dir=parent):
             pass
     except OSError:
-        raise InputError(f"{out} cannot be made.", got=f"{above} is not a folder one may write to") from None
+        raise InputError(f"{out} cannot be created.", got=f"no permission to write to {parent}") from None

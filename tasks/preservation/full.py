@@ -1,21 +1,28 @@
-"""Full-rank preservation: A = lambda C0 + ridge I, as in MEMIT, ROME and EMMET."""
+"""Full preservation, as in MEMIT, ROME and EMMET: A = lambda C0 + ridge I, through its Cholesky factor."""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from factsmith.tasks.covariance.cholesky import cholesky, solve_factored
+from factsmith.tasks.covariance.cholesky import SingularMatrixError, cholesky, least_ridge, solve_factored
 from factsmith.tasks.covariance.spectrum import rank_of_energy
+from factsmith.tasks.preservation.kind import Cost, Factor, FactorisationError, KeyMoments, PreservationKind, Statistics
+from factsmith.tasks.preservation.settings import PreservationSettings
 
-__all__ = ["FullPreservation"]
+__all__ = ["FullPreservation", "kind"]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class FullPreservation:
-    """A^-1 through the lower Cholesky factor of A = lambda C0 + ridge I.
+    """Applies A^-1 through the lower Cholesky factor of A = lambda C0 + ridge I.
 
     Attributes:
         factor: (d_in, d_in) float64, lower triangular.
@@ -25,12 +32,11 @@ class FullPreservation:
 
     @classmethod
     def from_covariance(cls, covariance: Tensor, *, weight: float, ridge: float = 0.0) -> FullPreservation:
-        """Factorise once.
+        """Factorise A once.
 
         Args:
             covariance: C0, (d_in, d_in) float64.
-            weight: lambda, how much what C0 describes is worth against the new facts (``mom2_update_weight`` in
-                Meng et al. 2022b).
+            weight: lambda, the weight of C0 against the new facts (``mom2_update_weight`` in Meng et al. 2022b).
             ridge: added to the diagonal of lambda C0.
 
         Raises:
@@ -40,13 +46,13 @@ class FullPreservation:
         matrix.diagonal().add_(ridge)
         return cls(cholesky(matrix))
 
-    def leading_directions(self, energy: float) -> tuple[Tensor, float]:
-        """The eigenvectors of A that matter most: as few as hold ``energy`` of the sum of its eigenvalues.
+    def principal_directions(self, energy: float) -> tuple[Tensor, float]:
+        """The leading eigenvectors of A: as few as hold ``energy`` of the sum of its eigenvalues.
 
-        A ridge, which raises all eigenvalues alike, does not turn them.
+        A ridge raises all eigenvalues alike and does not turn the eigenvectors.
 
         Returns:
-            (d_in, r) float64, orthonormal, the leading one first; and the share that they hold.
+            (d_in, r) float64, orthonormal, in falling order of their eigenvalues; and the share that they hold.
         """
         values, vectors = torch.linalg.eigh(self.factor @ self.factor.T)
         values = values.flip(0).clamp(min=0)
@@ -54,5 +60,53 @@ class FullPreservation:
         return vectors.flip(1)[:, :rank].contiguous(), float(values[:rank].sum() / values.sum())
 
     def solve(self, keys: Tensor) -> Tensor:
-        """A^-1 K for keys K of shape (d_in, B)."""
+        """A^-1 K for keys K of shape (d_in, B), float64."""
         return solve_factored(self.factor, keys.to(self.factor))
+
+
+class _Full(PreservationKind):
+    """``method.preservation=full``. The tensor is ``cholesky`` (d_k, d_k), float64, lower triangular."""
+
+    name = "full"
+    version = 2
+    file = "factor.safetensors"
+    measured = ("ridge",)
+
+    @property
+    def parameters(self) -> Mapping[str, Any]:
+        return {
+            "preservation": self.name,
+            "preservation_weight": self.settings.preservation_weight,
+            "ridge": self.settings.ridge,
+        }
+
+    def factorise(self, statistics: Statistics, projection: Callable[[], Tensor], layer: int) -> Factor:
+        assert isinstance(statistics, KeyMoments)
+        weight, ridge = self.settings.preservation_weight, self.settings.ridge
+        if ridge == "auto":
+            ridge = least_ridge(statistics.covariance) * weight
+            logger.info("layer %d: ridge %.3g added to lambda C0 (method.ridge=auto)", layer, ridge)
+        try:
+            operator = FullPreservation.from_covariance(statistics.covariance, weight=weight, ridge=ridge)
+        except SingularMatrixError as error:
+            raise FactorisationError(
+                f"the covariance over {statistics.count:,} tokens cannot be factorised",
+                got=f"rank {error.rank:,}",
+                expected=f"rank {error.size:,}",
+                remedy="set method.ridge=auto",
+                tokens_needed=2 * error.size,
+            ) from None
+        return Factor({"cholesky": operator.factor}, {"width": len(operator.factor), "ridge": ridge})
+
+    def operator(self, tensors: Mapping[str, Tensor], summary: Mapping[str, Any]) -> FullPreservation:
+        return FullPreservation(tensors["cholesky"])
+
+    @property
+    def cost(self) -> Cost:
+        square = self.width**2
+        return Cost(self.width**3 / 3, 8 * square, 3 * 8 * square, 2 * square)
+
+
+def kind(settings: PreservationSettings, *, width: int, keep_keys: bool) -> PreservationKind:
+    """The kind that these settings choose."""
+    return _Full(settings, width=width, keep_keys=keep_keys)

@@ -9,7 +9,7 @@ from factsmith.tasks.covariance.cholesky import cholesky
 from factsmith.tasks.covariance.spectrum import rank_of_energy
 from factsmith.tasks.preservation.operator import PreservationOperator
 
-__all__ = ["History", "leading_directions"]
+__all__ = ["History", "principal_directions"]
 
 _BLOCK = 2**18
 """Numbers that are read twice at a time: 2 MiB, for a core's own cache."""
@@ -78,12 +78,12 @@ class History:
             most: directions kept at most.
         """
         if len(self):
-            kept = leading_directions(self.keys, energy, most)
+            kept = principal_directions(self.keys, energy, most)
             self._forget()
             self.add(kept)
 
 
-def leading_directions(keys: Tensor, energy: float, most: int) -> Tensor:
+def principal_directions(keys: Tensor, energy: float, most: int) -> Tensor:
     """The left singular vectors of ``keys``, each times its singular value, as many as hold ``energy``.
 
     Args:

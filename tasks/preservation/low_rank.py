@@ -1,142 +1,51 @@
-"""Low rank plus diagonal: A = lambda (U U^T + D), as in MEMIT-F and EMMET-F.
+"""Low-rank preservation, as in MEMIT-F and EMMET-F: A = lambda (U U^T + D).
 
-Equations are those of "FastEdit: Low-Rank Structured Regularization for Efficient Model Editing".
+The keys' covariance is fused with the layer's own projection and modelled as U U^T + D. The factor serves every lambda,
+and AlphaEdit-F writes in the complement of its U. Equations are those of "FastEdit: Low-Rank Structured Regularization
+for Efficient Model Editing".
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Any
 
-import torch
 from torch import Tensor
 
-from factsmith.tasks.covariance.cholesky import cholesky, solve_factored
-from factsmith.tasks.covariance.spectrum import rank_of_energy
+from factsmith.tasks.covariance.cholesky import solve_factored
+from factsmith.tasks.preservation.kind import (
+    Cost,
+    Factor,
+    FactorisationError,
+    KeyMoments,
+    PreservationKind,
+    Source,
+    Statistics,
+)
+from factsmith.tasks.preservation.low_rank_model import (
+    LowRankModel,
+    RankError,
+    RankRule,
+    fused_covariance,
+    fused_factor,
+    prior,
+)
+from factsmith.tasks.preservation.operator import PreservationOperator
+from factsmith.tasks.preservation.settings import PreservationSettings
 
-__all__ = [
-    "EnergyOf",
-    "LowRankModel",
-    "LowRankPreservation",
-    "RankError",
-    "RankRule",
-    "fused_covariance",
-    "fused_factor",
-    "prior",
-]
+__all__ = ["LowRank", "LowRankPreservation", "kind"]
 
-EnergyOf = Literal["eigenvalues", "squared_eigenvalues"]
-"""What a rank's energy is a share of: the sum of the fused covariance's eigenvalues, or of their squares."""
+_FEW = 10
+"""Samples, in multiples of d_k, below which the projection is fused in unless ``prior_fraction`` is set."""
 
-
-class RankError(Exception):
-    """A rank was asked for that the fused covariance does not have.
-
-    Attributes:
-        rank: what it has.
-    """
-
-    def __init__(self, rank: int) -> None:
-        super().__init__(f"the fused covariance has rank {rank}")
-        self.rank = rank
-
-
-@dataclass(frozen=True)
-class RankRule:
-    """How the rank of U is chosen.
-
-    Attributes:
-        rank: r0; ``None`` for the least that holds ``energy``.
-        energy: share that the leading directions must hold, in (0, 1].
-        energy_of: what it is a share of.
-    """
-
-    rank: int | None
-    energy: float
-    energy_of: EnergyOf
-
-    def choose(self, values: Tensor, width: int) -> int:
-        """The rank, of the eigenvalues (falling) of a matrix of ``width`` rows, but for some that are 0.
-
-        Raises:
-            RankError: the matrix has not that rank.
-        """
-        most = int((values > width * torch.finfo(values.dtype).eps * values[0]).sum())
-        if self.rank is not None:
-            if self.rank > most:
-                raise RankError(most)
-            return self.rank
-        shares = values[:most]
-        return rank_of_energy(shares.square() if self.energy_of == "squared_eigenvalues" else shares, self.energy)
-
-
-@dataclass(frozen=True)
-class LowRankModel:
-    """The fused covariance of keys as U U^T + D, U = P_r Lambda_r^(1/2) [FastEdit, eqs. 9, 12 and 13].
-
-    Attributes:
-        basis: P_r, (d_in, r) float64, orthonormal: the leading eigenvectors.
-        values: Lambda_r, (r,) float64, falling.
-        diagonal: D, (d_in,) float64.
-        core: (r, r) float64, lower Cholesky factor of I + U^T D^-1 U.
-        energy: the share that the r directions hold, of the sum of the eigenvalues.
-        floored: entries of D that its floor has raised.
-    """
-
-    basis: Tensor
-    values: Tensor
-    diagonal: Tensor
-    core: Tensor
-    energy: float
-    floored: int
-
-    @classmethod
-    def of_covariance(cls, covariance: Tensor, rule: RankRule, floor: float) -> LowRankModel:
-        """From the fused covariance itself.
-
-        Args:
-            covariance: C_fused, (d_in, d_in) float64.
-            rule: that chooses the rank of U.
-            floor: of D's entries, in multiples of C_fused's mean diagonal entry.
-
-        Raises:
-            RankError: C_fused has not that rank.
-        """
-        values, vectors = torch.linalg.eigh(covariance)
-        values = values.flip(0)
-        rank = rule.choose(values, len(covariance))
-        return cls._of_eigenvectors(vectors.flip(1)[:, :rank], values[:rank], covariance.diagonal(), floor)
-
-    @classmethod
-    def of_factor(cls, factor: Tensor, rule: RankRule, floor: float) -> LowRankModel:
-        """From a thin factor F of C_fused = F F^T, (d_in, n) float64, without ever forming C_fused.
-
-        The other arguments, and what is raised, as in ``of_covariance``.
-        """
-        values, vectors = torch.linalg.eigh(factor.T @ factor)
-        values = values.flip(0)
-        rank = rule.choose(values, len(factor))
-        # Orthonormal to rounding even where an eigenvalue is far below the largest, as F V Lambda^(-1/2) is not.
-        basis, _ = torch.linalg.qr(factor @ vectors.flip(1)[:, :rank])
-        return cls._of_eigenvectors(basis, values[:rank], factor.square().sum(1), floor)
-
-    @classmethod
-    def _of_eigenvectors(cls, basis: Tensor, values: Tensor, total: Tensor, floor: float) -> LowRankModel:
-        least = floor * float(total.mean())
-        residual = total - basis.square() @ values
-        diagonal = residual.clamp(min=least)
-        scaled = basis * values.sqrt()
-        core = scaled.T @ (scaled / diagonal[:, None])
-        core.diagonal().add_(1)
-        energy = float(values.sum() / total.sum())
-        basis, floored = basis.contiguous(), int((residual < least).sum())
-        return cls(basis, values.contiguous(), diagonal, cholesky(core), energy, floored)
+_FRACTION_OF_FEW = 0.05
 
 
 @dataclass(frozen=True)
 class LowRankPreservation:
-    """A^-1 by the Sherman-Morrison-Woodbury identity; nothing of size (d_in, d_in) is ever made.
+    """Applies A^-1 by the Sherman-Morrison-Woodbury identity, without a (d_in, d_in) matrix.
 
     (U U^T + D)^-1 = D^-1 - D^-1 U (I + U^T D^-1 U)^-1 U^T D^-1 [FastEdit, appendix D].
 
@@ -160,58 +69,122 @@ class LowRankPreservation:
         return (keys / self.model.diagonal[:, None] - self._factor @ inner) / self.weight
 
 
-def prior(weight: Tensor, rank: int) -> Tensor:
-    """A factor of C_prior = V_r Lambda_v V_r^T, from the layer's own projection [FastEdit, eq. 10].
+class LowRank(PreservationKind):
+    """``method.preservation=low_rank``.
 
-    Args:
-        weight: (d_out, d_in) of the projection; V_r are its leading right singular vectors.
-        rank: r; at most ``min(d_out, d_in)`` count.
-
-    Returns:
-        V_r S_r, (d_in, r) float64: Lambda_v are the squared singular values, whose scale is left to the fusion.
+    The tensors are ``basis`` P_r (d_k, r), ``values`` Lambda_r (r,), ``diagonal`` D (d_k,) and ``core`` (r, r), the
+    lower Cholesky factor of I + U^T D^-1 U, float64.
     """
-    weight = weight.double()
-    if weight.shape[0] <= weight.shape[1]:
-        values, vectors = torch.linalg.eigh(weight @ weight.T)
-        factor = weight.T @ vectors
-    else:
-        values, vectors = torch.linalg.eigh(weight.T @ weight)
-        factor = vectors * values.clamp(min=0).sqrt()
-    leading: Tensor = factor.flip(1)[:, :rank]
-    return leading
+
+    name = "low_rank"
+    file = "low_rank.safetensors"
+    measured = ("rank", "energy")
+
+    @property
+    def source(self) -> Source:
+        """The keys, if they are stored and too few for a covariance of full rank. It is then never formed."""
+        return "keys" if self._columns < self.width and self.keep_keys else "covariance"
+
+    @property
+    def parameters(self) -> Mapping[str, Any]:
+        settings = self.settings.low_rank
+        parameters: dict[str, Any] = {
+            "preservation": "low_rank",
+            "prior_fraction": self._prior_fraction,
+            "floor": settings.floor,
+        }
+        if not settings.centred:
+            parameters["centred"] = False
+        if self._prior_fraction:
+            parameters["prior_rank"] = self._prior_rank
+        if settings.rank is not None:
+            parameters["rank"] = settings.rank
+        else:
+            parameters |= {"energy": settings.energy, "energy_of": settings.energy_of}
+        if self.source == "keys":
+            parameters["n_samples"] = settings.n_samples
+        return parameters
+
+    def factorise(self, statistics: Statistics, projection: Callable[[], Tensor], layer: int) -> Factor:
+        settings, fraction = self.settings.low_rank, self._prior_fraction
+        structure = prior(projection(), self._prior_rank) if fraction else None
+        rule = RankRule(settings.rank, settings.energy, settings.energy_of)
+        try:
+            if isinstance(statistics, KeyMoments):
+                data = _covariance(statistics, centred=settings.centred)
+                model = LowRankModel.of_covariance(fused_covariance(data, structure, fraction), rule, settings.floor)
+            else:
+                assert statistics is not None
+                thin = fused_factor(statistics, structure, fraction, centred=settings.centred)
+                model = LowRankModel.of_factor(thin, rule, settings.floor)
+        except RankError as error:
+            more = ", or raise method.low_rank.n_samples" if error.rank < self.width else ""
+            raise FactorisationError(
+                f"the covariance of {settings.n_samples:,} keys does not have rank {settings.rank:,}",
+                got=f"rank {error.rank:,}",
+                remedy=f"lower method.low_rank.rank to {error.rank}{more}",
+            ) from None
+        return Factor(
+            {"basis": model.basis, "values": model.values, "diagonal": model.diagonal, "core": model.core},
+            {
+                "width": len(model.basis),
+                "rank": model.basis.shape[1],
+                "energy": model.energy,
+                "floored": model.floored,
+                "prior_fraction": fraction,
+            },
+        )
+
+    @property
+    def scaling(self) -> Mapping[str, Any]:
+        return {"preservation_weight": self.settings.preservation_weight}
+
+    def operator(self, tensors: Mapping[str, Tensor], summary: Mapping[str, Any]) -> PreservationOperator:
+        model = LowRankModel(**tensors, energy=summary["energy"], floored=summary["floored"])
+        return LowRankPreservation(model, self.settings.preservation_weight)
+
+    def known_directions(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        return tensors["basis"]
+
+    @property
+    def cost(self) -> Cost:
+        thin = self.source == "keys"
+        side = self._columns if thin else self.width
+        rank = min(self.settings.low_rank.rank or side, side)
+        flop = 9.0 * side**3 + 2.0 * self.width * rank**2 + rank**3 / 3
+        if thin:
+            flop += 2.0 * self.width * side * (side + rank)
+        kept = 8 * (self.width * rank + rank**2 + self.width + rank)
+        memory = 8 * (3 * side**2 + 2 * self.width * side) + kept
+        return Cost(flop, kept, memory, 4.0 * self.width * rank + 2 * rank**2)
+
+    @property
+    def _prior_fraction(self) -> float:
+        """``prior_fraction``, or its default: the paper's with few samples, 0 with many."""
+        settings = self.settings.low_rank
+        if settings.prior_fraction is not None:
+            return settings.prior_fraction
+        return _FRACTION_OF_FEW if settings.n_samples < _FEW * self.width else 0.0
+
+    @property
+    def _prior_rank(self) -> int:
+        settings = self.settings.low_rank
+        return settings.prior_rank or settings.rank or max(1, self.width // 4)
+
+    @property
+    def _columns(self) -> int:
+        """Columns of a factor of the fused covariance: the samples, and the rank of the projection's part."""
+        return self.settings.low_rank.n_samples + (self._prior_rank if self._prior_fraction else 0)
 
 
-def fused_covariance(covariance: Tensor, prior: Tensor | None, fraction: float) -> Tensor:
-    """C_fused = (1 - a) C_data + a C_prior, C_prior scaled to C_data's Frobenius norm [FastEdit, eq. 11].
-
-    Args:
-        covariance: C_data, (d_in, d_in) float64.
-        prior: a factor of C_prior, (d_in, r) float64; ``None`` where ``fraction`` is 0.
-        fraction: a.
-    """
-    if prior is None or fraction == 0:
-        return covariance
-    scale = float(covariance.norm() / (prior.T @ prior).norm())
-    fused: Tensor = (1 - fraction) * covariance + fraction * scale * (prior @ prior.T)
-    return fused
+def _covariance(moments: KeyMoments, *, centred: bool) -> Tensor:
+    """C0, or the sample covariance 1 / (n - 1) of the keys."""
+    if not centred:
+        return moments.covariance
+    count = moments.count
+    return (moments.covariance - moments.mean[:, None] * moments.mean) * (count / (count - 1))
 
 
-def fused_factor(keys: Tensor, prior: Tensor | None, fraction: float, *, centred: bool = True) -> Tensor:
-    """F with C_fused = F F^T, for fewer keys than are needed to fill C_data.
-
-    Args:
-        keys: (n, d_in); C_data is their sample covariance, centred, 1 / (n - 1), or the mean of k k^T.
-        prior: a factor of C_prior, (d_in, r) float64; ``None`` where ``fraction`` is 0.
-        fraction: a.
-        centred: which of the two.
-
-    Returns:
-        (d_in, n + r) float64.
-    """
-    keys = keys.double()
-    data: Tensor = (keys - keys.mean(0)).T / (len(keys) - 1) ** 0.5 if centred else keys.T / len(keys) ** 0.5
-    if prior is None or fraction == 0:
-        return data
-    scale = float((data.T @ data).norm() / (prior.T @ prior).norm())
-    fused: Tensor = torch.cat([(1 - fraction) ** 0.5 * data, (fraction * scale) ** 0.5 * prior], 1)
-    return fused
+def kind(settings: PreservationSettings, *, width: int, keep_keys: bool) -> PreservationKind:
+    """The kind that these settings choose."""
+    return LowRank(settings, width=width, keep_keys=keep_keys)

@@ -1,13 +1,19 @@
-"""Null-space preservation: edits keep out of the directions that matter, as in AlphaEdit and AlphaEdit-F."""
+"""Null-space preservation, as in AlphaEdit and AlphaEdit-F: edits avoid the directions that matter."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["NullSpace", "NullSpacePreservation"]
+from factsmith.tasks.preservation.kind import Cost, Factor, FactorisationError, KeyMoments, PreservationKind, Statistics
+from factsmith.tasks.preservation.low_rank import LowRank
+from factsmith.tasks.preservation.settings import PreservationSettings
+
+__all__ = ["NullSpace", "NullSpacePreservation", "kind"]
 
 
 @dataclass(frozen=True)
@@ -15,8 +21,9 @@ class NullSpace:
     """The directions that may be written.
 
     Attributes:
-        basis: (d_in, r) float64, orthonormal: of these directions or, where that is smaller, of those that must stay.
-        complement: whether ``basis`` spans what must stay.
+        basis: (d_in, r) float64, orthonormal. It spans either these directions or those that must stay, whichever are
+            fewer.
+        complement: whether ``basis`` spans the directions that must stay.
     """
 
     basis: Tensor
@@ -28,7 +35,7 @@ class NullSpace:
 
         Args:
             covariance: C0, (d_in, d_in) float64.
-            threshold: eigenvalues below it count as none; in the units of C0.
+            threshold: eigenvalues below it count as zero, in the units of C0.
         """
         values, vectors = torch.linalg.eigh(covariance)
         size = int((values < threshold).sum())
@@ -37,7 +44,7 @@ class NullSpace:
 
     @property
     def dimensions(self) -> int:
-        """Of the directions that may be written."""
+        """The number of directions that may be written."""
         width, rank = self.basis.shape
         return width - rank if self.complement else rank
 
@@ -50,14 +57,14 @@ class NullSpace:
 
 @dataclass(frozen=True)
 class NullSpacePreservation:
-    """A^-1 = P / L2 for the orthogonal projector P on the directions that may be written.
+    """A^-1 = P / L2 for the orthogonal projector P onto the directions that may be written.
 
     With slack 1 this is AlphaEdit in its symmetric form, Delta^T = Q (Q^T K K^T Q + L2 I)^-1 Q^T K R^T for P = Q Q^T
     [Fang et al. 2025]; with P = I - P_r P_r^T it is AlphaEdit-F [FastEdit, eq. 17].
 
     Attributes:
-        space: that P projects on.
-        l2: L2, the price of a large change among the writable directions.
+        space: what P projects onto.
+        l2: L2, the weight of the change's size in these directions.
     """
 
     space: NullSpace
@@ -66,3 +73,72 @@ class NullSpacePreservation:
     def solve(self, keys: Tensor) -> Tensor:
         """A^-1 K for keys K of shape (d_in, B), float64."""
         return self.space.project(keys) / self.l2
+
+
+class _OfCovariance(PreservationKind):
+    """AlphaEdit's: eigenvectors of C0 whose eigenvalue is below ``threshold``.
+
+    The tensor is ``basis`` (d_k, r), float64, orthonormal, as in ``NullSpace``.
+    """
+
+    name = "null_space"
+    file = "null_space.safetensors"
+    measured = ("rank", "energy")
+
+    @property
+    def parameters(self) -> Mapping[str, Any]:
+        return {"preservation": self.name, "threshold": self.settings.null_space.threshold}
+
+    def factorise(self, statistics: Statistics, projection: Callable[[], Tensor], layer: int) -> Factor:
+        assert isinstance(statistics, KeyMoments)
+        covariance = statistics.covariance
+        space = NullSpace.of_covariance(covariance, self.settings.null_space.threshold)
+        _check_not_empty(space, "a higher method.null_space.threshold")
+        held = float((space.basis * (covariance @ space.basis)).sum() / covariance.trace())
+        return Factor(
+            {"basis": space.basis},
+            {
+                "width": len(covariance),
+                "rank": len(covariance) - space.dimensions,
+                "energy": held if space.complement else 1 - held,
+                "complement": space.complement,
+            },
+        )
+
+    @property
+    def scaling(self) -> Mapping[str, Any]:
+        return {"l2": self.settings.null_space.l2}
+
+    def operator(self, tensors: Mapping[str, Tensor], summary: Mapping[str, Any]) -> NullSpacePreservation:
+        return NullSpacePreservation(NullSpace(tensors["basis"], summary["complement"]), self.settings.null_space.l2)
+
+    @property
+    def cost(self) -> Cost:
+        square = self.width**2
+        return Cost(9.0 * self.width**3, 4 * square, 4 * 8 * square, 2.0 * square)
+
+
+class _OfLowRank(LowRank):
+    """AlphaEdit-F's: everything orthogonal to U. The factor is that of ``method.preservation=low_rank``."""
+
+    @property
+    def scaling(self) -> Mapping[str, Any]:
+        return {"l2": self.settings.null_space.l2}
+
+    def operator(self, tensors: Mapping[str, Tensor], summary: Mapping[str, Any]) -> NullSpacePreservation:
+        space = NullSpace(tensors["basis"], complement=True)
+        _check_not_empty(space, "a lower method.low_rank.energy or rank")
+        return NullSpacePreservation(space, self.settings.null_space.l2)
+
+
+def _check_not_empty(space: NullSpace, remedy: str) -> None:
+    if not space.dimensions:
+        raise FactorisationError(
+            "no direction may be written", expected="a null space of one dimension or more", remedy=f"set {remedy}"
+        )
+
+
+def kind(settings: PreservationSettings, *, width: int, keep_keys: bool) -> PreservationKind:
+    """The kind that these settings choose."""
+    chosen = _OfLowRank if settings.null_space.complement_of == "low_rank" else _OfCovariance
+    return chosen(settings, width=width, keep_keys=keep_keys)

@@ -10,7 +10,7 @@ __all__ = ["PreservationOperator"]
 
 
 class PreservationOperator(Protocol):
-    """Applies the inverse of the preservation matrix A of one layer, from factors computed once."""
+    """Applies the inverse of the preservation matrix A of one layer, from a factor that is computed once."""
 
     def solve(self, keys: Tensor) -> Tensor:
         """A^-1 K for keys K of shape (d_in, B), float64."""

@@ -1,70 +1,116 @@
-"""Stage ``factor``: what must be preserved, factorised once for every edit that preserves it."""
+"""Stage ``factor``: factorise once, for every edit, what must be preserved."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeAlias
 
+import numpy as np
+import torch
 from torch import Tensor
 
+from factsmith.artifacts.errors import InputError
+from factsmith.artifacts.formats import load_tensors, save_tensors
 from factsmith.artifacts.recipe import Series
 from factsmith.artifacts.store import Artifact, Draft
+from factsmith.tasks.corpus.budget import TokenBudget
+from factsmith.tasks.covariance.stage import Covariances, load_moments
+from factsmith.tasks.keys.stage import KeyStream
+from factsmith.tasks.model.model import Model
 from factsmith.tasks.pipeline.layers import layer_artifacts
 from factsmith.tasks.pipeline.stage import Outcome, stage
-from factsmith.tasks.pipeline.workspace import Bench
-from factsmith.tasks.preservation.factoring.factorisation import Statistics, factorisation
+from factsmith.tasks.pipeline.workspace import Workspace
+from factsmith.tasks.preservation.kind import FactorisationError, KeyMoments, PreservationKind, Statistics
 from factsmith.tasks.preservation.operator import PreservationOperator
 
-__all__ = ["Factors", "factor", "factor_series"]
+__all__ = ["FactorSource", "Factors", "factor", "factor_series"]
+
+FactorSource: TypeAlias = Covariances | KeyStream | None
+"""What the factors are made from, as the earlier stages leave it."""
 
 
 @dataclass(frozen=True)
 class Factors:
-    """The factorised preservation operators of a method.
+    """The factors of a method's preservation operators.
 
     Attributes:
-        series: of the layers.
-        layers: the artifact of each.
-        bench: of the run, whose settings make operators of them.
+        series: the series of the layers.
+        layers: the artifact of each layer.
+        kind: the kind of preservation.
+        model: name of the model, for messages.
+        device: where the operators compute.
     """
 
     series: Series
-    layers: dict[int, Artifact]
-    bench: Bench
+    layers: Mapping[int, Artifact]
+    kind: PreservationKind
+    model: str
+    device: torch.device
 
     def operator(self, layer: int) -> PreservationOperator:
         """The preservation operator of ``layer``.
 
         Raises:
-            InputError: it would let nothing be written.
+            InputError: the operator would let nothing be written.
         """
-        return factorisation(self.bench).operator(self.bench, self.layers[layer])
+        artifact = self.layers[layer]
+        try:
+            return self.kind.operator(self._tensors(artifact), artifact.summary)
+        except FactorisationError as error:
+            raise _explained(error, layer, self.model) from None
 
-    def primary_directions(self, layer: int) -> Tensor | None:
-        """P_r of a low-rank model, (d_in, r) float64 orthonormal; ``None`` for a method without one."""
-        return factorisation(self.bench).primary_directions(self.bench, self.layers[layer])
+    def known_directions(self, layer: int) -> Tensor | None:
+        """P_r of a low-rank model, (d_in, r) float64 orthonormal; ``None`` if the factor holds no directions."""
+        return self.kind.known_directions(self._tensors(self.layers[layer]))
+
+    def _tensors(self, artifact: Artifact) -> dict[str, Tensor]:
+        return load_tensors(artifact.path / self.kind.file, str(self.device))
 
 
-def factor_series(bench: Bench, source: str | None) -> Series:
-    """The factors of a series of covariances or keys, by its digest; of none where the method reads no keys."""
-    return factorisation(bench).series(bench, source)
+def factor_series(kind: PreservationKind, source: str | None) -> Series:
+    """The series of the factors made from a series of covariances or keys, given by its digest, or from nothing."""
+    inputs: dict[str, str] = {} if source is None else {kind.source: source}
+    return Series("factor", kind.version, kind.parameters, inputs)
 
 
 @stage("factor")
-def factor(bench: Bench, statistics: Statistics) -> Outcome[Factors]:
+def factor(
+    workspace: Workspace,
+    model: Model,
+    layers: list[int],
+    kind: PreservationKind,
+    source: FactorSource,
+    budget: TokenBudget,
+) -> Outcome[Factors]:
     """Factorise what must be preserved at every edited layer.
 
+    Args:
+        workspace: the run's workspace.
+        model: the model, whose own weights are part of a low-rank model.
+        layers: the edited layers, ascending.
+        kind: the kind of preservation.
+        source: what the factors are made from.
+        budget: the tokens that the run reads, for remedies.
+
     Raises:
-        InputError: that cannot be done; says the layer, and what would help.
+        InputError: a layer has no factor; names the layer, and what would help.
     """
-    kind = factorisation(bench)
-    series = factor_series(bench, statistics.series.digest if statistics else None)
+    series = factor_series(kind, source.series.digest if source else None)
 
     def build(draft: Draft, layer: int) -> None:
-        kind.build(bench, draft, layer, statistics)
+        statistics = _statistics(draft, source, layer, budget.most, workspace.device)
+        try:
+            found = kind.factorise(statistics, lambda: model.decoder.weight(layer).detach().to(workspace.device), layer)
+        except FactorisationError as error:
+            more = budget.more_tokens(error.tokens_needed) if error.tokens_needed else None
+            raise _explained(error, layer, model.name, more) from None
+        save_tensors(draft.path / kind.file, found.tensors)
+        draft.summary = {"layer": layer, **found.summary}
 
-    found, any_built = layer_artifacts(bench, "factor", series, bench.layers, build)
+    found, any_built = layer_artifacts(workspace, "factor", series, layers, build)
     return Outcome(
-        Factors(series, found, bench),
+        Factors(series, found, kind, model.name, workspace.device),
         series.address,
         any_built,
         {
@@ -75,4 +121,30 @@ def factor(bench: Bench, statistics: Statistics) -> Outcome[Factors]:
                 for layer, artifact in found.items()
             },
         },
+    )
+
+
+def _statistics(draft: Draft, source: FactorSource, layer: int, count: int, device: torch.device) -> Statistics:
+    """What a layer's factor is made from; the artifacts that hold it become part of the draft's lineage."""
+    if source is None:
+        return None
+    if isinstance(source, Covariances):
+        artifact = source.layers[layer]
+        draft.read_from(artifact)
+        return KeyMoments(**load_moments(artifact, device), count=artifact.summary["tokens"])
+    parts = []
+    for shard, rows in source.rows(layer, count):
+        draft.read_from(shard)
+        parts.append(rows)
+    keys: Tensor = torch.from_numpy(np.concatenate(parts))
+    return keys.to(device)
+
+
+def _explained(error: FactorisationError, layer: int, model: str, more: str | None = None) -> InputError:
+    remedies = [remedy for remedy in (more, error.remedy) if remedy]
+    return InputError(
+        f"Layer {layer} of {model}: {error.problem}.",
+        got=error.got,
+        expected=error.expected,
+        remedy=", or ".join(remedies) or None,
     )

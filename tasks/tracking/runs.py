@@ -1,6 +1,6 @@
-"""Runs that MLflow has kept: what they were told, what they wrote, what they scored.
+"""Earlier runs in MLflow: their settings, their edits and their scores.
 
-Loads neither Prefect nor torch: whoever lists runs does not wait for them.
+This module imports neither Prefect nor torch, so that listing runs is quick.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
-from pydantic import ValidationError
 
 from factsmith.artifacts.errors import InputError, closest
 from factsmith.tasks.tracking.tracker import PARENT, connect, metric_name
@@ -25,40 +24,38 @@ from factsmith.tasks.tracking.tracker import PARENT, connect, metric_name
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from factsmith.tasks.planning.settings import Settings
-
 __all__ = ["EDITS", "LATEST", "RECORDS", "SCORE", "PastRun", "find_run", "past_runs"]
 
 EDITS = "edits.json"
-"""Where the edits of a run's batches are in the store, in the order of the batches."""
+"""The file that lists where the store keeps the edit of each batch."""
 
 RECORDS = "records.parquet"
-"""One row a (phase, batch, record, metric): the record's mean of the metric, 1 being all."""
+"""The file with one row per (phase, batch, record, metric): the record's mean of the metric, between 0 and 1."""
 
 SCORE = "score"
-"""Tag that names the metric a run is summed up in."""
+"""The tag that names the metric which summarises the run."""
 
 LATEST = "latest"
-"""Stands for the run that was started last."""
+"""The name of the run that was started last."""
 
 _SHORTEST = 4
-"""Letters of an abbreviated id at least."""
+"""The fewest characters of an abbreviated id."""
 
 
 @dataclass(frozen=True)
 class PastRun:
-    """A run of a flow.
+    """An earlier run of a flow.
 
     Attributes:
-        id: in MLflow.
-        name: shown there.
-        flow: that began it.
-        started: when.
+        id: its id in MLflow.
+        name: its name in MLflow.
+        flow: the flow that started it.
+        started: when it started.
         status: ``FINISHED``, ``FAILED``, ``RUNNING``, ...
-        params: settings, flat, as text.
-        metrics: the last of each.
+        params: its settings, flat, as text.
+        metrics: the last value of each metric.
         parent: id of the run that this one is a part of.
-        score: name and value of what sums the run up after its edit, if it was scored.
+        score: name and value of the metric that summarises the edited model, if the run was scored.
     """
 
     id: str
@@ -74,44 +71,26 @@ class PastRun:
 
     @property
     def content(self) -> dict[str, Any]:
-        """The run's settings, nested.
+        """The run's settings, nested, as they were when it ran.
 
         Raises:
-            InputError: it has kept none.
+            InputError: the run has kept none.
         """
         found: dict[str, Any] = json.loads(self._text("config.json"))
         return found
 
     @property
-    def settings(self) -> Settings:
-        """The run's settings.
-
-        Raises:
-            InputError: it has kept none, or another version of Factsmith has.
-        """
-        from factsmith.tasks.planning.settings import Settings
-
-        try:
-            return Settings.model_validate(self.content)
-        except ValidationError as error:
-            raise InputError(
-                f"The settings of run {self.id} cannot be used.",
-                got=f"{'.'.join(map(str, error.errors()[0]['loc']))}: {error.errors()[0]['msg']}",
-                remedy="it was made by another version of Factsmith: run it again",
-            ) from None
-
-    @property
     def edits(self) -> list[str]:
-        """Places of the run's edits in the store, in the order of its batches.
+        """Where the store keeps the edit of each batch.
 
         Raises:
-            InputError: it has made none.
+            InputError: the run made no edit.
         """
         places: list[str] = json.loads(self._text(EDITS))
         return places
 
     def records(self) -> pa.Table:
-        """What each record scored: ``phase``, ``batch``, ``record``, ``case_id``, ``metric``, ``value``.
+        """The score of each record: ``phase``, ``batch``, ``record``, ``case_id``, ``metric``, ``value``.
 
         Raises:
             InputError: nothing was scored.
@@ -127,7 +106,7 @@ class PastRun:
 
     @contextmanager
     def _file(self, name: str) -> Iterator[Path]:
-        """A file that was attached to the run, brought here for as long as this is open."""
+        """Download a file of the run, for as long as the context is open."""
         with tempfile.TemporaryDirectory() as folder:
             try:
                 yield Path(self._client.download_artifacts(self.id, name, folder))
@@ -135,12 +114,12 @@ class PastRun:
                 raise InputError(
                     f"Run {self.id} has no {name}.",
                     got=f"{self.name}, {self.status}",
-                    remedy=None if self.status == "FINISHED" else "it has not finished; run it again, and it goes on",
+                    remedy=None if self.status == "FINISHED" else "it has not finished; run it again to continue it",
                 ) from None
 
 
 def past_runs(home: Path, experiment: str | None = None) -> list[PastRun]:
-    """The runs of flows, the latest first; those of one experiment, or of all.
+    """The runs of flows in one experiment, or in all of them, latest first.
 
     Raises:
         InputError: MLflow does not answer, or has no such experiment.
@@ -149,13 +128,17 @@ def past_runs(home: Path, experiment: str | None = None) -> list[PastRun]:
     known = {one.name: one.experiment_id for one in client.search_experiments()}
     if experiment is not None and experiment not in known:
         raise InputError(f"There is no experiment {experiment!r}.", remedy=closest(experiment, known))
-    places = [place for name, place in known.items() if experiment in (None, name)]
+    experiments = [identifier for name, identifier in known.items() if experiment in (None, name)]
     found: list[PastRun] = []
     token: str | None = None
-    while places:
-        # Stages are runs too, below those of flows, and carry no such tag.
+    while experiments:
+        # Stages are runs too. They are children of a flow's run and have no such tag.
         page = client.search_runs(
-            places, "tags.flow LIKE '%'", order_by=["attributes.start_time DESC"], max_results=1000, page_token=token
+            experiments,
+            "tags.flow LIKE '%'",
+            order_by=["attributes.start_time DESC"],
+            max_results=1000,
+            page_token=token,
         )
         found += [_past(run, client) for run in page]
         token = page.token
@@ -164,22 +147,22 @@ def past_runs(home: Path, experiment: str | None = None) -> list[PastRun]:
     return found
 
 
-def find_run(home: Path, word: str) -> PastRun:
-    """The run that ``word`` names: ``latest``, or its id in MLflow, abbreviated or whole.
+def find_run(home: Path, name: str) -> PastRun:
+    """The run called ``name``: ``latest``, or an MLflow id, whole or abbreviated.
 
     Raises:
-        InputError: none, or more than one.
+        InputError: no run, or more than one, has that name.
     """
     runs = past_runs(home)
-    abbreviated = word if len(word) >= _SHORTEST else None
-    named = runs[:1] if word == LATEST else [run for run in runs if abbreviated and run.id.startswith(abbreviated)]
-    if len(named) != 1:
+    abbreviated = name if len(name) >= _SHORTEST else None
+    matches = runs[:1] if name == LATEST else [run for run in runs if abbreviated and run.id.startswith(abbreviated)]
+    if len(matches) != 1:
         raise InputError(
-            f"{len(named) or 'No'} runs go by {word!r}.",
-            got=", ".join(run.id for run in named[:5]) or None,
+            f"{len(matches) or 'No'} runs match {name!r}.",
+            got=", ".join(run.id for run in matches[:5]) or None,
             expected=f"{LATEST}, or an id as `factsmith runs` shows it",
         )
-    return named[0]
+    return matches[0]
 
 
 def _past(run: Run, client: MlflowClient) -> PastRun:

@@ -1,7 +1,7 @@
-"""Runs in MLflow: one parent a run, one child a stage.
+"""One MLflow run for each run of the pipeline, with a child run for each stage.
 
-Run ids are passed to every call. MLflow's notion of an active run is thread-local, and a stray one would swallow
-whatever came next.
+Every call passes the run's id. MLflow's active run is local to a thread, and a stray active run would receive whatever
+is logged next.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
+import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,14 +25,14 @@ from factsmith.artifacts.errors import InputError
 __all__ = ["PARENT", "Tracker", "connect", "flatten", "metric_name", "tracking_uri"]
 
 PARENT = "mlflow.parentRunId"
-"""Tag by which MLflow shows a run below another."""
+"""The tag that makes MLflow show a run below another."""
 
-_METRICS_AT_ONCE = 1000
-"""MLflow takes no more in one call."""
+_METRICS_PER_CALL = 1000
+"""MLflow's limit."""
 
 
 def tracking_uri(home: Path) -> str:
-    """``MLFLOW_TRACKING_URI``, or a SQLite file below ``home``."""
+    """``MLFLOW_TRACKING_URI``, or a SQLite file in ``home``."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home / 'mlflow.db'}"
 
 
@@ -46,7 +48,7 @@ def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def connect(home: Path) -> MlflowClient:
-    """A client of the place where runs are kept.
+    """A client of the MLflow store or server.
 
     Raises:
         InputError: it does not answer.
@@ -65,16 +67,16 @@ def connect(home: Path) -> MlflowClient:
 
 
 class Tracker:
-    """One run of the pipeline.
+    """Logs one run.
 
     Args:
-        home: below which runs are kept by default.
-        experiment: of MLflow.
-        name: of the run.
-        flow: that begins it.
-        settings: resolved.
-        parent: the run that this one is a part of. Of its stages those that were cached get no run of their own: a
-            sweep would have thousands.
+        home: folder for the default SQLite file.
+        experiment: name of the MLflow experiment.
+        name: name of the run.
+        flow: the flow that starts the run.
+        settings: the run's settings, nested.
+        parent: id of the run that this one is a part of. Cached stages of such a run get no child run, because a sweep
+            would have thousands of them.
     """
 
     def __init__(
@@ -88,13 +90,13 @@ class Tracker:
         parent: str | None = None,
     ) -> None:
         self.client = connect(home)
-        self._within = parent is not None
+        self._is_part = parent is not None
         found = self.client.get_experiment_by_name(experiment)
         if found is None:
-            # A server decides for itself where artifacts go; an embedded database must be told.
+            # A server chooses the artifact folder itself. A SQLite file needs an explicit one.
             embedded = tracking_uri(home).startswith("sqlite:")
-            place = (home / "mlruns" / experiment).as_uri() if embedded else None
-            self.experiment = self.client.create_experiment(experiment, artifact_location=place)
+            location = (home / "mlruns" / experiment).as_uri() if embedded else None
+            self.experiment = self.client.create_experiment(experiment, artifact_location=location)
         else:
             self.experiment = found.experiment_id
         self.run_id = self._start(name, {"flow": flow, **({PARENT: parent} if parent else {})})
@@ -104,42 +106,50 @@ class Tracker:
     def stage(
         self, name: str, *, started: float, metrics: Mapping[str, float], tags: Mapping[str, str], failed: bool
     ) -> None:
-        """Log a stage that has ended as a child run; ``started`` is seconds since the epoch."""
-        if self._within and tags["state"] == "cached":
+        """Log a finished stage as a child run. ``started`` is in seconds since the epoch."""
+        if self._is_part and tags["state"] == "cached":
             return
         run_id = self._start(name, {PARENT: self.run_id}, started)
         self._log(run_id, metrics=metrics, tags={**tags, "stage": name})
         self.client.set_terminated(run_id, status="FAILED" if failed else "FINISHED")
 
     def metrics(self, metrics: Mapping[str, float | None]) -> None:
-        """Log numbers of the whole run; those that are not known are left out."""
+        """Log metrics of the whole run, without those that are ``None``."""
         self._log(self.run_id, metrics={name: value for name, value in metrics.items() if value is not None})
 
     def curves(self, curves: Mapping[str, Mapping[int, float]]) -> None:
-        """Log metrics at several steps each, which MLflow draws as lines."""
+        """Log metrics at several steps each. MLflow draws them as lines."""
         now = round(time.time() * 1000)
         metrics = [
             Metric(metric_name(name), value, now, step)
             for name, points in curves.items()
             for step, value in points.items()
         ]
-        for first in range(0, len(metrics), _METRICS_AT_ONCE):
-            self.client.log_batch(self.run_id, metrics=metrics[first : first + _METRICS_AT_ONCE])
+        for first in range(0, len(metrics), _METRICS_PER_CALL):
+            self.client.log_batch(self.run_id, metrics=metrics[first : first + _METRICS_PER_CALL])
 
     def tags(self, tags: Mapping[str, str]) -> None:
+        """Log tags of the whole run."""
         self._log(self.run_id, tags=tags)
 
-    def file(self, path: Path, folder: str | None = None) -> None:
-        self.client.log_artifact(self.run_id, str(path), folder)
+    def file(self, path: Path, folder: str | None = None, *, name: str | None = None) -> None:
+        """Attach a file to the run, in ``folder``, under its own name or under ``name``."""
+        if name is None:
+            self.client.log_artifact(self.run_id, str(path), folder)
+            return
+        with tempfile.TemporaryDirectory() as temporary:
+            self.client.log_artifact(self.run_id, str(shutil.copyfile(path, Path(temporary) / name)), folder)
 
     def document(self, content: Any, name: str) -> None:
         """Attach ``content`` as JSON."""
         self.client.log_text(self.run_id, json.dumps(content, indent=1, ensure_ascii=False), name)
 
     def figure(self, figure: Any, name: str) -> None:
+        """Attach a Matplotlib figure."""
         self.client.log_figure(self.run_id, figure, name)
 
     def end(self, *, failed: bool) -> None:
+        """Mark the run as finished or failed."""
         self.client.set_terminated(self.run_id, status="FAILED" if failed else "FINISHED")
 
     def _start(self, name: str, tags: Mapping[str, str], started: float | None = None) -> str:
@@ -169,5 +179,5 @@ class Tracker:
 
 
 def metric_name(metric: str) -> str:
-    """What MLflow knows a metric by: letters, digits and ``_-. :/`` alone."""
+    """The name of a metric in MLflow, which allows letters, digits and ``_-. :/`` only."""
     return re.sub(r"[^\w\-. :/]", "_", metric.replace("*", "_star").replace("=", ":").replace(", ", " "))

@@ -11,37 +11,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from factsmith.tasks.decoder.batching import length_batches
 from factsmith.tasks.decoder.decoder import Decoder
 from factsmith.tasks.decoder.text import PLACEHOLDER, EncodedPrompt, encode_prompt
-from factsmith.tasks.facts.activations import FactSweep
+from factsmith.tasks.facts.activations import FactActivations
 from factsmith.tasks.facts.request import EditRequest
+from factsmith.tasks.values.settings import ValueSettings
 from factsmith.tasks.values.suffixes import Suffixes
 
-__all__ = ["NonFiniteValueError", "ValueSettings", "ValueVector", "optimise_values"]
+__all__ = ["NonFiniteValueError", "ValueVector", "optimise_values"]
 
 ESSENCE_TEMPLATE = "{} is a"
 """What the model says here should not change: the prompt of the KL term."""
-
-
-class ValueSettings(BaseModel):
-    """How a value vector is optimised. Everything here changes the vectors."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    site: Literal["block", "mlp"] = Field("block", description="whose output it is: the edited block's, or its MLP's")
-    steps: int = Field(25, ge=1, description="evaluations of the loss at most; one update fewer")
-    learning_rate: float = Field(0.5, gt=0, description="of Adam")
-    clamp: float = Field(4.0, gt=0, description="largest change, as a multiple of the hidden state's norm")
-    weight_decay: float = Field(0.5, ge=0, description="of the change's norm")
-    kl_weight: float = Field(0.0625, ge=0, description="of the divergence on '{subject} is a'")
-    stop_loss: float = Field(0.05, ge=0, description="a fact whose loss is below this is done")
 
 
 @dataclass(frozen=True)
@@ -110,7 +95,7 @@ def optimise_values(
     facts = [_Fact.encode(decoder, request, contexts) for request in requests]
     found: list[ValueVector] = []
     for first, last in _together(decoder, facts, layer, memory):
-        mlp = FactSweep(decoder, requests[first:last]).mlp_outputs(layer).T if settings.site == "mlp" else None
+        mlp = FactActivations(decoder, requests[first:last]).mlp_outputs(layer).T if settings.site == "mlp" else None
         found += _optimise(decoder, facts[first:last], layer, settings, mlp)
         for request, vector in zip(requests[first:last], found[first:], strict=True):
             if not torch.isfinite(vector.value).all():

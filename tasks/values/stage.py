@@ -1,4 +1,4 @@
-"""Stage ``values``: one value vector a fact, shared by every method that edits at the same place."""
+"""Stage ``values``: one value vector for each fact, shared by every method that edits at the same layer."""
 
 from __future__ import annotations
 
@@ -16,19 +16,20 @@ from factsmith.artifacts.rows import Row, RowSeries, holders
 from factsmith.artifacts.store import Artifact, Draft
 from factsmith.tasks.facts.request import EditRequest
 from factsmith.tasks.facts.stage import Contexts
-from factsmith.tasks.model.stage import ModelName
-from factsmith.tasks.pipeline.progress import work
+from factsmith.tasks.model.model import Fingerprint, Model
+from factsmith.tasks.pipeline.progress import progress
 from factsmith.tasks.pipeline.stage import Outcome, stage
-from factsmith.tasks.pipeline.workspace import Bench
+from factsmith.tasks.pipeline.workspace import Workspace
 from factsmith.tasks.values.checks import check_requests
 from factsmith.tasks.values.optimiser import NonFiniteValueError, optimise_values
+from factsmith.tasks.values.settings import ValueSettings
 
 __all__ = ["Values", "not_finite", "value_series", "values"]
 
-TENSORS = "values.safetensors"
+_TENSORS = "values.safetensors"
 """Holds ``value`` and ``start``, each (facts, d_model) float32."""
 
-_FACTS_AT_ONCE = 128
+_FACTS_PER_ARTIFACT = 128
 
 
 @dataclass(frozen=True)
@@ -36,32 +37,35 @@ class Values:
     """Value vectors by the digest of their fact.
 
     Attributes:
-        series: of the artifacts that hold them.
-        rows: where each is.
+        series: the series of the artifacts that hold them.
+        rows: where each vector is.
     """
 
     series: Series
     rows: dict[str, Row]
 
     def read(self, requests: Sequence[EditRequest]) -> tuple[Tensor, list[Artifact]]:
-        """(B, d_model) vectors of ``requests``, and the artifacts they were read from."""
+        """The (B, d_model) vectors of ``requests``, and the artifacts that they were read from."""
         rows = [self.rows[digest_of(request.fact)] for request in requests]
         artifacts = holders(rows)
-        tensors = {one.digest: load_tensors(one.path / TENSORS)["value"] for one in artifacts}
+        tensors = {one.digest: load_tensors(one.path / _TENSORS)["value"] for one in artifacts}
         return torch.stack([tensors[row.artifact.digest][row.place] for row in rows]), artifacts
 
 
-def value_series(bench: Bench, model: ModelName, contexts: str) -> Series:
-    """The vectors of all facts that are written at one place, with one set of context templates (its digest)."""
-    parameters = {"layer": bench.layers[-1], **bench.settings.method.value.model_dump(), **model.parameters}
+def value_series(model: Fingerprint, layer: int, settings: ValueSettings, contexts: str) -> Series:
+    """The series of the vectors at one layer, with one set of context templates, given by its digest."""
+    parameters = {"layer": layer, **settings.model_dump(), **model.parameters}
     return Series("values", 1, parameters, {**model.inputs, "contexts": contexts})
 
 
 def not_finite(error: NonFiniteValueError, layer: int, *, kept: int = 0) -> InputError:
-    """The value vector of a fact left the numbers; ``kept`` batches of its sequence were written before."""
+    """The error of a value vector that is not finite, after ``kept`` batches of its sequence were written."""
     remedy = "lower method.value.learning_rate, or set model.dtype=float32"
     if kept:
-        remedy += f"; a model that many edits have worn out ends so: dataset.batches={kept} scores what is written"
+        remedy += (
+            f"; a model that has collapsed under many edits ends like this, and dataset.batches={kept} scores the "
+            "batches that were written"
+        )
     return InputError(
         f"The value vector of case {error.request.case_id} is NaN or infinite.",
         got=f"prompt {error.request.prompt!r}, layer {layer}",
@@ -70,35 +74,48 @@ def not_finite(error: NonFiniteValueError, layer: int, *, kept: int = 0) -> Inpu
 
 
 @stage("values")
-def values(bench: Bench, model: ModelName, contexts: Contexts) -> Outcome[Values]:
-    """Optimise a value vector for every fact of every batch that has none yet.
+def values(
+    workspace: Workspace,
+    model: Model,
+    layer: int,
+    settings: ValueSettings,
+    contexts: Contexts,
+    requests: Sequence[EditRequest],
+) -> Outcome[Values]:
+    """Optimise a value vector for every fact that has none yet.
+
+    Args:
+        workspace: the run's workspace.
+        model: the unedited model.
+        layer: the last edited layer.
+        settings: of the optimiser.
+        contexts: the context templates.
+        requests: the facts.
 
     Raises:
-        InputError: a fact is too long for the model behind a context, or its vector is NaN or infinite; names it.
+        InputError: a fact in a context is too long for the model, or its vector is NaN or infinite; names the fact.
     """
-    layer = bench.layers[-1]
-    method = bench.settings.method
-    series = value_series(bench, model, contexts.digest)
-    requests = {digest_of(request.fact): request for request in bench.requests}
-    check_requests(bench.tokenizer, list(requests.values()), contexts.templates, bench.checkpoint.context_length)
-    with work("values", len(requests)) as advance:
+    series = value_series(model.fingerprint, layer, settings, contexts.digest)
+    by_digest = {digest_of(request.fact): request for request in requests}
+    check_requests(model.tokenizer, list(by_digest.values()), contexts.templates, model.context_length)
+    with progress("values", len(by_digest)) as advance:
 
         def build(draft: Draft, digests: list[str]) -> None:
-            facts = [requests[digest] for digest in digests]
+            facts = [by_digest[digest] for digest in digests]
             try:
                 vectors = optimise_values(
-                    bench.decoder,
+                    model.decoder,
                     facts,
                     contexts.templates,
                     layer,
-                    method.value,
-                    memory=bench.settings.runtime.memory_mb * 2**20,
+                    settings,
+                    memory=workspace.runtime.memory_mb * 2**20,
                     advance=advance,
                 )
             except NonFiniteValueError as error:
                 raise not_finite(error, layer) from None
             save_tensors(
-                draft.path / TENSORS,
+                draft.path / _TENSORS,
                 {
                     "value": torch.stack([vector.value for vector in vectors]),
                     "start": torch.stack([vector.start for vector in vectors]),
@@ -117,7 +134,8 @@ def values(bench: Bench, model: ModelName, contexts: Contexts) -> Outcome[Values
             ]
             save_table(draft.path / "facts.parquet", pa.Table.from_pylist(rows))
             draft.summary = {"facts": len(facts), "layer": layer, "steps": sum(vector.steps for vector in vectors)}
-            draft.made = bench.made
+            draft.made = {**workspace.made, **model.made}
 
-        rows, built = RowSeries(bench.store, series).get_or_build(list(requests), build, at_once=_FACTS_AT_ONCE)
-    return Outcome(Values(series, rows), series.address, built > 0, {"facts": len(requests), "facts_built": built})
+        series_rows = RowSeries(workspace.store, series)
+        rows, built = series_rows.get_or_build(list(by_digest), build, at_once=_FACTS_PER_ARTIFACT)
+    return Outcome(Values(series, rows), series.address, built > 0, {"facts": len(by_digest), "facts_built": built})

@@ -13,15 +13,15 @@ from factsmith.flows.configuration.composition import UNUSED_BY_LOCATE, compose
 from factsmith.flows.locate import locate
 from factsmith.tasks.model.checkpoint import Checkpoint
 from factsmith.tasks.tracking.tracker import tracking_uri
-from tests.flows.conftest import artifacts, contents, states
+from tests.runs import artifacts, contents, states
 
 
 @pytest.fixture
 def traced(prefect_server, home):
     """Trace the embedded model, a little."""
 
-    def call(*words):
-        given = ["trace.facts=3", "trace.samples=2", "dataset.limit=6", *words]
+    def call(*arguments):
+        given = ["trace.facts=3", "trace.samples=2", "dataset.limit=6", *arguments]
         return locate(compose(given, stand_ins=UNUSED_BY_LOCATE))
 
     return call
@@ -75,17 +75,17 @@ def test_facts_that_the_model_does_not_know_are_passed_over(traced, tmp_path):
 def test_neither_layers_nor_a_corpus_need_be_given(factsmith, prefect_server, gpt2_folder, tmp_path, refused):
     path = tmp_path / "facts.jsonl"
     path.write_text(json.dumps({"subject": "Mara", "prompt": "{} speaks", "target_new": "Danish"}))
-    words = ["model=local", f"model.path={gpt2_folder}", f"dataset.path={path}"]
-    message = refused("locate", *words)
+    given = ["model=local", f"model.path={gpt2_folder}", f"dataset.path={path}"]
+    message = refused("locate", *given)
     assert "no fact to trace" in message
     assert "target_true" in message
 
 
 def test_the_command_prints_what_to_do(factsmith, prefect_server):
-    words = ["trace.facts=3", "trace.samples=2", "dataset.limit=3"]
-    result = factsmith("locate", *words)
+    given = ["trace.facts=3", "trace.samples=2", "dataset.limit=3"]
+    result = factsmith("locate", *given)
     assert result.code == 0, result
-    document = json.loads(factsmith("locate", "--json", *words).out)
+    document = json.loads(factsmith("locate", "--json", *given).out)
     assert f"method.layers={json.dumps(document['layers'], separators=(',', ':'))}" in result.out
     assert len(document["mediated"]) == 6
     assert set(document["effects"]) == {"hidden", "mlp", "attention", "severed"}

@@ -11,8 +11,8 @@ from factsmith.flows.configuration.composition import compose
 from factsmith.flows.reporting.sweeps import curves
 from factsmith.flows.run import run
 from factsmith.flows.sweep import run_sweep
-from factsmith.tasks.pipeline.paths import home
-from tests.flows.conftest import artifacts
+from factsmith.tasks.pipeline.environment import home
+from tests.runs import artifacts
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -36,8 +36,8 @@ def _home(tmp_path_factory, prefect_server):
     ],
 )  # fmt: skip
 def test_the_embedded_model(method, size, batches, least):
-    words = [f"method={method}", f"method.batch_size={size}", f"dataset.batches={batches}"]
-    report = run(compose(words))
+    given = [f"method={method}", f"method.batch_size={size}", f"dataset.batches={batches}"]
+    report = run(compose(given))
     assert report.metrics["before"]["ES"] <= 1
     assert report.metrics["before"]["NS"] >= 99
     assert report.metrics["after"]["S"] >= least, report.metrics
@@ -45,8 +45,8 @@ def test_the_embedded_model(method, size, batches, least):
 
 @pytest.mark.parametrize(("size", "batches"), [(16, 10), (64, 4)])
 def test_an_automatic_multiplier_does_as_well_as_the_largest(size, batches):
-    words = [f"method.batch_size={size}", f"dataset.batches={batches}"]
-    found = {one: run(compose([*words, f"corpus.dynamic_multiplier={one}"])) for one in ("auto", "40")}
+    given = [f"method.batch_size={size}", f"dataset.batches={batches}"]
+    found = {one: run(compose([*given, f"corpus.dynamic_multiplier={one}"])) for one in ("auto", "40")}
     assert 10 < found["auto"].dynamic_multiplier <= 40
     assert found["auto"].metrics["after"]["S"] >= 0.95 * found["40"].metrics["after"]["S"]
 
@@ -54,18 +54,18 @@ def test_an_automatic_multiplier_does_as_well_as_the_largest(size, batches):
 @pytest.mark.parametrize("method", ["memit", pytest.param("emmet", marks=pytest.mark.slow)])
 def test_real_facts(shared, method):
     data, model = shared / "data", shared / "models" / "cf-gpt2"
-    words = [
+    given = [
         "model=cf-gpt2", f"model.path={model}", "corpus=local", f"corpus.path={data / 'wikipedia.jsonl'}",
         "dataset=counterfact", f"dataset.path={data / 'counterfact.json'}",
         f"dataset.cases={model / 'known_cases.json'}", f"method={method}", "method.batch_size=16", "dataset.batches=6",
     ]  # fmt: skip
-    assert run(compose(words)).metrics["after"]["S"] >= 94
+    assert run(compose(given)).metrics["after"]["S"] >= 94
 
 
 def test_fastmemits_claim():
     """At d_m = 1 edits fail at every batch size, at 3 they do as well as at 10; all from one key collection."""
-    words = ["experiment=fastmemit-embedded", "method=memit", "corpus.dynamic_multiplier=1,3,10"]
-    report = run_sweep(open_sweep(words))
+    given = ["experiment=fastmemit-embedded", "method=memit", "corpus.dynamic_multiplier=1,3,10"]
+    report = run_sweep(open_sweep(given))
     found = curves(report)[""]
     assert set(found) == {"1", "16", "64"}
     for curve in found.values():

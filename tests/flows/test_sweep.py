@@ -14,19 +14,19 @@ from mlflow import MlflowClient
 from factsmith.artifacts.errors import InputError
 from factsmith.flows.cells import open_sweep
 from factsmith.flows.reporting.reports import CellReport, SweepReport
-from factsmith.flows.reporting.sweeps import curves, failures, sheets, write_results
+from factsmith.flows.reporting.sweeps import curves, failures, sweep_tables, write_sweep
 from factsmith.flows.sweep import run_sweep
 from factsmith.tasks.model.checkpoint import Checkpoint
 from factsmith.tasks.pipeline.progress import work
-from tests.flows.conftest import artifacts
 from tests.flows.test_pipeline import count_positions
+from tests.runs import artifacts
 
 GRID = ("corpus.dynamic_multiplier=2,5,20", "method=memit,emmet", "method.batch_size=2,3")
 
 
 @pytest.fixture
-def sweep(prefect_server, home, words):
-    return lambda *more, **given: run_sweep(open_sweep(words(*more), **given))
+def sweep(prefect_server, home, arguments):
+    return lambda *more, **given: run_sweep(open_sweep(arguments(*more), **given))
 
 
 def test_what_cells_share_is_computed_once(sweep, pipeline, store, home, monkeypatch, tmp_path):
@@ -78,7 +78,7 @@ def test_a_cell_that_fails_is_reported_and_the_rest_go_on(sweep):
     assert "cannot be factorised" in by_place["memit", "1", "20"]
     assert by_place["rome", "1", "2000"] is by_place["memit", "2", "2000"] is None
     assert sorted(line.partition(" (")[0] for line in failures(report)) == ["2 failed", "3 failed"]
-    assert len(sheets(report)[0].rows) == 3
+    assert len(sweep_tables(report)[0].rows) == 3
 
 
 def test_cells_may_run_at_once_to_the_same_scores(sweep, monkeypatch, tmp_path):
@@ -96,7 +96,7 @@ def test_a_sweep_that_is_stopped_does_not_wait_for_its_cells(which, sweep, monke
     """Whether Ctrl-C comes while cells are still handed out or when all of them run."""
     stopped = []
 
-    def endless(bench, name, **_):
+    def endless(run, name, **_):
         deadline = time.monotonic() + 60
         if which in name:
             os.kill(os.getpid(), signal.SIGINT)
@@ -109,23 +109,23 @@ def test_a_sweep_that_is_stopped_does_not_wait_for_its_cells(which, sweep, monke
             stopped.append(name)
             raise
 
-    monkeypatch.setattr("factsmith.flows.sweep.score_trial", endless)
+    monkeypatch.setattr("factsmith.flows.sweep.run_part", endless)
     with pytest.raises(KeyboardInterrupt):
         sweep("method=memit,emmet", jobs=2)
     assert stopped
 
 
-def test_no_more_cells_run_at_once_than_fit_the_memory(words, home, caplog):
-    assert open_sweep(words(*GRID), jobs=3, memory_mb=1).jobs == 1
+def test_no_more_cells_run_at_once_than_fit_the_memory(arguments, home, caplog):
+    assert open_sweep(arguments(*GRID), jobs=3, memory_mb=1).jobs == 1
     assert "3 cells at once would need" in caplog.text
-    assert open_sweep(words(*GRID), jobs=3, memory_mb=1_000_000).jobs == 3
+    assert open_sweep(arguments(*GRID), jobs=3, memory_mb=1_000_000).jobs == 3
 
 
-def test_where_no_cell_can_run_nothing_is_written(words, home):
+def test_where_no_cell_can_run_nothing_is_written(arguments, home):
     with pytest.raises(InputError, match="writes one fact at a time"):
-        open_sweep(words("method=rome", "method.batch_size=2,3"))
+        open_sweep(arguments("method=rome", "method.batch_size=2,3"))
     with pytest.raises(InputError, match="There is no setting"):
-        open_sweep(words("method.bach_size=2,3"))
+        open_sweep(arguments("method.bach_size=2,3"))
     assert not (home / "mlflow.db").exists()
 
 
@@ -156,7 +156,7 @@ def test_the_papers_layout_by_hand(tmp_path):
         cell(error="singular", m="emmet", b=1, d=1), cell(90, m="emmet", b=1, d=3), cell(90, m="emmet", b=1, d=10),
         cell(error="singular", m="emmet", b=16, d=1), cell(90, m="emmet", b=16, d=3), cell(90, m="emmet", b=16, d=10),
     )  # fmt: skip
-    overview, memit, emmet = sheets(report)
+    overview, memit, emmet = sweep_tables(report)
     assert overview.columns == ["variant", "batch", "1", "3", "10"]
     assert overview.rows == [
         ["memit", "1", "50.0 !\n48-52", "95.0\n93-97", "100.0\n98-102"],
@@ -172,7 +172,7 @@ def test_the_papers_layout_by_hand(tmp_path):
         "2 failed (method=emmet method.batch_size=1 corpus.dynamic_multiplier=1; "
         "method=emmet method.batch_size=16 corpus.dynamic_multiplier=1):\nsingular"
     ]
-    paths = write_results(report, tmp_path / "new" / "folder")
+    paths = write_sweep(report, tmp_path / "new" / "folder")
     assert [path.name for path in paths] == ["results.md", "results.csv", "score_by_multiplier.png"]
     assert "| memit | 1 | 50.0 ! 48-52 |" in paths[0].read_text()
     rows = list(csv.DictReader(paths[1].open()))
@@ -186,9 +186,9 @@ def test_the_papers_layout_by_hand(tmp_path):
 
 def test_records_that_do_not_tell_the_score_still_make_a_table(tmp_path):
     report = report_of(cell(None, m="memit"), cell(None, m="emmet"))
-    (sheet,) = sheets(report)
+    (sheet,) = sweep_tables(report)
     assert sheet.rows[0][:5] == ["memit", "4", "-", "-", "-"]
-    assert len(write_results(report, tmp_path)) == 2
+    assert len(write_sweep(report, tmp_path)) == 2
 
 
 def test_own_facts_are_told_by_the_scores_that_they_have(sweep, tmp_path):
@@ -199,25 +199,25 @@ def test_own_facts_are_told_by_the_scores_that_they_have(sweep, tmp_path):
     facts = ("dataset=facts", f"dataset.path={path}", "dataset.batches=null", "dataset.metrics=[counterfact,greedy]")
     plain = sweep(*facts, "corpus.dynamic_multiplier=20,45")
     assert (plain.mean, plain.metrics) == (None, ["Eff*", "FreeEff"])
-    (sheet,) = sheets(plain)
+    (sheet,) = sweep_tables(plain)
     assert sheet.columns == ["dynamic_multiplier", "facts", "Eff*", "FreeEff", "s"]
     ones = sweep(*facts, "method.batch_size=1", "method.sequence.history=full,none", "method.sequence.evaluate_at=[1]")
-    assert [sheet.title.split(": ")[1].split(" after")[0] for sheet in sheets(ones)[1:]] == [
+    assert [sheet.title.split(": ")[1].split(" after")[0] for sheet in sweep_tables(ones)[1:]] == [
         "Eff* of all facts, percent,", "Eff* of the first 100 facts, percent,",
         "FreeEff of all facts, percent,", "FreeEff of the first 100 facts, percent,", "perplexity of held-out text",
     ]  # fmt: skip
-    assert "S" not in {row["metric"] for row in csv.DictReader(write_results(ones, tmp_path / "out")[1].open())}
+    assert "S" not in {row["metric"] for row in csv.DictReader(write_sweep(ones, tmp_path / "out")[1].open())}
 
 
-def test_a_table_by_multiplier_is_of_methods_that_it_makes_a_difference_to(words, home, sweep):
+def test_a_table_by_multiplier_is_of_methods_that_it_makes_a_difference_to(arguments, home, sweep):
     with pytest.raises(InputError, match="vary method.low_rank.n_samples"):
-        open_sweep(words("method=memit-f", "corpus.dynamic_multiplier=2,5"))
-    found = open_sweep(words("method=memit,memit-f", "corpus.dynamic_multiplier=2,5"))
+        open_sweep(arguments("method=memit-f", "corpus.dynamic_multiplier=2,5"))
+    found = open_sweep(arguments("method=memit,memit-f", "corpus.dynamic_multiplier=2,5"))
     assert [found.cells[place][0].place["method"] for place in found.refused] == ["memit-f"] * 2
 
 
-def test_the_command_line(factsmith, refused, words, prefect_server, tmp_path):
-    grid = words("method=memit,emmet")
+def test_the_command_line(factsmith, refused, arguments, prefect_server, tmp_path):
+    grid = arguments("method=memit,emmet")
     found = factsmith("sweep", *grid, "--out", tmp_path / "out")
     assert found.code == 0, found.err
     assert "emmet" in found.out
@@ -226,7 +226,7 @@ def test_the_command_line(factsmith, refused, words, prefect_server, tmp_path):
     assert [one["place"]["method"] for one in json.loads(told.out)["cells"]] == ["memit", "emmet"]
 
 
-def test_faulty_words_leave_nothing_behind(refused, words):
+def test_faulty_words_leave_nothing_behind(refused, arguments):
     assert "Nothing varies" in refused("sweep", "method=memit")
     assert "There is no method 'memmit'" in refused("sweep", "method=memmit,emmet")
-    assert "is not a folder" in refused("sweep", *words("method=memit,emmet"), "--out", "pyproject.toml")
+    assert "is not a folder" in refused("sweep", *arguments("method=memit,emmet"), "--out", "pyproject.toml")

@@ -10,29 +10,29 @@ from mlflow import MlflowClient
 from factsmith.artifacts.errors import InputError
 from factsmith.flows.configuration.composition import compose
 from factsmith.flows.run import run
-from factsmith.flows.tune import on_half, tune
-from factsmith.tasks.corpus.opening import open_corpus
-from factsmith.tasks.locate.search import Point, settings_at
+from factsmith.flows.tune import on_half, settings_at, tune
+from factsmith.tasks.corpus.corpus import open_corpus
+from factsmith.tasks.locate.search import Point
 from factsmith.tasks.model.checkpoint import Checkpoint
 from factsmith.tasks.model.embedded.world import World
-from factsmith.tasks.pipeline import workspace as bench
-from factsmith.tasks.pipeline.workspace import Bench
+from factsmith.tasks.planning import run as planning_run
+from factsmith.tasks.planning.run import Run
 from factsmith.tasks.tracking.tracker import tracking_uri
 from factsmith.tasks.values import stage as values_stage
-from tests.flows.conftest import artifacts, contents
+from tests.runs import artifacts, contents
 
 
 def without_times(report):
     return [trial.model_copy(update={"seconds": 0}) for trial in report.trials]
 
 
-def test_a_rerun_loads_no_model_and_says_the_same(prefect_server, home, words, store, monkeypatch):
-    settings = compose(words("dataset.batches=1"))
+def test_a_rerun_loads_no_model_and_says_the_same(prefect_server, home, arguments, store, monkeypatch):
+    settings = compose(arguments("dataset.batches=1"))
     first = tune(settings, 4)
     before = contents(store)
     monkeypatch.setattr(Checkpoint, "load", lambda *_, **__: pytest.fail("a model was loaded"))
     opened = []
-    monkeypatch.setattr(bench, "open_corpus", lambda *_, **__: opened.append(1) or open_corpus(*_, **__))
+    monkeypatch.setattr(planning_run, "open_corpus", lambda *_, **__: opened.append(1) or open_corpus(*_, **__))
     second = tune(settings, 4)
     assert len(opened) <= 3  # to look at both halves, and once for all trials
     assert contents(store) == before
@@ -54,8 +54,8 @@ def test_a_rerun_loads_no_model_and_says_the_same(prefect_server, home, words, s
     assert logged["trial 1"].metrics["after/S"] == pytest.approx(first.trials[1].metrics["S"])
 
 
-def test_trials_and_judgement_are_ordinary_runs_on_two_halves(prefect_server, home, words):
-    settings = compose(words("dataset.batches=1"))
+def test_trials_and_judgement_are_ordinary_runs_on_two_halves(prefect_server, home, arguments):
+    settings = compose(arguments("dataset.batches=1"))
     report = tune(settings, 2)
     tuned = run(on_half(settings_at(settings, Point(weight=-2)), "tune"))
     assert tuned.metrics["after"] == report.trials[1].metrics
@@ -65,8 +65,8 @@ def test_trials_and_judgement_are_ordinary_runs_on_two_halves(prefect_server, ho
     assert {stage.state for stage in held_out.stages} == {"cached"}
 
 
-def test_lambdas_share_their_value_vectors(prefect_server, home, words, store):
-    tune(compose(words("dataset.batches=1")), 3)
+def test_lambdas_share_their_value_vectors(prefect_server, home, arguments, store):
+    tune(compose(arguments("dataset.batches=1")), 3)
     # Three lambdas, one pair of clamp and learning rate: one artifact of vectors for each half.
     assert len(artifacts(store, "values")) == 2
     assert len({one.manifest.series for one in artifacts(store, "factor")}) == 3
@@ -76,18 +76,18 @@ def test_lambdas_share_their_value_vectors(prefect_server, home, words, store):
 def test_any_dataset_falls_into_two_halves(suite, tmp_path):
     path = tmp_path / "records.json"
     path.write_text(json.dumps(World().records()[:7]))
-    words = [f"dataset={suite}", f"dataset.path={path}", "dataset.seed=5", "method.batch_size=all"]
+    given = [f"dataset={suite}", f"dataset.path={path}", "dataset.seed=5", "method.batch_size=all"]
     halves = {
-        split: {record.request.case_id for batch in bench.batches for record in batch}
+        split: {record.request.case_id for record in one.batches.records}
         for split in ("tune", "test", "all")
-        for bench in [Bench(compose([*words, f"dataset.split={split}"]), None)]
+        for one in [Run(compose([*given, f"dataset.split={split}"]), None)]
     }
     assert halves["tune"].isdisjoint(halves["test"])
     assert halves["tune"] | halves["test"] == halves["all"] == set(range(7))
     assert len(halves["tune"]) == 4
 
 
-def test_a_trial_that_fails_is_told_and_the_rest_go_on(prefect_server, home, words, monkeypatch):
+def test_a_trial_that_fails_is_told_and_the_rest_go_on(prefect_server, home, arguments, monkeypatch):
     optimise = values_stage.optimise_values
 
     def fail_on_others(*arguments, **named):
@@ -96,7 +96,7 @@ def test_a_trial_that_fails_is_told_and_the_rest_go_on(prefect_server, home, wor
         return optimise(*arguments, **named)
 
     monkeypatch.setattr(values_stage, "optimise_values", fail_on_others)
-    settings = compose(words("dataset.batches=1", "method.value.clamp=1.5"))
+    settings = compose(arguments("dataset.batches=1", "method.value.clamp=1.5"))
     report = tune(settings, 8)
     failed = [trial.number for trial in report.trials if trial.error]
     assert len(report.trials) == 8
@@ -105,13 +105,13 @@ def test_a_trial_that_fails_is_told_and_the_rest_go_on(prefect_server, home, wor
     assert all("NaN" in report.trials[number].error for number in failed)
     monkeypatch.setattr(values_stage, "optimise_values", lambda *a, **_: fail_on_others(*a[:4], compose().method.value))
     with pytest.raises(InputError, match="All 2 trials failed"):
-        tune(compose(words("dataset.batches=1", "dataset.seed=9")), 2)
+        tune(compose(arguments("dataset.batches=1", "dataset.seed=9")), 2)
 
 
-def test_what_is_found_is_a_model_to_choose(factsmith, prefect_server, words, tmp_path):
+def test_what_is_found_is_a_model_to_choose(factsmith, prefect_server, arguments, tmp_path):
     out = tmp_path / "tuned.yaml"
     for _ in range(2):  # what an earlier call wrote may be written again
-        result = factsmith("tune", *words("dataset.batches=1"), "--trials", "3", "--json", "--out", out)
+        result = factsmith("tune", *arguments("dataset.batches=1"), "--trials", "3", "--json", "--out", out)
         assert result.code == 0, result
     document = json.loads(result.out)
     best = document["trials"][document["best"]]
@@ -121,32 +121,32 @@ def test_what_is_found_is_a_model_to_choose(factsmith, prefect_server, words, tm
     assert settings.method.value.learning_rate == best["learning_rate"]
     assert settings.method.layers == [0, 1]
     assert settings.dataset.name == "embedded"
-    table = factsmith("tune", *words("dataset.batches=1"), "--trials", "3")
+    table = factsmith("tune", *arguments("dataset.batches=1"), "--trials", "3")
     assert "nothing was chosen on" in " ".join(table.out.split())
     assert f"method.preservation_weight={best['preservation_weight']:g}" in table.out
 
 
-def test_what_cannot_be_tuned_on_is_refused(refused, words, tmp_path):
+def test_what_cannot_be_tuned_on_is_refused(refused, arguments, tmp_path):
     facts = [{"subject": f"Mara{at}", "prompt": "{} speaks", "target_new": "Danish"} for at in range(6)]
     path = tmp_path / "facts.json"
     path.write_text(json.dumps(facts))
-    given = words("dataset=facts", f"dataset.path={path}", "dataset.batches=1")
+    given = arguments("dataset=facts", f"dataset.path={path}", "dataset.batches=1")
     assert "neighborhood_prompts" in refused("tune", *given)
     whole = World().records()[:1]
     path.write_text(json.dumps(whole))
-    given = words("dataset=facts", f"dataset.path={path}", "dataset.batches=1", "method.batch_size=all")
+    given = arguments("dataset=facts", f"dataset.path={path}", "dataset.batches=1", "method.batch_size=all")
     assert "too few records" in refused("tune", *given)
     here = tmp_path / "mine.yaml"
     here.write_text("name: mine\n")
-    assert "is there already" in refused("tune", *words(), "--out", here)
-    assert ".yaml" in refused("tune", *words(), "--out", tmp_path / "mine.txt")
-    assert "no folder" in refused("tune", *words(), "--out", tmp_path / "nowhere" / "mine.yaml")
+    assert "is there already" in refused("tune", *arguments(), "--out", here)
+    assert ".yaml" in refused("tune", *arguments(), "--out", tmp_path / "mine.txt")
+    assert "no folder" in refused("tune", *arguments(), "--out", tmp_path / "nowhere" / "mine.yaml")
     assert here.read_text() == "name: mine\n"
 
 
-def test_what_is_found_for_rome_is_for_rome_alone(prefect_server, home, words, tmp_path):
+def test_what_is_found_for_rome_is_for_rome_alone(prefect_server, home, arguments, tmp_path):
     out = tmp_path / "tuned.yaml"
-    given = words("method=rome", "method.layers=[1]", "method.batch_size=1", "dataset.batches=1")
+    given = arguments("method=rome", "method.layers=[1]", "method.batch_size=1", "dataset.batches=1")
     tune(compose(given), 1, out=out)
     found = compose([f"model={out}", "method=rome"])
     assert found.method.layers == [1]

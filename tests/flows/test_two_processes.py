@@ -11,22 +11,22 @@ from collections import Counter
 from prefect.settings import PREFECT_API_URL
 
 from factsmith.artifacts.store import Store
-from tests.flows.conftest import contents
 from tests.flows.test_kill import KINDS
+from tests.runs import contents
 
 COUNTED_RUN = """
 import json, sys, time
 from pathlib import Path
 
-from factsmith.tasks.pipeline.paths import embedded_services
+from factsmith.tasks.pipeline.environment import prepare_command_line
 
-embedded_services()
+prepare_command_line()
 from factsmith.artifacts.store import Store
 from factsmith.flows.configuration.composition import compose
 from factsmith.flows.run import run
-from factsmith.tasks.keys import reader as key_reader
+from factsmith.tasks.keys import stage as keys_stage
 
-mine, other, *words = sys.argv[1:]
+mine, other, *arguments = sys.argv[1:]
 key_reader._SHARD_ROWS = 400
 publish = Store._publish
 built = []
@@ -40,13 +40,13 @@ Store._publish = publish_slowly
 Path(mine).touch()
 while not Path(other).exists():
     time.sleep(0.01)
-report = run(compose(words))
+report = run(compose(arguments))
 rows = {stage.name: stage.state for stage in report.stages}
 print(json.dumps({"built": built, "states": rows}))
 """
 
 
-def test_each_artifact_is_built_once(prefect_server, home, words, tmp_path):
+def test_each_artifact_is_built_once(prefect_server, home, arguments, tmp_path):
     environment = {**os.environ, "PREFECT_API_URL": PREFECT_API_URL.value(), "OMP_NUM_THREADS": "1"}
     ready = [str(tmp_path / "one"), str(tmp_path / "two")]
     processes = [
@@ -54,7 +54,7 @@ def test_each_artifact_is_built_once(prefect_server, home, words, tmp_path):
             [sys.executable, "-c", COUNTED_RUN, mine, theirs, *given],
             env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )
-        for mine, theirs, given in ((*ready, words()), (*ready[::-1], words("dataset.batches=3")))
+        for mine, theirs, given in ((*ready, arguments()), (*ready[::-1], arguments("dataset.batches=3")))
     ]  # fmt: skip
     answers = []
     for process in processes:

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from factsmith.artifacts.errors import InputError
 from factsmith.tasks.facts.record import Record
-from factsmith.tasks.facts.selection import load_suite, select_batches
-from factsmith.tasks.planning.settings import DatasetSettings
+from factsmith.tasks.facts.selection import load_records, select_batches
+from factsmith.tasks.facts.settings import DatasetSettings
 from tests.fuzz.conftest import examples
 
 NAMES = ["subject", "prompt", "target_new", "target_true", "paraphrase_prompts", "neighborhood_prompts", "case_id",
@@ -54,10 +54,10 @@ def folder(tmp_path_factory):
 def load(folder, name: str, content: bytes, suite: str = "facts") -> list[Record]:
     path = folder / name
     path.write_bytes(content)
-    settings = DatasetSettings(name="x", suite=suite, path=path, seed=None, batches=None)
+    settings = DatasetSettings(name="x", format=suite, path=path, seed=None, batches=None)
     batches = select_batches(settings, "all")
     assert all(batches)
-    return load_suite(settings)
+    return load_records(settings)
 
 
 def load_or_refuse(folder, name: str, content: bytes, suite: str) -> tuple[list[Record], str]:
@@ -197,4 +197,4 @@ def test_what_is_no_file_is_refused(folder):
     (folder / "folder.json").mkdir()
     for path in (folder / "folder.json", folder / "a.json" / "b.json", folder / ("a" * 300), folder / "a\0.json"):
         with pytest.raises(InputError):
-            load_suite(DatasetSettings(name="x", suite="facts", path=path))
+            load_records(DatasetSettings(name="x", format="facts", path=path))

@@ -10,7 +10,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from factsmith.artifacts.errors import InputError
-from factsmith.flows.configuration.composition import GROUPS, choices, compose
+from factsmith.flows.configuration.choices import GROUPS, choices
+from factsmith.flows.configuration.composition import compose
 from factsmith.flows.configuration.keys import describe_settings
 from factsmith.tasks.planning.settings import Settings
 from tests.fuzz.conftest import examples

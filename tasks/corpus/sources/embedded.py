@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+from factsmith.tasks.corpus.settings import CorpusSettings
 from factsmith.tasks.model.embedded.world import World
 
-__all__ = ["EmbeddedCorpus"]
+__all__ = ["EmbeddedCorpus", "open_source"]
+
+
+def open_source(settings: CorpusSettings, checksum: Callable[[Path], str]) -> EmbeddedCorpus:
+    """The documents of ``corpus.seed``. They are random draws, so the first ones are shuffled already."""
+    return EmbeddedCorpus(settings.seed)
 
 
 class EmbeddedCorpus:

@@ -14,14 +14,35 @@ import pyarrow.parquet as pq
 
 from factsmith.artifacts.errors import InputError, closest
 from factsmith.tasks.corpus.hub_dataset import Dataset, find_dataset
-from factsmith.tasks.corpus.source import release
+from factsmith.tasks.corpus.settings import CorpusSettings
+from factsmith.tasks.corpus.source import order_seed, release
 
-__all__ = ["HubCorpus", "open_hub", "parquet_rows"]
+__all__ = ["HubCorpus", "open_hub", "open_source", "parquet_rows"]
 
 logger = logging.getLogger(__name__)
 
 _RECENT = 1024
 """Documents kept behind the stream. Whoever tokenizes reads some ahead, and asks for them again after the shard."""
+
+
+def open_source(settings: CorpusSettings, checksum: Callable[[Path], str]) -> HubCorpus:
+    """The documents in ``corpus.repository``.
+
+    Raises:
+        InputError: no such dataset, revision, subset, split or field, or the hub does not answer.
+    """
+    if settings.repository is None:
+        raise InputError(f"corpus={settings.name} needs a dataset.", remedy="set corpus.repository=OWNER/NAME")
+    return open_hub(
+        settings.repository,
+        revision=settings.revision,
+        subset=settings.subset,
+        split=settings.split,
+        field=settings.field,
+        seed=order_seed(settings),
+        pool=settings.pool,
+        checksum=checksum,
+    )
 
 
 def open_hub(

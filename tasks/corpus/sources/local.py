@@ -15,8 +15,21 @@ import pyarrow.parquet as pq
 import torch
 
 from factsmith.artifacts.errors import InputError, closest
+from factsmith.tasks.corpus.settings import CorpusSettings
+from factsmith.tasks.corpus.source import order_seed
 
-__all__ = ["LocalCorpus", "open_local"]
+__all__ = ["LocalCorpus", "open_local", "open_source"]
+
+
+def open_source(settings: CorpusSettings, checksum: Callable[[Path], str]) -> LocalCorpus:
+    """The documents in ``corpus.path``.
+
+    Raises:
+        InputError: there is no such file, or its suffix is not known.
+    """
+    if settings.path is None:
+        raise InputError(f"corpus={settings.name} needs a file.", remedy="set corpus.path=FILE")
+    return open_local(settings.path.expanduser(), field=settings.field, seed=order_seed(settings), checksum=checksum)
 
 
 def open_local(path: Path, *, field: str, seed: int | None, checksum: Callable[[Path], str]) -> LocalCorpus:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from factsmith.tasks.facts.reading import RawRecord, read_records
 from factsmith.tasks.facts.record import Record
 from factsmith.tasks.facts.request import EditRequest
-from factsmith.tasks.planning.settings import DatasetSettings
+from factsmith.tasks.facts.settings import DatasetSettings
 
 __all__ = ["load", "parse", "portability", "scored"]
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 from factsmith.tasks.facts.datasets import counterfact
 from factsmith.tasks.facts.reading import RawRecord
 from factsmith.tasks.facts.record import Record
+from factsmith.tasks.facts.settings import DatasetSettings
 from factsmith.tasks.model.embedded.world import World
-from factsmith.tasks.planning.settings import DatasetSettings
 
-__all__ = ["load"]
+__all__ = ["LOADS_SPLITS", "load"]
+
+LOADS_SPLITS = True
+"""``load`` applies ``dataset.split`` itself."""
 
 
 def load(settings: DatasetSettings) -> list[Record]:

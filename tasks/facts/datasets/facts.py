@@ -13,7 +13,7 @@ from factsmith.tasks.facts.datasets import counterfact
 from factsmith.tasks.facts.reading import RawRecord, read_records
 from factsmith.tasks.facts.record import Record
 from factsmith.tasks.facts.request import EditRequest
-from factsmith.tasks.planning.settings import DatasetSettings
+from factsmith.tasks.facts.settings import DatasetSettings
 
 __all__ = ["load"]
 

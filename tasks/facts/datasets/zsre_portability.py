@@ -12,7 +12,7 @@ from factsmith.tasks.facts.datasets import zsre
 from factsmith.tasks.facts.datasets.counterfact import portability
 from factsmith.tasks.facts.reading import read_records
 from factsmith.tasks.facts.record import Record
-from factsmith.tasks.planning.settings import DatasetSettings
+from factsmith.tasks.facts.settings import DatasetSettings
 
 __all__ = ["load"]
 

@@ -1,0 +1,5 @@
+"""``python -m factsmith.flows.cli``: the command line."""
+
+from factsmith.flows.cli.main import main
+
+main()

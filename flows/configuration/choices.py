@@ -1,0 +1,73 @@
+"""The choices in ``conf/``: one YAML file for each model, corpus, method, dataset and experiment."""
+
+from __future__ import annotations
+
+import os
+from importlib import resources
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from factsmith.artifacts.errors import InputError, closest
+
+__all__ = ["EXPERIMENT", "GROUPS", "choices", "load_choice", "load_yaml", "starting_choices"]
+
+GROUPS = ("model", "corpus", "method", "dataset")
+"""Groups of choices that make up a run's settings."""
+
+EXPERIMENT = "experiment"
+"""The group of choices that describe sweeps."""
+
+
+def choices(group: str) -> dict[str, str]:
+    """The choices of a group, each with the comment at the top of its file."""
+    found = {}
+    for path in sorted((_conf() / group).glob("*.yaml")):
+        comment = [line[1:].strip() for line in path.read_text().splitlines() if line.startswith("#")]
+        found[path.stem] = " ".join(comment)
+    return found
+
+
+def starting_choices() -> dict[str, str]:
+    """The choices of a run that names none."""
+    return {str(group): str(name) for group, name in load_yaml(_conf() / "config.yaml")["defaults"].items()}
+
+
+def load_choice(group: str, name: str) -> tuple[Path, DictConfig]:
+    """The file and the content of a choice: a name in ``conf/<group>``, or a YAML file of the user's.
+
+    Raises:
+        InputError: there is no such choice or file, or it does not hold settings.
+    """
+    known = choices(group)
+    if name in known:
+        path = _conf() / group / f"{name}.yaml"
+    else:
+        path = Path(os.path.expanduser(name))
+        # os.path.exists is also False for a name that no file can have.
+        if path.suffix not in {".yaml", ".yml"} or not os.path.exists(path):
+            raise InputError(f"There is no {group} {name!r}.", remedy=closest(name, known))
+    return path, load_yaml(path)
+
+
+def load_yaml(path: Path) -> DictConfig:
+    """The settings in a YAML file.
+
+    Raises:
+        InputError: the file cannot be read, or does not hold settings.
+    """
+    try:
+        loaded = OmegaConf.load(path)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read.", got=error.strerror or error) from None
+    except (OmegaConfBaseException, YAMLError, ValueError, TypeError, RecursionError, AssertionError) as error:
+        raise InputError(f"{path} does not hold YAML.", got=str(error).partition("\n")[0]) from None
+    if not isinstance(loaded, DictConfig):
+        raise InputError(f"{path} does not hold settings.", expected="key: value")
+    return loaded
+
+
+def _conf() -> Path:
+    return Path(str(resources.files("factsmith.conf")))

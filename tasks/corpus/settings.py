@@ -1,0 +1,77 @@
+"""Settings of the corpus, and of how many of its tokens are used."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from factsmith.artifacts.errors import InputError
+from factsmith.tasks.pipeline.settings import Section
+
+__all__ = ["AutoSettings", "CorpusSettings"]
+
+
+class AutoSettings(Section):
+    """How ``corpus.dynamic_multiplier=auto`` finds d_m, and how held-out leverage is measured."""
+
+    tolerance: float = Field(1.25, gt=1, description="held-out leverage at which the search for d_m stops; ideal is 1")
+    steps: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1)] = Field(
+        [2, 3, 4, 6, 8, 10, 15, 20, 30, 40], description="values of d_m to try in ascending order"
+    )
+    held_out: int = Field(
+        4096, ge=1, description="tokens after those of C0 whose keys are used to measure held-out leverage"
+    )
+
+
+class CorpusSettings(Section):
+    """The text whose keys an edit must preserve."""
+
+    name: str = Field(description="name of the choice, for tables")
+    source: Literal["embedded", "local", "hub"] = Field(description="where the documents come from")
+    path: Path | None = Field(None, description="file (local): .jsonl, .txt or .parquet")
+    repository: str | None = Field(None, description="dataset on the hub, or a folder that holds one (hub)")
+    subset: str | None = Field(None, description="subset of the repository, if it has several (hub)")
+    split: str = Field("train", description="split of the repository (hub)")
+    revision: str | None = Field(None, description="branch, tag or commit of the repository; null for main (hub)")
+    field: str = Field("text", description="field of a record that holds the text (.jsonl, .parquet, hub)")
+    seed: int = Field(0, ge=0, description="seed of the order of documents")
+    sampling: Literal["first", "shuffled", "stratified"] = Field(
+        "shuffled", description="order of documents: as in the source, shuffled by seed, or alternating between topics"
+    )
+    pool: int = Field(
+        10_000, ge=1, description="documents to cluster (stratified), or size of the shuffle buffer of a stream"
+    )
+    topics: int = Field(16, ge=1, description="number of clusters (stratified)")
+    block_length: int = Field(128, ge=2, description="tokens per block; a block never spans two documents")
+    blocks_per_document: int | None = Field(None, ge=1, description="most blocks from one document; null for all")
+    dynamic_multiplier: Annotated[float, Field(gt=0)] | Literal["auto"] = Field(
+        10.0, description="d_m: tokens to use, in multiples of d_k; 'auto' finds how many C0 needs"
+    )
+    tokens: int | None = Field(None, ge=1, description="tokens to use, instead of dynamic_multiplier")
+    key_dtype: Literal["float32", "float16"] = Field("float32", description="data type of the stored keys")
+    keep_keys: bool = Field(
+        True, description="false sums keys up without storing them, for token counts that do not fit on disk"
+    )
+    auto: AutoSettings = Field(default_factory=AutoSettings)
+
+    @property
+    def is_auto(self) -> bool:
+        """Whether the number of tokens is found by held-out leverage."""
+        return self.tokens is None and self.dynamic_multiplier == "auto"
+
+    @property
+    def multipliers(self) -> list[float]:
+        """d_m, or the values of d_m to try, ascending."""
+        return sorted(set(self.auto.steps)) if self.dynamic_multiplier == "auto" else [self.dynamic_multiplier]
+
+    @model_validator(mode="after")
+    def _auto_keeps_keys(self) -> Self:
+        if self.is_auto and not self.keep_keys:
+            raise InputError(
+                "corpus.dynamic_multiplier=auto reuses the keys of each step in the next one, so they must be kept.",
+                got="corpus.keep_keys=false",
+                remedy="leave out corpus.keep_keys; corpus.auto.steps limits how many keys there can be",
+            )
+        return self

@@ -1,0 +1,69 @@
+"""Settings of a method: the parts of the one equation, and their constants."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from factsmith.tasks.facts.settings import ContextSettings
+from factsmith.tasks.pipeline.settings import Section
+from factsmith.tasks.preservation.settings import PreservationSettings
+from factsmith.tasks.values.settings import ValueSettings
+
+__all__ = ["MethodSettings", "ReadKeys", "SequenceSettings", "Spread"]
+
+Spread = Literal["even", "square_root"]
+"""How the residual is divided among the layers still to be written: by their number (MEMIT) or its square root."""
+
+ReadKeys = Literal["averaged", "clean"]
+"""The key that a change is read with: the averaged key that it is written with, or the clean prompt's (original ROME).
+"""
+
+
+class SequenceSettings(Section):
+    """How batches are written one after the other into the same weights."""
+
+    history: Literal["none", "full", "compressed"] | None = Field(
+        None,
+        description="which keys of earlier batches are preserved: none, all, or their principal directions; null "
+        "writes every batch into the unedited weights instead",
+    )
+    history_keys: Literal["after_write", "as_written"] = Field(
+        "after_write",
+        description="the keys that the history keeps: read again after all layers are written, or those that were "
+        "written; scores hardly differ",
+    )
+    tau: int = Field(500, ge=1, description="keys between compressions of the history")
+    energy: float = Field(0.99, gt=0, le=1, description="share of the keys' squared norm that a compression keeps")
+    most: int = Field(3000, ge=1, description="most directions that a compression keeps")
+    checkpoint_every: int = Field(50, ge=1, description="batches between checkpoints")
+    evaluate_at: list[int] | None = Field(
+        None, description="numbers of edits to score after, rounded up to whole batches; null for ten, evenly spaced"
+    )
+
+
+class MethodSettings(ContextSettings, PreservationSettings):
+    """How facts are written."""
+
+    name: str = Field(description="name of the choice, for tables")
+    layers: Annotated[list[int], Field(min_length=1)] = Field(description="edited layers, counted from 0")
+    slack: float = Field(ge=0, description="gamma: 0 forces the new facts, 1 is least squares")
+    slack_of_one: float | None = Field(None, ge=0, description="gamma of a batch of one fact; null for slack")
+    spread: Spread = Field("even", description="how a residual is divided among the layers")
+    clean_weight: float | None = Field(
+        0.5, ge=0, le=1, description="weight of the clean prompt in an averaged key; null for equal weights"
+    )
+    read_keys: ReadKeys = Field("averaged", description="key that a change is read with: averaged, or the clean one")
+    batch_size: Annotated[int, Field(ge=1)] | Literal["all"] = Field(16, description="facts written together")
+    value: ValueSettings = Field(default_factory=ValueSettings)
+    sequence: SequenceSettings = Field(default_factory=SequenceSettings)
+
+    @property
+    def in_sequence(self) -> bool:
+        """Whether each batch is written into the weights that the one before it left."""
+        return self.sequence.history is not None
+
+    def slack_for(self, facts: int) -> float:
+        """gamma of a batch of ``facts`` facts."""
+        return self.slack_of_one if facts == 1 and self.slack_of_one is not None else self.slack

@@ -1,0 +1,83 @@
+"""The records of a run, in the batches that are written together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Literal
+
+from factsmith.artifacts.recipe import digest_of
+from factsmith.tasks.facts.record import Record
+from factsmith.tasks.facts.request import EditRequest
+from factsmith.tasks.facts.selection import scored_batches, select_batches
+from factsmith.tasks.facts.settings import DatasetSettings
+
+__all__ = ["FactBatches", "fact_digests", "ordered_facts"]
+
+
+@dataclass(frozen=True)
+class FactBatches:
+    """Batches of records.
+
+    Attributes:
+        batches: the records of each batch.
+        scored: in a sequence, the numbers of batches after which the model is scored, ascending; the last is the number
+            of all batches. ``None`` if every batch is written into the unedited weights.
+    """
+
+    batches: Sequence[Sequence[Record]]
+    scored: Sequence[int] | None = None
+
+    @classmethod
+    def select(
+        cls,
+        settings: DatasetSettings,
+        batch_size: int | Literal["all"],
+        *,
+        in_sequence: bool,
+        evaluate_at: Sequence[int] | None,
+    ) -> FactBatches:
+        """The batches that the settings select.
+
+        Raises:
+            InputError: the records cannot be used, or are fewer than the batches or ``evaluate_at`` need.
+        """
+        batches = select_batches(settings, batch_size)
+        scored = scored_batches([len(batch) for batch in batches], evaluate_at) if in_sequence else None
+        return cls(batches, scored)
+
+    @property
+    def in_sequence(self) -> bool:
+        """Whether each batch is written into the weights that the one before it left."""
+        return self.scored is not None
+
+    @property
+    def records(self) -> list[Record]:
+        """All records, batch by batch."""
+        return [record for batch in self.batches for record in batch]
+
+    @property
+    def requests(self) -> list[EditRequest]:
+        """All edit requests, batch by batch."""
+        return [record.request for record in self.records]
+
+    @property
+    def written(self) -> Sequence[Sequence[Record]]:
+        """The records that each final edit holds: those of a batch, or in a sequence all of them."""
+        return [self.records] if self.in_sequence else self.batches
+
+    @property
+    def counts(self) -> list[int]:
+        """The number of facts written after each batch of a sequence."""
+        return list(accumulate(map(len, self.batches)))
+
+
+def ordered_facts(batch: Sequence[Record]) -> list[Record]:
+    """The records of a batch in the order in which they are solved, whatever order they came in."""
+    return sorted(batch, key=lambda record: digest_of(record.request.fact))
+
+
+def fact_digests(batch: Sequence[Record]) -> list[str]:
+    """The digests of a batch's facts, the same whatever order they came in."""
+    return sorted(digest_of(record.request.fact) for record in batch)

@@ -1,0 +1,59 @@
+"""Settings of the facts to write and of the contexts they are written in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from factsmith.artifacts.errors import InputError
+from factsmith.tasks.model.embedded.world import Split
+from factsmith.tasks.pipeline.settings import Section
+
+__all__ = ["ContextSample", "ContextSettings", "DatasetSettings"]
+
+
+class DatasetSettings(Section):
+    """The facts to write, and the metrics that score them."""
+
+    name: str = Field(description="name of the choice, for tables")
+    format: str = Field(description="format of the records: counterfact, embedded, facts, zsre, ...")
+    path: Path | None = Field(None, description="file of the records")
+    split: Split = Field("all", description="tune: the half that settings are tuned on; test: the other half")
+    cases: Path | list[int] | None = Field(None, description="case ids to use, or a JSON file that lists them")
+    limit: int | None = Field(None, ge=1, description="most records to use")
+    seed: int | None = Field(0, ge=0, description="seed of the order of records; null for the order of the file")
+    metrics: Annotated[list[str], Field(min_length=1)] = Field(
+        ["counterfact"], description="metric families to score: counterfact, generation, greedy, ..."
+    )
+    batches: int | None = Field(1, ge=1, description="number of batches to write; null for all records")
+
+    def required_path(self) -> Path:
+        """The path.
+
+        Raises:
+            InputError: none is given.
+        """
+        if self.path is None:
+            raise InputError(f"dataset={self.name} needs a file.", remedy="set dataset.path=FILE")
+        return self.path
+
+
+class ContextSample(Section):
+    """Context prefixes of one kind."""
+
+    start: str = Field(min_length=1, description="the words that a prefix starts with")
+    length: int = Field(ge=1, description="most tokens of a prefix, with start and special tokens")
+    count: int = Field(1, ge=1, description="number of prefixes to sample")
+
+
+class ContextSettings(Section):
+    """The contexts that a fact is written in. These settings are part of ``method``."""
+
+    contexts: Path | None = Field(None, description="JSON list of context templates; null to sample them")
+    context_samples: list[ContextSample] = Field(
+        [ContextSample(start=start, length=10) for start in ("The", "Therefore", "Because", "I", "You")],
+        description="prefixes to sample, each with start, length and count",
+    )
+    context_seed: int = Field(0, ge=0, description="seed of the sampled prefixes")

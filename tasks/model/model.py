@@ -1,0 +1,147 @@
+"""The model of a run: its checkpoint, and its tokenizer and weights once they are needed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from factsmith.artifacts.errors import InputError
+from factsmith.artifacts.recipe import Recipe, Series, digest_of
+from factsmith.tasks.decoder.decoder import Decoder
+from factsmith.tasks.decoder.placement import DeviceMap
+from factsmith.tasks.model.checkpoint import Checkpoint
+from factsmith.tasks.model.settings import ModelSettings
+from factsmith.tasks.pipeline.settings import RuntimeSettings
+
+__all__ = ["Fingerprint", "Model"]
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """Everything that determines the numbers a model computes.
+
+    Attributes:
+        weights: digest of the checkpoint's config and weight files.
+        tokenizer: digest of the tokenizer's files.
+        dtype: data type of the weights in memory.
+        attention: the attention implementation.
+    """
+
+    weights: str
+    tokenizer: str
+    dtype: str
+    attention: str
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The recipe parameters of every artifact that a forward pass produces."""
+        return {"dtype": self.dtype, "attention": self.attention}
+
+    @property
+    def inputs(self) -> dict[str, str]:
+        """The recipe inputs of every artifact that a forward pass produces."""
+        return {"model": self.weights, "tokenizer": self.tokenizer}
+
+
+class Model:
+    """A checkpoint that can be edited, loaded when a stage first needs it.
+
+    Args:
+        checkpoint: the checkpoint.
+        settings: name and dtype.
+        runtime: placement on devices.
+        device: the device of a model that is not spread.
+        checksum: computes the SHA-256 of a file.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        settings: ModelSettings,
+        runtime: RuntimeSettings,
+        device: torch.device,
+        checksum: Callable[[Path], str],
+    ) -> None:
+        self.checkpoint = checkpoint
+        self.name = settings.name
+        self.dtype = settings.dtype
+        self.device = device
+        self._runtime = runtime
+        self._checksum = checksum
+
+    @property
+    def block_count(self) -> int:
+        """Number of decoder blocks."""
+        return self.checkpoint.block_count
+
+    @property
+    def key_width(self) -> int:
+        """d_k, the width of a key."""
+        return self.checkpoint.key_width
+
+    @property
+    def context_length(self) -> int:
+        """The most tokens that the model takes."""
+        return self.checkpoint.context_length
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        """The recipe of the ``model`` artifact. Reads the weights, and fetches them if they are on the hub."""
+        files = [self.checkpoint.path / "config.json", *self.checkpoint.weight_files]
+        return Series("model", 1, {"files": {file.name: self._checksum(file) for file in files}}).member()
+
+    @cached_property
+    def fingerprint(self) -> Fingerprint:
+        """The fingerprint. Reads the weights, and fetches them if they are on the hub."""
+        return self.fingerprint_with(self.recipe.digest)
+
+    def fingerprint_with(self, weights: str) -> Fingerprint:
+        """The fingerprint with ``weights`` as the digest of the weights, without reading them."""
+        files = {file.name: self._checksum(file) for file in self.checkpoint.tokenizer_files}
+        return Fingerprint(weights, digest_of(files), self.dtype, self.checkpoint.layout.attention_implementation)
+
+    @cached_property
+    def device_map(self) -> DeviceMap | None:
+        """The device of each part of the model, or ``None`` if all of it is on ``device``.
+
+        Raises:
+            InputError: the model does not fit, or memory limits are set for a model that is not spread.
+        """
+        runtime = self._runtime
+        if runtime.device_map is not None:
+            return self.checkpoint.device_map(
+                dtype=self.dtype,
+                device=self.device,
+                gpu_memory_mb=runtime.gpu_memory_mb,
+                cpu_memory_mb=runtime.cpu_memory_mb,
+            )
+        if runtime.gpu_memory_mb is not None or runtime.cpu_memory_mb is not None:
+            raise InputError(
+                "runtime.gpu_memory_mb and runtime.cpu_memory_mb limit a model that is spread over devices.",
+                got="runtime.device_map=null",
+                remedy="set runtime.device_map=auto, or leave them out",
+            )
+        return None
+
+    @property
+    def made(self) -> dict[str, Any]:
+        """Where the model runs, for the manifests of what it computes."""
+        return {"device_map": self.device_map}
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        """The tokenizer."""
+        return self.checkpoint.load_tokenizer()
+
+    @cached_property
+    def decoder(self) -> Decoder:
+        """The model in memory. Loads the weights at the first access."""
+        return self.checkpoint.load(
+            self.tokenizer, dtype=self.dtype, device=str(self.device), device_map=self.device_map
+        )

@@ -1,0 +1,66 @@
+"""Where Factsmith keeps its files, and the environment that its libraries run in."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+
+__all__ = ["disable_telemetry", "home", "prepare_command_line", "prepare_scheduler"]
+
+
+def home() -> Path:
+    """``FACTSMITH_HOME``, or ``.factsmith`` in the working directory."""
+    return Path(os.environ.get("FACTSMITH_HOME") or ".factsmith").expanduser().resolve()
+
+
+def disable_telemetry() -> None:
+    """Turn off the telemetry of every library, unless the user has set it in the environment."""
+    _set_defaults(
+        DO_NOT_TRACK="true",
+        PREFECT_SERVER_ANALYTICS_ENABLED="false",
+        MLFLOW_DISABLE_TELEMETRY="true",
+        HF_HUB_DISABLE_TELEMETRY="1",
+        HF_UPDATE_DOWNLOAD_COUNTS="0",
+    )
+
+
+def prepare_command_line() -> None:
+    """Set the environment of a command. Call this before Prefect and MLflow are imported."""
+    # Prefect looks for its folder when it is imported. The folder is made later, after the input has been checked.
+    warnings.filterwarnings("ignore", message="Failed to create the Prefect home directory")
+    _set_defaults(
+        PREFECT_HOME=str(home() / "prefect"),
+        # The first start migrates a database, which can take longer than Prefect's 20 seconds on a busy machine.
+        PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS="180",
+        # The command line reports progress itself.
+        PREFECT_LOGGING_LEVEL="CRITICAL",
+        PREFECT_SERVER_LOGGING_LEVEL="CRITICAL",
+    )
+    _quiet_libraries()
+
+
+def prepare_scheduler() -> None:
+    """Set the environment that scheduled runs inherit. Call this before Prefect is imported."""
+    os.environ["FACTSMITH_HOME"] = str(home())  # A scheduled run may start in another working directory.
+    _set_defaults(
+        # Prefect's UI shows our log with each run. Messages logged outside a run are ignored there.
+        PREFECT_LOGGING_EXTRA_LOGGERS="factsmith",
+        PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW="ignore",
+    )
+    _quiet_libraries()
+
+
+def _quiet_libraries() -> None:
+    _set_defaults(
+        MLFLOW_LOGGING_LEVEL="WARNING",
+        MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR="false",
+        # Wait about 15 seconds for a tracking server that does not answer, instead of several minutes.
+        MLFLOW_HTTP_REQUEST_MAX_RETRIES="3",
+        TOKENIZERS_PARALLELISM="false",
+    )
+
+
+def _set_defaults(**values: str) -> None:
+    for name, value in values.items():
+        os.environ.setdefault(name, value)

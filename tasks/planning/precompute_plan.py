@@ -1,0 +1,181 @@
+"""The plan of ``precompute``: model, tokens, keys, covariance and factor."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+
+from factsmith.artifacts.recipe import Recipe, Series
+from factsmith.tasks.corpus.stage import token_series
+from factsmith.tasks.covariance.accumulation_stage import checkpoint_series, last_checkpoint
+from factsmith.tasks.covariance.leverage_stage import leverage_recipes, leverage_series, settled_tokens
+from factsmith.tasks.covariance.stage import ROWS_PER_UPDATE, covariance_series
+from factsmith.tasks.keys.stage import absent_shards, key_series, key_spans, shard_rows, whole_shards
+from factsmith.tasks.model.cost import model_cost
+from factsmith.tasks.planning.run import Run
+from factsmith.tasks.preservation.stage import factor_series
+
+__all__ = ["PrecomputePlanner", "StagePlan"]
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One stage of a run that has not begun.
+
+    Attributes:
+        name: the stage's name.
+        missing: how much of ``total`` has to be built; 0 if the stage is cached.
+        total: how much the run needs.
+        unit: what is counted: tokens, layers, facts, ...
+        flop: FLOP of the model's passes and of the algebra.
+        bytes: bytes to write.
+        memory: most bytes held at once.
+    """
+
+    name: str
+    missing: int
+    total: int
+    unit: str
+    flop: float = 0.0
+    bytes: int = 0
+    memory: int = 0
+
+
+class PrecomputePlanner:
+    """Plans the stages of ``precompute``. Holds the sizes and fingerprints that all plans share."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.store = run.workspace.store
+        self.settings = run.settings
+        # Weights that are still on the hub have no digest. Nothing in the store can have been made from them.
+        self.recipe = run.model.recipe if run.model.checkpoint.is_here else None
+        self.fingerprint = run.model.fingerprint_with(self.recipe.digest if self.recipe else "")
+        self.cost = model_cost(run.model.checkpoint)
+        self.layers = run.layers
+        self.tokens = token_series(run.corpus, self.fingerprint)
+        self.keys = key_series(self.fingerprint, self.tokens.digest, self.settings.corpus.key_dtype)
+        self.attended = self.settings.corpus.block_length / 2
+        self.weights = self.cost.parameters * (4 if self.settings.model.dtype == "float32" else 2)
+        self.matrix = 8 * self.cost.key_width**2
+        self.kind = run.preservation
+        self.operator = self.kind.cost
+
+    def missing(self, recipes: Iterable[Recipe]) -> int:
+        return sum(self.store.find(recipe) is None for recipe in recipes)
+
+    def pass_memory(self, *, kept_layers: int = 0) -> int:
+        """Bytes of the model, of one pass over as many positions as allowed, and of the keys taken from it."""
+        positions = self.settings.runtime.tokens_per_pass
+        return self.weights + 4 * positions * (6 * self.cost.width + (2 + 2 * kept_layers) * self.cost.key_width)
+
+    @cached_property
+    def read(self) -> tuple[int, bool]:
+        """The number of corpus tokens in the store, and whether the corpus ends there."""
+        shards = self.store.members(self.tokens)
+        return max((int(one.summary["stop"]) for one in shards), default=0), any(one.summary["last"] for one in shards)
+
+    @cached_property
+    def steps(self) -> list[int]:
+        """The token counts that C0 may cover, as far as the corpus is known to reach.
+
+        Raises:
+            InputError: the corpus is known to be too small for the first of them.
+        """
+        available, ended = self.read
+        budget = self.run.budget
+        if steps := budget.steps_within(available) if ended and budget.reads == "corpus" else list(budget.steps):
+            return steps
+        raise budget.too_small(available, budget.least)
+
+    @cached_property
+    def settled(self) -> int | None:
+        """The tokens that C0 covers; ``None`` if the number still has to be found."""
+        if not self.run.budget.searches:
+            return self.steps[-1]
+        auto = self.settings.corpus.auto
+        series = leverage_series(self.keys.digest, auto.held_out)
+        return settled_tokens(self.store, series, self.layers, self.steps, auto.tolerance)
+
+    @cached_property
+    def count(self) -> int:
+        """The tokens that C0 covers, or the most that it may cover if the number still has to be found."""
+        return self.settled or self.steps[-1]
+
+    # ------------------------------------------------------------------ stages
+
+    def model(self) -> StagePlan:
+        largest = 4 * self.cost.vocabulary * self.cost.width
+        missing = self.missing([self.recipe]) if self.recipe else 1
+        return StagePlan("model", missing, 1, "checkpoint", memory=2 * missing * largest)
+
+    def corpus(self) -> list[StagePlan]:
+        """tokens, keys and covariance, as far as the run needs them; leverage, if the token count has to be found."""
+        if self.kind.source == "nothing":
+            return []
+        budget, settings, width = self.run.budget, self.settings.corpus, self.cost.key_width
+        available, ended = self.read
+        wanted = budget.most + budget.held_out
+        useful = whole_shards(width, wanted) if settings.keep_keys else wanted
+        most = available if ended else max(available, useful)
+        unread = most - available
+        tokens = StagePlan("tokens", unread, useful, "tokens", bytes=4 * unread)
+
+        item = 4 if settings.key_dtype == "float32" else 2
+        series = covariance_series(self.keys.digest, self.count)
+        lacking = [layer for layer in self.layers if self.store.find(series.member(layer=layer)) is None]
+        algebra = float(len(lacking)) * self.count * width**2
+        if not settings.keep_keys:
+            checkpoint = last_checkpoint(self.store, checkpoint_series(self.keys.digest), lacking, self.count)
+            left = self.count - (int(checkpoint.key["rows"]) if checkpoint else 0)
+            flop = 0.0
+            if lacking:
+                flop = len(lacking) * left * width**2 + self.cost.key_flop(max(lacking), left, self.attended)
+            memory = self.pass_memory(kept_layers=len(lacking)) + (len(lacking) + 1) * self.matrix
+            size = (len(lacking) + 1) * self.matrix if lacking else 0  # with a checkpoint
+            return [tokens, StagePlan("covariance", len(lacking), len(self.layers), "layers", flop, size, memory)]
+        # While the token count has to be found, the last step and the held-out tokens count.
+        spans = key_spans(width, self.settled or self.count + budget.held_out, most)
+        shards = [(span[1] - span[0], absent_shards(self.store, self.keys, self.layers, span)) for span in spans]
+        absent = [(rows, layers) for rows, layers in shards if layers]
+        collected = StagePlan(
+            "keys",
+            sum(rows for rows, _ in absent),
+            sum(rows for rows, _ in shards),
+            "tokens" if self.settled else "tokens at most",
+            sum(self.cost.key_flop(max(layers), rows, self.attended) for rows, layers in absent),
+            sum(item * width * rows * len(layers) for rows, layers in absent),
+            self.pass_memory(kept_layers=len(self.layers)),
+        )
+        if self.kind.source == "keys":
+            return [tokens, collected]
+        memory = 3 * self.matrix + (item * shard_rows(width) + 8 * ROWS_PER_UPDATE) * width
+        size = len(lacking) * self.matrix
+        covariance = StagePlan("covariance", len(lacking), len(self.layers), "layers", algebra, size, memory)
+        return [tokens, *([self.leverage()] if budget.searches else []), collected, covariance]
+
+    def leverage(self) -> StagePlan:
+        """The search for the number of tokens. The keys that it needs are counted with the others."""
+        held_out = self.run.budget.held_out
+        series = leverage_series(self.keys.digest, held_out)
+        recipes = [leverage_recipes(series, self.layers, count) for count in self.steps if count <= self.count]
+        missing = sum(self.missing(of_step.values()) for of_step in recipes)
+        width, layers = self.cost.key_width, len(self.layers)
+        flop = missing * (width**3 / 3 + held_out * width**2)
+        flop += layers * self.count * width**2 if missing else 0
+        unit = "measurements" if self.settled else "measurements at most"
+        return StagePlan("leverage", missing, layers * len(recipes), unit, flop, memory=(layers + 3) * self.matrix)
+
+    def factor(self) -> StagePlan:
+        missing = self.missing(self.factor_series.member(layer=layer) for layer in self.layers)
+        flop, size = missing * self.operator.flop, missing * self.operator.bytes
+        return StagePlan("factor", missing, len(self.layers), "layers", flop, size, self.operator.memory)
+
+    @cached_property
+    def factor_series(self) -> Series:
+        if self.kind.source == "nothing":
+            return factor_series(self.kind, None)
+        keys = self.keys
+        made_from = keys if self.kind.source == "keys" else covariance_series(keys.digest, self.count)
+        return factor_series(self.kind, made_from.digest)

@@ -1,0 +1,194 @@
+"""One run: its workspace, and its input, opened when it is first needed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from typing import Any
+
+from factsmith.artifacts.errors import InputError
+from factsmith.artifacts.store import Store
+from factsmith.tasks.corpus.budget import TokenBudget
+from factsmith.tasks.corpus.corpus import Corpus, open_corpus
+from factsmith.tasks.evaluation.family import MetricFamily, load_families
+from factsmith.tasks.facts.batches import FactBatches
+from factsmith.tasks.facts.contexts import read_contexts
+from factsmith.tasks.facts.record import Record
+from factsmith.tasks.facts.selection import select_records
+from factsmith.tasks.model.checkpoint import Checkpoint, open_checkpoint, open_model, refuse_revision
+from factsmith.tasks.model.embedded import ASSETS
+from factsmith.tasks.model.model import Model
+from factsmith.tasks.model.settings import EMBEDDED
+from factsmith.tasks.pipeline.progress import progress
+from factsmith.tasks.pipeline.workspace import Workspace
+from factsmith.tasks.planning.settings import Settings
+from factsmith.tasks.preservation.kind import PreservationKind, load_kind
+
+__all__ = ["Run"]
+
+_TOKEN_COUNTS = {"dynamic_multiplier", "tokens", "key_dtype", "keep_keys", "auto"}
+"""Corpus settings that do not change the documents."""
+
+
+class Run:
+    """A run's settings, its workspace and its input. Flows pass each stage the parts that it reads.
+
+    Args:
+        settings: the settings, resolved.
+        store: the artifact store.
+        lender: a run whose model, and corpus if it is the same, this one shares.
+    """
+
+    def __init__(self, settings: Settings, store: Store, *, lender: Run | None = None) -> None:
+        self.settings = settings
+        self.workspace = Workspace(store, settings.runtime)
+        self._lender = lender
+
+    def variant(self, settings: Settings) -> Run:
+        """A run with other settings that shares this one's model, and its corpus if that is the same."""
+        return Run(settings, self.workspace.store, lender=self)
+
+    # ---------------------------------------------------------------------- the input
+
+    @cached_property
+    def model(self) -> Model:
+        """The model to edit.
+
+        Raises:
+            InputError: there is no such model, or it cannot be edited.
+        """
+        if self._lender is not None:
+            return self._lender.model
+        return Model(
+            self._open_checkpoint(),
+            self.settings.model,
+            self.settings.runtime,
+            self.workspace.device,
+            self.workspace.store.checksums.sha256,
+        )
+
+    def _open_checkpoint(self) -> Checkpoint:
+        settings = self.settings.model
+        if settings.path == EMBEDDED:
+            refuse_revision(EMBEDDED, settings.revision)
+            return open_checkpoint(ASSETS)
+        return open_model(settings.path, settings.revision)
+
+    @cached_property
+    def layers(self) -> list[int]:
+        """The edited layers, ascending.
+
+        Raises:
+            InputError: the model does not have one of them.
+        """
+        layers = sorted(set(self.settings.method.layers))
+        for layer in layers:
+            if not 0 <= layer < self.model.block_count:
+                raise InputError(
+                    f"Layer {layer} is out of range for model {self.model.name}.",
+                    expected=f"0 to {self.model.block_count - 1}",
+                    remedy="set method.layers",
+                )
+        return layers
+
+    @cached_property
+    def corpus(self) -> Corpus:
+        """The corpus.
+
+        Raises:
+            InputError: it does not exist, or cannot be read.
+        """
+        if self._lender is not None and _documents(self) == _documents(self._lender):
+            return Corpus(self.settings.corpus, self._lender.corpus.source)
+        return open_corpus(self.settings.corpus, checksum=self.workspace.store.checksums.sha256, progress=progress)
+
+    @cached_property
+    def preservation(self) -> PreservationKind:
+        """The kind of preservation that the method chooses."""
+        return load_kind(self.settings.method, width=self.model.key_width, keep_keys=self.settings.corpus.keep_keys)
+
+    @cached_property
+    def budget(self) -> TokenBudget:
+        """How many tokens of the corpus the run reads."""
+        method = self.settings.method
+        return TokenBudget.of(
+            self.settings.corpus, self.model.key_width, reads=method.reads, samples=method.low_rank.n_samples
+        )
+
+    @cached_property
+    def batches(self) -> FactBatches:
+        """The records to write, in batches.
+
+        Raises:
+            InputError: the records cannot be used, or there are too few.
+        """
+        method = self.settings.method
+        return FactBatches.select(
+            self.settings.dataset,
+            method.batch_size,
+            in_sequence=method.in_sequence,
+            evaluate_at=method.sequence.evaluate_at,
+        )
+
+    @cached_property
+    def true_records(self) -> list[Record]:
+        """The records with a true object, whatever their batch.
+
+        Raises:
+            InputError: there are none.
+        """
+        records = [one for one in select_records(self.settings.dataset) if one.request.target_true is not None]
+        if not records:
+            raise InputError(
+                f"dataset={self.settings.dataset.name} has no fact to trace.",
+                expected="records with target_true, the object that the model gives today",
+            )
+        return records
+
+    @cached_property
+    def families(self) -> list[MetricFamily]:
+        """The metric families that score the run.
+
+        Raises:
+            InputError: there is no family of that name.
+        """
+        return load_families(self.settings.dataset.metrics)
+
+    @cached_property
+    def given_contexts(self) -> tuple[str, ...] | None:
+        """The context templates in ``method.contexts``; ``None`` if they are to be sampled.
+
+        Raises:
+            InputError: the file cannot be used.
+        """
+        path = self.settings.method.contexts
+        return read_contexts(path) if path else None
+
+    # ---------------------------------------------------------------------- the log
+
+    @contextmanager
+    def logged(
+        self, name: str, *, flow: str, unused: frozenset[str] = frozenset(), parent: str | None = None
+    ) -> Iterator[None]:
+        """Log the run to MLflow while its stages run.
+
+        Args:
+            name: the run's name.
+            flow: the flow that starts it.
+            unused: groups of settings that the flow does not read; they are not logged.
+            parent: id of the MLflow run that this one is a part of.
+        """
+        with self.workspace.logged(
+            name,
+            flow=flow,
+            settings=self.settings.model_dump(mode="json", exclude=set(unused)),
+            experiment=self.settings.tracking.experiment,
+            parent=parent,
+        ):
+            yield
+
+
+def _documents(run: Run) -> dict[str, Any]:
+    """The settings that determine which documents a corpus gives."""
+    return run.settings.corpus.model_dump(exclude=_TOKEN_COUNTS)

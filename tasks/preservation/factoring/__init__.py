@@ -1,1 +1,0 @@
-"""Kinds of preservation as stages know them: what each is made from, what is kept of it. One file a kind."""

@@ -1,0 +1,122 @@
+"""Scoring what an earlier run wrote, and paying for what is new alone."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+
+from factsmith.artifacts.errors import InputError
+from factsmith.flows.configuration.composition import compose, compose_again
+from factsmith.flows.evaluate import evaluate
+from factsmith.tasks.evaluation.metrics.counterfact import FAMILY, CounterFact
+from factsmith.tasks.model.checkpoint import Checkpoint
+from factsmith.tasks.tracking.runs import find_run, past_runs
+from tests.flows.test_pipeline import count_positions
+from tests.runs import artifacts, states
+
+
+def again(home, *arguments: str):
+    past = find_run(home, "latest")
+    return evaluate(compose_again(past.content, list(arguments)), past.id)
+
+
+def test_the_edits_of_a_run_are_scored_and_not_made_again(pipeline, home, store, monkeypatch):
+    first = pipeline()
+    for kind in ("keys", "covariance", "factor", "contexts", "values", "evaluation", "tokens"):
+        for artifact in artifacts(store, kind):
+            shutil.rmtree(artifact.path)
+    monkeypatch.setattr(Checkpoint, "load", lambda *_, **__: pytest.fail("a model was loaded"))
+    second = again(home)
+    assert second.metrics == first.metrics
+    assert states(second) == {"model": "cached", "evaluation": "built"}  # its tables, from scores that were there
+    assert states(again(home)) == {"model": "cached", "evaluation": "cached"}  # an evaluation can be scored again
+
+
+def test_more_records_run_exactly_theirs(pipeline, store, monkeypatch):
+    seen = count_positions(monkeypatch)
+
+    def scored(report) -> float:
+        return sum(one.summary["records"] for one in artifacts(store, "scores"))
+
+    pipeline("method.batch_size=1", "dataset.batches=5")
+    assert scored(None) == 10
+    seen.clear()
+    pipeline("method.batch_size=1", "dataset.batches=15")
+    assert scored(None) == 30
+    grown = sum(seen)
+    seen.clear()
+    pipeline("method.batch_size=1", "dataset.batches=15")
+    assert not seen
+    fresh = count_scoring(monkeypatch)
+    pipeline("method.batch_size=1", "dataset.batches=17", "method.preservation_weight=2")
+    # Another lambda: unedited scores of the first 15 records are there, and every edit is scored anew.
+    assert sorted(fresh) == [1] * 17 + [2]
+    assert grown > 0
+
+
+def count_scoring(monkeypatch) -> list[int]:
+    """Records of each call that runs prompts."""
+    calls: list[int] = []
+    score = CounterFact.score
+
+    def counted(self, decoder, records, **given):
+        calls.append(len(records))
+        return score(self, decoder, records, **given)
+
+    monkeypatch.setattr(CounterFact, "score", counted)
+    return calls
+
+
+def test_a_metric_of_another_version_is_scored_again_and_no_other(pipeline, home, store, monkeypatch):
+    pipeline()
+    calls = count_scoring(monkeypatch)
+    monkeypatch.setattr(CounterFact, "version", FAMILY.version + 1)
+    report = again(home)
+    assert sorted(calls) == [3, 3, 6]
+    assert states(report) == {"model": "cached", "evaluation": "built"}
+    calls.clear()
+    again(home)
+    assert not calls
+
+
+def test_a_run_whose_edits_are_gone_says_so(pipeline, home, store):
+    pipeline()
+    victim = artifacts(store, "edit")[0]
+    shutil.rmtree(victim.path)
+    with pytest.raises(InputError, match=r"1 of 2 edits of run .* are not in the store"):
+        again(home)
+
+
+def test_a_run_is_found_by_its_id(pipeline, home):
+    first, second = pipeline(), pipeline("method=emmet")
+    assert find_run(home, first.mlflow_run_id[:8]).id == first.mlflow_run_id
+    assert find_run(home, "latest").id == second.mlflow_run_id
+    assert [run.flow for run in past_runs(home)] == ["run", "run"]
+    for word in ("zzzz", second.mlflow_run_id[:2], ""):
+        with pytest.raises(InputError, match="runs go by"):
+            find_run(home, word)
+
+
+def test_what_the_edit_depends_on_cannot_be_changed_any_more(arguments):
+    content = json.loads(compose(arguments()).model_dump_json())
+    for word in ("method=emmet", "method.batch_size=2", "dataset.limit=1", "corpus.tokens=9"):
+        with pytest.raises(InputError, match="was settled when the edit was made"):
+            compose_again(content, [word])
+    assert compose_again(content, ["runtime.tokens_per_pass=9"]).runtime.tokens_per_pass == 9
+    with pytest.raises(InputError, match=r"dataset\.metrics"):
+        compose_again(content, ["dataset.metrics=7"])
+
+
+def test_the_command_line(pipeline, factsmith, refused, home):
+    report = pipeline()
+    found = factsmith("evaluate", report.mlflow_run_id[:6], "--json")
+    assert found.code == 0, found.err
+    assert json.loads(found.out)["metrics"] == report.metrics
+    assert "There is no metric 'counterfat'" in refused("evaluate", "latest", "--metrics", "counterfat", clean=False)
+    assert "settled" in refused("evaluate", "latest", "method=emmet", clean=False)
+
+
+def test_no_runs_yet(refused):
+    assert "There are no runs" in refused("evaluate", "latest")

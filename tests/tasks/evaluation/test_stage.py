@@ -1,0 +1,52 @@
+"""Families of metrics in a run: each is scored once, whichever others are asked for."""
+
+from __future__ import annotations
+
+import pytest
+
+from factsmith.flows.configuration.composition import compose
+from factsmith.tasks.evaluation.family import load_families
+from factsmith.tasks.evaluation.metrics.counterfact import CounterFact
+from factsmith.tasks.model.checkpoint import Checkpoint
+from factsmith.tasks.planning.run import Run
+from tests.flows.test_pipeline import count_positions
+from tests.runs import artifacts, contents, states
+
+ALL = "dataset.metrics=[counterfact,generation,greedy]"
+
+
+def test_a_further_family_is_all_that_is_scored(pipeline, store, arguments, monkeypatch):
+    first = pipeline()
+    before = contents(store)
+    monkeypatch.setattr(CounterFact, "score", lambda *_, **__: pytest.fail("was scored already"))
+    seen = count_positions(monkeypatch)
+    second = pipeline(ALL)
+    assert {name for name, state in states(second).items() if state == "built"} == {"evaluation"}
+    assert before.items() <= contents(store).items()
+    assert {one.manifest.recipe["series"]["parameters"]["metric"] for one in artifacts(store, "scores")} == {
+        "counterfact", "generation", "greedy",
+    }  # fmt: skip
+    for phase, metrics in first.metrics.items():
+        assert metrics.items() <= second.metrics[phase].items()
+        assert second.metrics[phase]["GE"] > 0
+        assert 0 <= second.metrics[phase]["FreeEff"] <= 100
+    checked = Run(compose(arguments()), store)
+    told = sum(
+        positions
+        for family in load_families(["generation", "greedy"])
+        for batch in checked.batches.batches
+        for record in batch
+        for positions, _ in family.passes(checked.model.tokenizer, record)
+    )
+    assert told < sum(seen) < 2.2 * told  # before and after, and the padding of prompts
+
+    monkeypatch.setattr(Checkpoint, "load", lambda *_, **__: pytest.fail("a model was loaded"))
+    seen.clear()
+    third = pipeline(ALL)
+    assert set(states(third).values()) == {"cached"}
+    assert third.metrics == second.metrics
+    assert seen == []
+    alone = pipeline("dataset.metrics=[generation]")
+    assert set(alone.metrics["after"]) == {"GE"}
+    assert alone.metrics["after"]["GE"] == third.metrics["after"]["GE"]
+    assert seen == []

@@ -1,0 +1,184 @@
+"""Every kind of preservation through the pipeline: what is made, shared, planned and refused."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from factsmith.artifacts.errors import InputError
+from factsmith.artifacts.formats import load_tensors
+from factsmith.artifacts.keys import read_keys
+from factsmith.artifacts.store import Store
+from factsmith.flows.configuration.composition import compose
+from factsmith.flows.precompute import precompute
+from factsmith.tasks.edit.stage import read_deltas
+from factsmith.tasks.planning.plan import plan
+from factsmith.tasks.planning.run import Run
+from tests.conftest import load
+from tests.runs import artifacts, states
+
+MANY = ["method.low_rank.n_samples=800"]
+FEW = ["method.low_rank.n_samples=25", "method.low_rank.prior_rank=5", "method.low_rank.rank=12"]
+
+BEFORE = ["model", "tokens", "keys"]
+AFTER = ["factor", "contexts", "values", "edit", "evaluation"]
+KINDS = {
+    "full": ([], [*BEFORE, "covariance", *AFTER]),
+    "low_rank of many": (["method=memit-f", *MANY], [*BEFORE, "covariance", *AFTER]),
+    "low_rank of few": (["method=emmet-f", *FEW], [*BEFORE, *AFTER]),
+    "low_rank of few that are not kept": (
+        ["method=memit-f", *FEW, "corpus.keep_keys=false"],
+        ["model", "tokens", "covariance", *AFTER],
+    ),
+    "null_space": (["method=alphaedit", "method.null_space.threshold=0.1"], [*BEFORE, "covariance", *AFTER]),
+    "null_space of low_rank": (["method=alphaedit-f", *FEW], [*BEFORE, *AFTER]),
+    "identity": (["method.preservation=identity"], ["model", *AFTER]),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_run_is_what_was_planned_and_no_more(kind, pipeline, arguments, store):
+    more, stages = KINDS[kind]
+
+    def planned():
+        return {stage.name: stage for stage in plan(Run(compose(arguments(*more)), Store(store.root)))}
+
+    before = planned()
+    assert list(before) == stages
+    assert all(stage.missing for stage in before.values())
+    report = pipeline(*more)
+    assert [stage.name for stage in report.stages] == stages
+    assert not any(stage.missing or stage.flop or stage.bytes for stage in planned().values())
+    assert set(states(pipeline(*more)).values()) == {"cached"}
+    written = sum(one.manifest.size for one in artifacts(store, "factor"))
+    assert written < 2 * before["factor"].bytes + 20_000
+    for artifact in artifacts(store, "edit"):
+        assert all(torch.isfinite(delta.dense()).all() for delta in read_deltas(artifact).values())
+
+
+def rows(store: Store, count: int) -> torch.Tensor:
+    """The first keys of the one layer that was edited."""
+    shards = sorted(artifacts(store, "keys"), key=lambda one: one.key["start"])
+    return torch.from_numpy(np.concatenate([read_keys(shard) for shard in shards])[:count].astype(np.float64))
+
+
+@pytest.mark.parametrize("centred", [True, False])
+def test_the_low_rank_model_is_that_of_the_first_keys(prefect_server, arguments, store, gpt2_folder, centred):
+    """By hand: covariance, the projection's part at its Frobenius norm, leading eigenvectors, the diagonal."""
+    given = ["method.layers=[1]", "method.low_rank.prior_fraction=0.3", "method.low_rank.prior_rank=6"]
+    given += ["method.low_rank.rank=11", f"method.low_rank.centred={centred}"]
+    precompute(compose(arguments("method=memit-f", *MANY, *given)))
+    (artifact,) = artifacts(store, "factor")
+    keys = rows(store, 800)
+    data = torch.cov(keys.T) if centred else keys.T @ keys / 800
+    weight = load(gpt2_folder).weight(1).detach().double()
+    _, values, right = torch.linalg.svd(weight, full_matrices=False)
+    structure = right[:6].T * values[:6].square() @ right[:6]
+    fused = 0.7 * data + 0.3 * structure * data.norm() / structure.norm()
+    eigenvalues, vectors = torch.linalg.eigh(fused)
+    low = vectors[:, -11:] * eigenvalues[-11:] @ vectors[:, -11:].T
+    tensors = load_tensors(artifact.path / "low_rank.safetensors")
+    found = tensors["basis"] * tensors["values"] @ tensors["basis"].T
+    assert (found - low).norm() < 1e-6 * low.norm()
+    assert torch.allclose(tensors["diagonal"], (fused - low).diagonal(), rtol=1e-6)
+    assert artifact.summary["rank"] == 11
+    assert artifact.summary["energy"] == pytest.approx(float(eigenvalues[-11:].sum() / eigenvalues.sum()))
+
+
+@pytest.mark.parametrize("centred", [True, False])
+def test_few_keys_give_the_same_edit_whether_they_are_kept_or_added_up(pipeline, store, centred):
+    """From the keys, without their covariance, as from the covariance."""
+    given = ["method=memit-f", *FEW, "method.layers=[1]", "dataset.batches=1", f"method.low_rank.centred={centred}"]
+    pipeline(*given)
+    (kept,) = artifacts(store, "edit")
+    pipeline(*given, "corpus.keep_keys=false")
+    (added,) = (one for one in artifacts(store, "edit") if one.digest != kept.digest)
+    one, other = read_deltas(kept)[1].dense(), read_deltas(added)[1].dense()
+    assert (one - other).norm() < 1e-6 * one.norm()
+
+
+def test_the_low_rank_family_shares_its_factors_at_every_weight(pipeline, store):
+    pipeline("method=memit-f", *MANY)
+    for more in (["method=memit-f", "method.preservation_weight=7"], ["method=emmet-f"], ["method=alphaedit-f"]):
+        report = pipeline(*more, *MANY)
+        assert {name for name, state in states(report).items() if state == "built"} == {"edit", "evaluation"}
+    assert len(artifacts(store, "factor")) == 2
+    assert len(artifacts(store, "edit")) == 4 * 2
+
+
+def test_emmet_f_is_memit_f_at_another_weight(pipeline, store):
+    pipeline("method=memit-f", *MANY, "method.preservation_weight=2", "dataset.batches=1")
+    (memit,) = artifacts(store, "edit")
+    pipeline("method=emmet-f", *MANY, "method.slack=0.5", "method.preservation_weight=4", "dataset.batches=1")
+    (emmet,) = (one for one in artifacts(store, "edit") if one.digest != memit.digest)
+    for layer, delta in read_deltas(memit).items():
+        assert (delta.dense() - read_deltas(emmet)[layer].dense()).norm() < 1e-5 * delta.norm()
+
+
+def test_alphaedit_keeps_out_of_what_c0_holds(pipeline, store):
+    pipeline("method=alphaedit", "method.null_space.threshold=0.1", "method.layers=[1]", "dataset.batches=1")
+    (moments,), (factor,), (edit,) = (artifacts(store, kind) for kind in ("covariance", "factor", "edit"))
+    values, vectors = torch.linalg.eigh(load_tensors(moments.path / "moments.safetensors")["covariance"])
+    held = vectors[:, values >= 0.1]
+    assert 0 < held.shape[1] < 40
+    assert factor.summary["rank"] == held.shape[1]
+    assert factor.summary["energy"] == pytest.approx(float(values[values >= 0.1].sum() / values.sum()))
+    delta = read_deltas(edit)[1].dense()
+    assert (delta @ held).norm() < 1e-6 * delta.norm()
+
+
+def test_alphaedit_f_keeps_out_of_the_primary_directions(pipeline, store):
+    pipeline("method=alphaedit-f", *MANY, "method.layers=[1]", "dataset.batches=1")
+    (factor,), (edit,) = artifacts(store, "factor"), artifacts(store, "edit")
+    delta = read_deltas(edit)[1].dense()
+    assert (delta @ load_tensors(factor.path / "low_rank.safetensors")["basis"]).norm() < 1e-6 * delta.norm()
+
+
+def test_without_preservation_an_edit_is_ridge_regression(pipeline, store):
+    """A = lambda I: the change lies in the keys' span, and lambda = 5 gives another than lambda = 1."""
+    for weight in (1, 5):
+        pipeline("method.preservation=identity", f"method.preservation_weight={weight}", "dataset.batches=1")
+    assert {one.summary["weight"] for one in artifacts(store, "factor")} == {1, 5}
+    small, large = sorted(artifacts(store, "edit"), key=lambda one: one.summary["norm"]["0"])
+    assert small.summary["norm"]["0"] < large.summary["norm"]["0"]
+
+
+@pytest.mark.parametrize(
+    ("more", "message", "remedy"),
+    [
+        (
+            ["method=memit-f", "method.low_rank.n_samples=25", "method.low_rank.prior_fraction=0",
+             "method.low_rank.rank=30"],
+            "Layer 0 of local: the covariance of 25 keys has no rank of 30",
+            "lower method.low_rank.rank to 24, or raise method.low_rank.n_samples",
+        ),
+        (
+            ["method=memit-f", *MANY, "method.low_rank.rank=50"],
+            "Layer 0 of local: the covariance of 800 keys has no rank of 50",
+            "lower method.low_rank.rank to 40",
+        ),
+        (
+            ["method=alphaedit", "method.null_space.threshold=1e-12"],
+            "Layer 0 of local has no direction that may be written",
+            "set a higher method.null_space.threshold",
+        ),
+        (
+            ["method=alphaedit-f", *MANY, "method.low_rank.rank=40"],
+            "Layer 0 of local has no direction that may be written",
+            "set a lower method.low_rank.energy or rank",
+        ),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_had_is_said(pipeline, more, message, remedy):
+    with pytest.raises(InputError, match=message) as caught:
+        pipeline(*more)
+    assert caught.value.details["remedy"] == remedy
+
+
+def test_a_corpus_with_too_few_samples_is_refused_in_their_name(pipeline, tmp_path):
+    path = tmp_path / "corpus.txt"
+    path.write_text("A short document about Rome, and about Athens.\n")
+    with pytest.raises(InputError, match="too small") as caught:
+        pipeline("method=memit-f", "corpus=local", f"corpus.path={path}")
+    assert caught.value.details["remedy"].startswith("lower method.low_rank.n_samples to ")
