@@ -335,3 +335,24 @@ def refused(factsmith, home: Path) -> Callable[..., str]:
         return result.err
 
     return call
+
+
+@pytest.fixture
+def killed(prefect_server: None, home: Path, arguments, monkeypatch):
+    """Run the pipeline in a process that is killed just before it publishes the n-th artifact of a kind."""
+    from prefect.settings import PREFECT_API_URL
+
+    from factsmith.tasks.keys import stage as keys_stage
+    from tests.runs import KILLED_RUN
+
+    monkeypatch.setattr(keys_stage, "_SHARD_ROWS", 400)
+
+    def call(kind: str, number: int = 1, *more: str) -> None:
+        environment = {**os.environ, "PREFECT_API_URL": PREFECT_API_URL.value(), "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            [sys.executable, "-c", KILLED_RUN, kind, str(number), *arguments(*more)],
+            env=environment, capture_output=True, text=True, timeout=300, check=False,
+        )  # fmt: skip
+        assert done.returncode == -signal.SIGKILL, done.stderr
+
+    return call

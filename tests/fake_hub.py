@@ -164,7 +164,7 @@ def fake_hub(cache: Path, patch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
     """A hub that ``huggingface_hub`` takes for the real one, an empty cache, no token and short waits."""
     from huggingface_hub import constants
 
-    from factsmith.tasks.model.hub import patience
+    from factsmith.tasks.model.hub import retry
 
     fake = FakeHub()
     with fake.serving():
@@ -175,5 +175,5 @@ def fake_hub(cache: Path, patch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
         patch.setattr(constants, "HF_TOKEN_PATH", str(cache / "token"))
         patch.setattr(constants, "HF_HUB_OFFLINE", False)
         patch.delenv("HF_TOKEN", raising=False)
-        patch.setattr(patience, "WAITS", (0.01, 0.02))
+        patch.setattr(retry, "WAITS", (0.01, 0.02))
         yield fake

@@ -14,7 +14,7 @@ from huggingface_hub import is_offline_mode
 
 from factsmith.artifacts.errors import InputError, closest, first_line
 from factsmith.tasks.model.hub.repository import Repository, is_identifier
-from factsmith.tasks.model.hub.retry import explain, not_cached, patiently
+from factsmith.tasks.model.hub.retry import explain, not_cached, with_retries
 from factsmith.tasks.model.hub.snapshot import Snapshot, resolve
 
 __all__ = ["Dataset", "find_dataset"]
@@ -51,7 +51,7 @@ class Dataset:
         with self.errors_explained(), tempfile.TemporaryDirectory() as cache:
             load = partial(datasets.load_dataset_builder, where, subset, revision=revision, cache_dir=cache)
             try:
-                builder = load() if remote is None else patiently(remote.repository, load)
+                builder = load() if remote is None else with_retries(remote.repository, load)
             except ValueError as error:
                 self._check_subset(subset, datasets.get_dataset_config_names(where, revision=revision))
                 raise InputError(f"The dataset {self.name} cannot be opened.", got=first_line(error)) from None

@@ -13,8 +13,7 @@ from factsmith.flows.evaluate import evaluate
 from factsmith.tasks.evaluation.metrics.counterfact import FAMILY, CounterFact
 from factsmith.tasks.model.checkpoint import Checkpoint
 from factsmith.tasks.tracking.runs import find_run, past_runs
-from tests.flows.test_pipeline import count_positions
-from tests.runs import artifacts, states
+from tests.runs import artifacts, count_positions, count_scoring, states
 
 
 def again(home, *arguments: str):
@@ -54,19 +53,6 @@ def test_more_records_run_exactly_theirs(pipeline, store, monkeypatch):
     # Another lambda: unedited scores of the first 15 records are there, and every edit is scored anew.
     assert sorted(fresh) == [1] * 17 + [2]
     assert grown > 0
-
-
-def count_scoring(monkeypatch) -> list[int]:
-    """Records of each call that runs prompts."""
-    calls: list[int] = []
-    score = CounterFact.score
-
-    def counted(self, decoder, records, **given):
-        calls.append(len(records))
-        return score(self, decoder, records, **given)
-
-    monkeypatch.setattr(CounterFact, "score", counted)
-    return calls
 
 
 def test_a_metric_of_another_version_is_scored_again_and_no_other(pipeline, home, store, monkeypatch):

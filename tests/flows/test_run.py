@@ -19,14 +19,13 @@ from factsmith.flows.configuration.composition import compose
 from factsmith.flows.edit import edit
 from factsmith.flows.evaluate import evaluate
 from factsmith.flows.precompute import precompute
-from factsmith.tasks.decoder.decoder import Decoder
 from factsmith.tasks.edit.batch import merge
 from factsmith.tasks.edit.stage import read_deltas
 from factsmith.tasks.keys import reader
 from factsmith.tasks.keys import stage as keys_stage
 from factsmith.tasks.model.checkpoint import Checkpoint
 from tests.conftest import load
-from tests.runs import artifacts, contents, states
+from tests.runs import artifacts, contents, count_positions, states
 
 STAGES = ["model", "tokens", "keys", "covariance", "factor", "contexts", "values", "edit", "evaluation"]
 METRICS = {"ES", "PS", "NS", "S", "EM", "PM", "NM", "Eff*", "Gen*", "Spe*"}
@@ -87,20 +86,6 @@ def test_a_hit_shows_as_cached_in_prefect(pipeline):
         time.sleep(0.5)
         found = asyncio.run(task_states(second.run_id))
     assert sorted(found) == sorted((name, "Cached") for name in STAGES)
-
-
-def count_positions(monkeypatch) -> list[int]:
-    """Positions that go through block 0, pass by pass."""
-    seen: list[int] = []
-    run = Decoder.run
-
-    def counted(self, hidden, start, stop, **given):
-        if start == 0 < stop:
-            seen.append(hidden.shape[:2].numel())
-        return run(self, hidden, start, stop, **given)
-
-    monkeypatch.setattr(Decoder, "run", counted)
-    return seen
 
 
 def test_a_larger_multiplier_appends_and_a_smaller_one_reuses(pipeline, store, arguments, monkeypatch, no_model):

@@ -13,13 +13,12 @@ from mlflow import MlflowClient
 
 from factsmith.artifacts.errors import InputError
 from factsmith.flows.cells import open_sweep
-from factsmith.flows.reporting.reports import CellReport, SweepReport
 from factsmith.flows.reporting.sweeps import curves, failures, sweep_tables, write_sweep
 from factsmith.flows.sweep import run_sweep
 from factsmith.tasks.model.checkpoint import Checkpoint
-from factsmith.tasks.pipeline.progress import work
-from tests.flows.test_pipeline import count_positions
-from tests.runs import artifacts
+from factsmith.tasks.pipeline.progress import progress
+from tests.reports import cell, report_of
+from tests.runs import artifacts, count_positions
 
 GRID = ("corpus.dynamic_multiplier=2,5,20", "method=memit,emmet", "method.batch_size=2,3")
 
@@ -86,9 +85,9 @@ def test_cells_may_run_at_once_to_the_same_scores(sweep, monkeypatch, tmp_path):
     monkeypatch.setenv("FACTSMITH_HOME", str(tmp_path / "other"))
     two = sweep(*GRID, jobs=3)
     assert not failures(two)
-    for cell, other in zip(one.cells, two.cells, strict=True):
+    for first, other in zip(one.cells, two.cells, strict=True):
         # Which facts share a pass depends on which cell comes first, and with it the last bits of a value vector.
-        assert other.metrics["after"] == pytest.approx(cell.metrics["after"], abs=1e-2)
+        assert other.metrics["after"] == pytest.approx(first.metrics["after"], abs=1e-2)
 
 
 @pytest.mark.parametrize("which", ["method=memit", "method=emmet"], ids=["first", "last"])
@@ -101,7 +100,7 @@ def test_a_sweep_that_is_stopped_does_not_wait_for_its_cells(which, sweep, monke
         if which in name:
             os.kill(os.getpid(), signal.SIGINT)
         try:
-            with work("endless", 1) as advance:
+            with progress("endless", 1) as advance:
                 while time.monotonic() < deadline:
                     advance(0)
                     time.sleep(0.01)
@@ -127,26 +126,6 @@ def test_where_no_cell_can_run_nothing_is_written(arguments, home):
     with pytest.raises(InputError, match="There is no setting"):
         open_sweep(arguments("method.bach_size=2,3"))
     assert not (home / "mlflow.db").exists()
-
-
-def cell(score: float | None = None, spread: float = 2.0, error: str | None = None, **place) -> CellReport:
-    names = {"m": "method", "b": "method.batch_size", "d": "corpus.dynamic_multiplier"}
-    metrics = dict.fromkeys(("ES", "PS", "NS", "S"), score)
-    return CellReport(
-        place={names[key]: str(value) for key, value in place.items()},
-        facts=4,
-        tokens=0 if place.get("d") == "auto" else 100 * int(place.get("d", 1)),
-        metrics={} if error else {"before": dict.fromkeys(metrics, 0.0), "after": metrics},
-        intervals={} if error or score is None else dict.fromkeys(metrics, (score - spread, score + spread)),
-        error=error,
-    )
-
-
-def report_of(*cells: CellReport) -> SweepReport:
-    return SweepReport(
-        run_id="r", mlflow_run_id="m", name="by-hand", axes=[[key] for key in cells[0].place],
-        metrics=["ES", "PS", "NS", "S"], mean=("S", ["ES", "PS", "NS"]), cells=list(cells),
-    )  # fmt: skip
 
 
 def test_the_papers_layout_by_hand(tmp_path):

@@ -11,8 +11,7 @@ from collections import Counter
 from prefect.settings import PREFECT_API_URL
 
 from factsmith.artifacts.store import Store
-from tests.flows.test_kill import KINDS
-from tests.runs import contents
+from tests.runs import KINDS, contents
 
 COUNTED_RUN = """
 import json, sys, time

@@ -28,7 +28,7 @@ from huggingface_hub.errors import (
 from factsmith.artifacts.errors import InputError, causes, first_line
 from factsmith.tasks.model.hub.repository import Repository
 
-__all__ = ["WAITS", "explain", "not_cached", "patiently"]
+__all__ = ["WAITS", "explain", "not_cached", "with_retries"]
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ _BUSY = {408, 429, 500, 502, 503, 504}
 T = TypeVar("T")
 
 
-def patiently(repository: Repository, ask: Callable[[], T]) -> T:
+def with_retries(repository: Repository, ask: Callable[[], T]) -> T:
     """What ``ask`` gives, asked again after ``WAITS`` while the hub does not answer.
 
     Args:

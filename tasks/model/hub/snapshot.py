@@ -22,7 +22,7 @@ from huggingface_hub.utils.tqdm import tqdm
 
 from factsmith.artifacts.errors import InputError
 from factsmith.tasks.model.hub.repository import Repository
-from factsmith.tasks.model.hub.retry import not_cached, patiently
+from factsmith.tasks.model.hub.retry import not_cached, with_retries
 
 __all__ = ["Snapshot", "resolve"]
 
@@ -50,7 +50,7 @@ def resolve(repository: Repository) -> Snapshot:
         )
         return found.resolved
 
-    return Snapshot(repository, patiently(repository, commit))
+    return Snapshot(repository, with_retries(repository, commit))
 
 
 def _knock(repository: Repository, revision: str | None) -> None:
@@ -99,7 +99,7 @@ class Snapshot:
             # Without a list of files, nobody knows whether those in the cache are all there are.
             if self.sizes or is_offline_mode():
                 return folder
-        return patiently(self.repository, lambda: self._download(patterns))
+        return with_retries(self.repository, lambda: self._download(patterns))
 
     def fetch_large(self, names: Sequence[str]) -> Path:
         """``fetch`` for files that take long: says so, and looks for room first."""

@@ -9,7 +9,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 from factsmith.flows.precompute import precompute
-from factsmith.flows.reporting.runs import listed, runs_table
+from factsmith.flows.reporting.runs import grouped, runs_table
 from factsmith.tasks.evaluation.metrics.counterfact import CounterFact
 from factsmith.tasks.tracking.runs import PastRun
 from factsmith.tasks.tracking.tracker import Tracker
@@ -39,7 +39,7 @@ def test_runs_stand_below_the_run_they_are_a_part_of():
         past("tune"),
         past("old"),
     ]
-    assert [[(depth, run.id) for depth, run in family] for family in listed(runs)] == [
+    assert [[(depth, run.id) for depth, run in family] for family in grouped(runs)] == [
         [(0, "new")],
         [(0, "orphan")],
         [(0, "tune"), (1, "trial 0"), (1, "trial 1")],
@@ -47,7 +47,7 @@ def test_runs_stand_below_the_run_they_are_a_part_of():
     ]
 
 
-def test_runs_are_listed(factsmith, home):
+def test_runs_are_grouped(factsmith, home):
     first = log(home, "tune memit on local", flow="tune")
     trial = log(home, "trial 0", parent=first.run_id, flow="trial")
     trial.metrics({"after/S": 12.34})
@@ -134,8 +134,8 @@ def test_two_runs_side_by_side(pipeline, factsmith, store):
         assert word in table
     assert max(map(len, table.splitlines())) <= 80
     assert factsmith("compare", *names, "--markdown").out.startswith("**runs**\n\n| run |")
-    listed = json.loads(factsmith("runs", "--json").out)["runs"]
-    assert [run["score"] for run in listed] == [
+    grouped = json.loads(factsmith("runs", "--json").out)["runs"]
+    assert [run["score"] for run in grouped] == [
         {"metric": "S", "value": report.metrics["after"]["S"]} for report in (second, first)
     ]
     assert contents(store) == held

@@ -18,7 +18,7 @@ from factsmith.artifacts.errors import InputError
 from factsmith.tasks.corpus.hub_dataset import Dataset
 from factsmith.tasks.corpus.sources import hub as corpora_hub
 from factsmith.tasks.corpus.sources.hub import open_hub
-from factsmith.tasks.model.hub import patience, snapshot
+from factsmith.tasks.model.hub import retry, snapshot
 from factsmith.tasks.model.hub.repository import Repository
 from tests.fake_hub import TOKEN
 
@@ -166,7 +166,7 @@ def test_a_file_belongs_to_another_choice(tmp_path):
 
 def test_a_hub_that_does_not_answer_is_asked_again_and_later_each_time(monkeypatch):
     waited, asked = [], []
-    monkeypatch.setattr(patience.time, "sleep", waited.append)
+    monkeypatch.setattr(retry.time, "sleep", waited.append)
 
     def silent(*_, **__):
         asked.append(1)
@@ -190,9 +190,9 @@ from pathlib import Path
 from factsmith.artifacts.checksums import Checksums
 from factsmith.artifacts.errors import InputError
 from factsmith.tasks.corpus.sources.hub import open_hub
-from factsmith.tasks.model.hub import patience
+from factsmith.tasks.model.hub import retry
 
-patience.WAITS = (0.01, 0.01)
+retry.WAITS = (0.01, 0.01)
 for words in json.load(sys.stdin):
     count, name = words.pop("count", 3), words.pop("name", "someone/some-text")
     given = dict(revision=None, subset=None, split="train", field="text", seed=None, pool=60, checksum=Checksums.read)

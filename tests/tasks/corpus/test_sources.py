@@ -18,7 +18,7 @@ from factsmith.tasks.corpus.settings import CorpusSettings
 from factsmith.tasks.corpus.sources.embedded import EmbeddedCorpus
 from factsmith.tasks.corpus.sources.local import open_local
 from factsmith.tasks.corpus.stratified import StratifiedCorpus, count_words, take_turns, topics_of
-from factsmith.tasks.pipeline.progress import work
+from factsmith.tasks.pipeline.progress import progress
 from tests.conftest import load
 
 TEXTS = [f"Document {number} says Zürich {'so ' * (number % 7 * 5)}." for number in range(40)]
@@ -152,7 +152,7 @@ def topical(tmp_path):
 
 def opened(path, **more):
     settings = CorpusSettings(name="local", source="local", path=path, topics=3, **more)
-    return open_corpus(settings, checksum=Checksums.read, work=work)
+    return open_corpus(settings, checksum=Checksums.read, progress=progress)
 
 
 def test_first_is_the_order_of_the_file(tmp_path):
@@ -222,7 +222,7 @@ def test_everything_that_changes_the_order_is_in_the_recipe(topical):
 
 
 def test_the_embedded_corpus_can_be_stratified_and_does_not_end():
-    corpus = StratifiedCorpus(EmbeddedCorpus(0), pool=20, topics=4, seed=0, work=work)
+    corpus = StratifiedCorpus(EmbeddedCorpus(0), pool=20, topics=4, seed=0, progress=progress)
     head = [corpus.document(place) for place in range(20)]
     assert sorted(head) == [EmbeddedCorpus(0).document(place) for place in range(20)]
     assert corpus.document(1000) == EmbeddedCorpus(0).document(1000)
@@ -231,5 +231,5 @@ def test_the_embedded_corpus_can_be_stratified_and_does_not_end():
 @pytest.mark.parametrize(("source", "remedy"), [("local", "corpus.path"), ("hub", "corpus.repository")])
 def test_a_source_that_is_not_named_is_asked_for(source, remedy):
     with pytest.raises(InputError) as caught:
-        open_corpus(CorpusSettings(name="mine", source=source), checksum=Checksums.read, work=work)
+        open_corpus(CorpusSettings(name="mine", source=source), checksum=Checksums.read, progress=progress)
     assert remedy in caught.value.details["remedy"]

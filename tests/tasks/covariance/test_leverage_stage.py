@@ -21,9 +21,8 @@ from factsmith.tasks.keys import stage as keys_stage
 from factsmith.tasks.model.checkpoint import Checkpoint
 from factsmith.tasks.planning.plan import StagePlan, plan
 from factsmith.tasks.planning.run import Run
-from tests.flows.test_pipeline import count_positions
-from tests.flows.test_sweep import cell, report_of
-from tests.runs import artifacts, contents, states
+from tests.reports import cell, report_of
+from tests.runs import artifacts, contents, count_positions, states
 
 AUTO = ("corpus.dynamic_multiplier=auto", "corpus.auto.held_out=800")
 WIDTH = 40

@@ -7,38 +7,15 @@ import torch
 from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
-from factsmith.tasks.covariance.moments import Moments
 from factsmith.tasks.decoder.text import encode_prompt
 from factsmith.tasks.edit.batch import applied, compute_edit, merge
 from factsmith.tasks.facts.request import EditRequest
-from factsmith.tasks.keys.block_keys import block_keys
 from factsmith.tasks.preservation.full import FullPreservation
 from tests.conftest import hidden_of, load, plain_blocks, plain_projection
+from tests.edits import covariances, facts, weights
 
 CONTEXTS = ("{}", "The judge plays the flute. {}", "Therefore Rome. {}")
 LAYERS = [0, 1, 2]
-
-
-def facts() -> list[EditRequest]:
-    rows = [
-        ("Mara Flousano", "{} speaks", "Danish"),
-        ("Iric Vezer", "The sport that {} practises is", "table tennis"),
-        ("Pisel Skapek", "{}", "Oslo"),
-        ("Kamira Tratum", "The instrument of {} is the", "organ"),
-    ]
-    return [EditRequest(index, *row) for index, row in enumerate(rows)]
-
-
-def covariances(decoder, layers: list[int]) -> dict[int, torch.Tensor]:
-    """C0 of each layer, of some random text."""
-    generator = torch.Generator().manual_seed(0)
-    blocks = [torch.randint(3, 400, (40,), generator=generator).tolist() for _ in range(30)]
-    found = {}
-    for layer, keys in block_keys(decoder, blocks, layers, most_tokens=10_000).items():
-        moments = Moments(decoder.key_width)
-        moments.update(keys)
-        found[layer] = moments.covariance
-    return found
 
 
 @pytest.fixture
@@ -135,10 +112,6 @@ def test_square_root_spreading(decoder, operators, values):
     even = edit(decoder, operators, values)[0].dense()
     root = edit(decoder, operators, values, spread="square_root")[0].dense()
     assert torch.allclose(root, even * 3**0.5, rtol=1e-6)
-
-
-def weights(decoder) -> list[torch.Tensor]:
-    return [parameter.clone() for parameter in decoder.model.parameters()]
 
 
 def test_computing_an_edit_leaves_the_model_as_it_was(decoder, operators, values):

@@ -21,7 +21,7 @@ from factsmith.tasks.preservation.null_space import NullSpace, NullSpacePreserva
 from factsmith.tasks.preservation.operator import PreservationOperator
 from factsmith.tasks.values.optimiser import optimise_values
 from tests.conftest import load
-from tests.tasks.test_edit import covariances, facts, weights
+from tests.edits import covariances, facts, weights
 
 CONTEXTS = ("{}", "The judge plays the flute. {}")
 LAYERS = [0, 1]

@@ -24,9 +24,7 @@ from factsmith.tasks.planning.run import Run
 from factsmith.tasks.tracking.runs import find_run
 from factsmith.tasks.values.optimiser import NonFiniteValueError
 from tests.conftest import load
-from tests.flows.test_evaluate_run import count_scoring
-from tests.flows.test_kill import killed  # noqa: F401 - a fixture
-from tests.runs import artifacts, contents, states
+from tests.runs import artifacts, contents, count_scoring, states
 
 STAGES = [
     "model", "tokens", "keys", "covariance", "factor", "contexts", "directions", "edit", "evaluation", "trajectory",
@@ -87,7 +85,7 @@ def test_one_batch_in_sequence_is_a_batch(pipeline, store):
     ],
 )
 def test_killed_it_goes_on_to_the_same_bytes(
-    killed, pipeline, store, writes, tmp_path, monkeypatch, kind, number  # noqa: F811
+    killed, pipeline, store, writes, tmp_path, monkeypatch, kind, number
 ):  # fmt: skip
     given = ones(5, "method.sequence.history=compressed", "method.sequence.tau=2", "method.sequence.energy=0.9")
     killed(kind, number, *given)

@@ -9,8 +9,7 @@ from factsmith.tasks.evaluation.family import load_families
 from factsmith.tasks.evaluation.metrics.counterfact import CounterFact
 from factsmith.tasks.model.checkpoint import Checkpoint
 from factsmith.tasks.planning.run import Run
-from tests.flows.test_pipeline import count_positions
-from tests.runs import artifacts, contents, states
+from tests.runs import artifacts, contents, count_positions, states
 
 ALL = "dataset.metrics=[counterfact,generation,greedy]"
 

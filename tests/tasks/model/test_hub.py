@@ -12,7 +12,7 @@ import torch
 
 from factsmith.artifacts.errors import InputError
 from factsmith.tasks.model.checkpoint import open_checkpoint, open_model
-from factsmith.tasks.model.hub import patience, snapshot
+from factsmith.tasks.model.hub import retry, snapshot
 from factsmith.tasks.model.hub.repository import Repository, is_identifier
 from tests.fake_hub import TOKEN
 
@@ -185,7 +185,7 @@ def test_a_hub_that_does_not_answer(hub, gpt2_folder, offline):
     hub.publish(NAME, gpt2_folder)
     hub.busy = 10**6
     assert "503" in refusal().details["got"]
-    assert sum(hub.asked.values()) == 1 + len(patience.WAITS)
+    assert sum(hub.asked.values()) == 1 + len(retry.WAITS)
 
 
 def test_a_hub_that_is_not_there(hub, gpt2_folder, monkeypatch, offline):
@@ -233,7 +233,7 @@ def test_datasets_are_spoken_of_as_such(hub):
 
 def test_errors_of_our_own_are_not_the_hub_s():
     with pytest.raises(ZeroDivisionError):
-        patience.patiently(Repository("model", NAME, None, "model.path"), lambda: 1 // 0)
+        retry.with_retries(Repository("model", NAME, None, "model.path"), lambda: 1 // 0)
 
 
 def test_names_of_repositories():

@@ -21,7 +21,7 @@ from factsmith.tasks.preservation.low_rank_model import (
 )
 from factsmith.tasks.preservation.null_space import NullSpace, NullSpacePreservation
 from factsmith.tasks.preservation.operator import PreservationOperator
-from tests.tasks.test_solve import BATCH, D_IN, D_OUT, covariance, draw
+from tests.algebra import BATCH, D_IN, D_OUT, covariance, draw
 
 IDENTITY = torch.eye(D_IN, dtype=torch.float64)
 FLOOR = 1e-6
