@@ -1,9 +1,9 @@
-"""Each stage against the least work that could do it, in one process and one run.
+"""The time of each stage against the least work that could produce its result, in one process.
 
     python benchmarks/floors.py [cf-gpt2] [gpt2-small]
 
 Times on a shared machine are noisy, so every figure is a ratio of medians of interleaved repetitions. The models are
-random: speed does not depend on what they know.
+random, because speed does not depend on what they know.
 """
 
 from __future__ import annotations
@@ -36,12 +36,14 @@ from factsmith.tasks.facts.record import Record
 from factsmith.tasks.facts.request import EditRequest
 from factsmith.tasks.facts.selection import load_records
 from factsmith.tasks.keys import stage as keys_stage
-from factsmith.tasks.keys.reader import corpus_tokens
 from factsmith.tasks.model import stage as model_stage
 from factsmith.tasks.model.embedded.world import World
 from factsmith.tasks.planning.run import Run
 from factsmith.tasks.values.optimiser import ESSENCE_TEMPLATE, optimise_values
 from factsmith.tasks.values.settings import ValueSettings
+
+Rows = list[tuple[str, str, float, float]]
+"""The work, its unit, our seconds and the floor's."""
 
 CONTEXTS = (
     "{}",
@@ -55,7 +57,7 @@ CONTEXTS = (
 
 @dataclass(frozen=True)
 class Shape:
-    """A random GPT-2, and how much of each piece of work is measured on it."""
+    """The shape of a random GPT-2, and the amount of each kind of work."""
 
     blocks: int
     width: int
@@ -76,13 +78,13 @@ SHAPES = {
 
 
 def measured(repetitions: int, **works: Callable[[], object]) -> dict[str, float]:
-    """Median seconds of each piece of work, run in turn so that all see the same machine."""
+    """Median seconds of each kind of work. They run in turn, so that all meet the same load of the machine."""
     times: dict[str, list[float]] = defaultdict(list)
     for repetition in range(repetitions + 1):
         for name, work in works.items():
             started = time.perf_counter()
             work()
-            if repetition:  # the first round warms up
+            if repetition:  # The first round warms up.
                 times[name].append(time.perf_counter() - started)
     return {name: statistics.median(values) for name, values in times.items()}
 
@@ -90,20 +92,21 @@ def measured(repetitions: int, **works: Callable[[], object]) -> dict[str, float
 # --------------------------------------------------------------------------------------------------------- keys
 
 
-def bench_keys(bench: Run, shape: Shape) -> list[tuple[str, str, float, float]]:
-    """Key collection and C0 through the store, against the stopped forward and the products alone."""
-    name = model_stage.model.__wrapped__(bench).value
-    wanted = corpus_tokens(bench)
-    stream = tokens_stage.tokens.__wrapped__(bench, name, wanted, wanted).value
+def time_keys(run: Run, shape: Shape) -> Rows:
+    """Key collection and C0 through the store, against the stopped forward pass and the products alone."""
+    workspace, wanted = run.workspace, run.budget.most
+    model_stage.model.__wrapped__(workspace, run.model)
+    stream = tokens_stage.tokens.__wrapped__(workspace, run.model, run.corpus, run.budget, wanted).value
+    source = keys_stage.KeySource(run.model, run.layers, stream, run.settings.corpus.key_dtype)
     blocks = [block for shard in stream.shards for block in stream.blocks(shard)]
-    decoder = bench.decoder
+    decoder = run.model.decoder
 
     def ours() -> None:
         for kind in ("keys", "covariance"):
-            for path in (bench.store.root / "artifacts" / kind).glob("*/*"):
-                path.rename(bench.store.root / "staging" / f"old-{path.name}-{time.time_ns()}")
-        collected = keys_stage.keys.__wrapped__(bench, name, stream, wanted).value
-        covariance_stage.covariance.__wrapped__(bench, collected, wanted)
+            for path in (workspace.store.root / "artifacts" / kind).glob("*/*"):
+                path.rename(workspace.store.root / "staging" / f"old-{path.name}-{time.time_ns()}")
+        collected = keys_stage.keys.__wrapped__(workspace, source, wanted).value
+        covariance_stage.covariance.__wrapped__(workspace, collected, wanted)
 
     by_length: dict[int, list[list[int]]] = defaultdict(list)
     count = 0
@@ -134,10 +137,8 @@ def bench_keys(bench: Run, shape: Shape) -> list[tuple[str, str, float, float]]:
 # ------------------------------------------------------------------------------------------------------- values
 
 
-def bench_values(
-    decoder: Decoder, shape: Shape, requests: Sequence[EditRequest]
-) -> list[tuple[str, str, float, float]]:
-    """Value vectors against the bare blocks above the edit, and against a plain loop through the whole model."""
+def time_values(decoder: Decoder, shape: Shape, requests: Sequence[EditRequest]) -> Rows:
+    """Value vectors against the bare blocks above the edited layer, and against a plain loop through the model."""
     layer = shape.layers[-1]
     settings = ValueSettings(steps=shape.steps, learning_rate=0.2, clamp=1.5, stop_loss=0.0)
     rows = []
@@ -164,13 +165,13 @@ def prompts_of(decoder: Decoder, fact: EditRequest) -> list[EncodedPrompt]:
 
 
 def bare_blocks(decoder: Decoder, facts: Sequence[EditRequest], layer: int, steps: int) -> None:
-    """Forward and backward of the blocks above ``layer`` on the positions from the lookup token on, nothing else."""
+    """Only the forward and backward passes of the blocks above ``layer``, from the lookup token on."""
     lengths: dict[int, int] = defaultdict(int)
     for fact in facts:
         *rewrites, _ = prompts_of(decoder, fact)
         for prompt in rewrites:
             lengths[len(prompt.inputs) - prompt.lookup] += 1
-        lengths[1] += 1  # the essence prompt ends at its lookup token
+        lengths[1] += 1  # The essence prompt ends at its lookup token.
     inputs = [torch.randn(rows, length, decoder.width, requires_grad=True) for length, rows in lengths.items()]
     for step in range(steps):
         for hidden in inputs:
@@ -182,7 +183,7 @@ def bare_blocks(decoder: Decoder, facts: Sequence[EditRequest], layer: int, step
 
 
 def plain_loop(decoder: Decoder, fact: EditRequest, layer: int, settings: ValueSettings) -> Tensor:
-    """One fact as a plain implementation does it: seven prompts through the whole model, all logits, every step."""
+    """One fact in a plain implementation: every step runs seven prompts through the whole model, with all logits."""
     prompts = prompts_of(decoder, fact)
     tokens = torch.zeros(len(prompts), max(len(prompt.inputs) for prompt in prompts), dtype=torch.long)
     for row, prompt in zip(tokens, prompts, strict=True):
@@ -217,8 +218,8 @@ def plain_loop(decoder: Decoder, fact: EditRequest, layer: int, settings: ValueS
 # --------------------------------------------------------------------------------------------------- evaluation
 
 
-def bench_evaluation(decoder: Decoder, shape: Shape, records: Sequence[Record]) -> list[tuple[str, str, float, float]]:
-    """All prompts of some records with both objects, against the bare forward on the same tokens, none padded."""
+def time_evaluation(decoder: Decoder, shape: Shape, records: Sequence[Record]) -> Rows:
+    """All prompts of some records with both objects, against a bare forward pass on the same tokens without padding."""
     sequences = [
         encode_prompt(decoder.tokenizer, prompt, target=target).inputs
         for record in records
@@ -244,7 +245,7 @@ def bench_evaluation(decoder: Decoder, shape: Shape, records: Sequence[Record]) 
     return [("evaluation", f"{len(sequences):,} continuations", times["ours"], times["floor"])]
 
 
-def run(name: str, console: Console) -> None:
+def benchmark(name: str, console: Console) -> None:
     shape = SHAPES[name]
     config = GPT2Config(
         vocab_size=shape.vocabulary, n_positions=shape.context, n_embd=shape.width, n_layer=shape.blocks,
@@ -256,17 +257,17 @@ def run(name: str, console: Console) -> None:
             torch.manual_seed(0)
             GPT2LMHeadModel(config).save_pretrained(random_model)
         embedded = Run(compose(), Store(Path(folder) / "home"))
-        embedded.tokenizer.save_pretrained(random_model)
-        words = [
+        embedded.model.tokenizer.save_pretrained(random_model)
+        arguments = [
             "model=local", f"model.path={random_model}", "corpus=embedded", "dataset=embedded",
             f"method.layers={list(shape.layers)}", f"corpus.tokens={shape.key_tokens}",
         ]  # fmt: skip
-        bench = Run(compose(words), Store(Path(folder) / "home"))
-        records = load_records(bench.settings.dataset)
+        run = Run(compose(arguments), Store(Path(folder) / "home"))
+        records = load_records(run.settings.dataset)
         requests = [record.request for record in records]
-        rows = bench_keys(bench, shape)
-        rows += bench_values(bench.decoder, shape, requests)
-        rows += bench_evaluation(bench.decoder, shape, records[: shape.records])
+        rows = time_keys(run, shape)
+        rows += time_values(run.model.decoder, shape, requests)
+        rows += time_evaluation(run.model.decoder, shape, records[: shape.records])
     table = Table(title=f"{name}: {shape.blocks} blocks of width {shape.width}, layers {shape.layers}")
     for column in ("work", "of", "ms", "floor ms", "ratio"):
         table.add_column(column, justify="left" if column in ("work", "of") else "right")
@@ -281,7 +282,7 @@ def main() -> None:
     console = Console(width=100)
     console.print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {len(World().people)} people")
     for name in sys.argv[1:] or SHAPES:
-        run(name, console)
+        benchmark(name, console)
 
 
 if __name__ == "__main__":

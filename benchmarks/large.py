@@ -1,9 +1,9 @@
-"""A model as wide as GPT-2 XL through precompute: time and peak memory of each stage.
+"""Time and peak memory of each stage of precompute for a model as wide as GPT-2 XL.
 
     python benchmarks/large.py [--multiplier 2] [--facts 0] [--device auto] [--blocks 18] [--unkept]
 
-The model is random, with GPT-2 XL's first 18 blocks: what lies above the edited layers costs precompute nothing. Every
-figure is of a process of its own, as the command line starts it.
+The model is random and has GPT-2 XL's first 18 blocks. The blocks above the edited layers cost precompute nothing. Each
+figure comes from a process of its own, as the command line starts it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ LAYERS = [13, 14, 15, 16, 17]
 
 
 def make_model(folder: Path, blocks: int) -> None:
-    """Write the random model; called in a process of its own, whose memory is gone afterwards."""
+    """Write the random model. Call this in a separate process, whose memory is freed when it ends."""
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -37,7 +37,7 @@ def make_model(folder: Path, blocks: int) -> None:
     config = GPT2Config(n_embd=1600, n_head=25, n_layer=blocks, bos_token_id=0, eos_token_id=0)
     torch.manual_seed(0)
     GPT2LMHeadModel(config).save_pretrained(folder)
-    Run(compose(), Store(folder / "unused")).tokenizer.save_pretrained(folder)
+    Run(compose(), Store(folder / "unused")).model.tokenizer.save_pretrained(folder)
 
 
 def measured(words: list[str], home: Path) -> tuple[dict[str, object], float, float, str]:
@@ -45,7 +45,7 @@ def measured(words: list[str], home: Path) -> tuple[dict[str, object], float, fl
     environment = {**os.environ, "FACTSMITH_HOME": str(home)}
     started = time.perf_counter()
     process = subprocess.Popen(
-        [sys.executable, "-m", "factsmith.flows.cli.main", *words, "--json"],
+        [sys.executable, "-m", "factsmith.flows.cli", *words, "--json"],
         env=environment,
         stdout=subprocess.PIPE,
         text=True,
@@ -74,10 +74,10 @@ def measured(words: list[str], home: Path) -> tuple[dict[str, object], float, fl
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--multiplier", type=float, default=2)
-    parser.add_argument("--facts", type=int, default=0, help="value vectors and an edit of so many facts as well")
+    parser.add_argument("--facts", type=int, default=0, help="also edit with this many facts")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--blocks", type=int, default=18)
-    parser.add_argument("--unkept", action="store_true", help="add keys up and keep none")
+    parser.add_argument("--unkept", action="store_true", help="sum keys up without storing them")
     given = parser.parse_args()
     console = Console(width=110)
     with tempfile.TemporaryDirectory() as folder:

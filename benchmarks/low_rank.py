@@ -1,9 +1,9 @@
-"""Low rank against full preservation, and an edit late in a sequence against an early one, on random keys.
+"""Low-rank against full preservation, and a late edit of a sequence against an early one, on random keys.
 
     python benchmarks/low_rank.py [6400] [16384]
 
-Ranks are the paper's for GPT-2 XL and GPT-J, whose keys are as wide. The operators are what an artifact holds; nothing
-but the algebra is measured. For d = 16,384 the full one takes 7 GB of memory while it is factorised.
+The widths and ranks are those of GPT-2 XL and GPT-J in the paper. Only the algebra is measured. For d = 16,384 the full
+operator needs 7 GB of memory while it is factorised.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
 
 
 def timed(work: Callable[[], object], repetitions: int = 5) -> float:
-    """Seconds of the median repetition, after one that warms up."""
+    """Median seconds of a repetition, after one that warms up."""
     times = []
     for _ in range(repetitions + 1):
         started = time.perf_counter()
@@ -49,7 +49,7 @@ def timed(work: Callable[[], object], repetitions: int = 5) -> float:
 
 
 def low_rank(width: int, rank: int) -> LowRankPreservation:
-    """A model with a spectrum that falls as the keys' does, around directions that are random."""
+    """A low-rank model with random directions and a spectrum that falls like that of keys."""
     basis, _ = torch.linalg.qr(draw(width, rank))
     values = torch.logspace(1, -1, rank, dtype=torch.float64)
     diagonal = 0.1 + draw(width).square()
@@ -61,7 +61,7 @@ def low_rank(width: int, rank: int) -> LowRankPreservation:
 
 
 def full(width: int) -> tuple[FullPreservation, float]:
-    """The same size of problem as a dense matrix, and the seconds of its one Cholesky factorisation."""
+    """A dense operator of the same width, and the seconds of its Cholesky factorisation."""
     matrix = torch.zeros(width, width, dtype=torch.float64)
     for seed in range(2):
         keys = draw(width, 256, seed=seed)
@@ -73,7 +73,7 @@ def full(width: int) -> tuple[FullPreservation, float]:
 
 
 def size(operator: PreservationOperator) -> int:
-    """Bytes of the factors that are kept."""
+    """Bytes of the stored factor."""
     if isinstance(operator, LowRankPreservation):
         model = operator.model
         return sum(8 * one.numel() for one in (model.basis, model.values, model.diagonal, model.core))
@@ -96,12 +96,12 @@ def compare(width: int, console: Console) -> FullPreservation:
 
 
 class Sequence:
-    """Edits one after the other, every key remembered; ``earlier`` ones went before.
+    """A sequence of edits with a full history.
 
     Args:
-        operator: of what must stay besides.
+        operator: what must be preserved besides the history.
         width: d_in.
-        earlier: keys that are remembered from the start.
+        earlier: number of keys that are in the history from the start.
     """
 
     def __init__(self, operator: PreservationOperator, width: int, earlier: int) -> None:
@@ -112,7 +112,7 @@ class Sequence:
         self._sum = DeltaSum()
 
     def edit(self, seed: int) -> float:
-        """Solve, add up, write, remember one fact, as a ``SequenceWriter`` does; seconds."""
+        """Solve, sum up, write and remember one fact, as ``SequenceWriter`` does. Returns seconds."""
         rows, width = self._weight.shape
         key, residual = draw(width, 1, seed=seed), draw(rows, 1, seed=seed)
         started = time.perf_counter()
@@ -123,7 +123,7 @@ class Sequence:
 
 
 def in_turn(operator: PreservationOperator, width: int) -> dict[int, float]:
-    """Median seconds of an edit early in a sequence and late in one, which go on in turn: both see the same machine."""
+    """Median seconds of an early and a late edit. They run in turn, so that both meet the same load of the machine."""
     sequences = {count: Sequence(operator, width, count - EDITS // 2) for count in (EARLY, LATE)}
     times: dict[int, list[float]] = {count: [] for count in sequences}
     for seed in range(EDITS + 1):
@@ -140,7 +140,7 @@ def main() -> None:
         dense = compare(width, console)
         if width != min(RANKS):
             continue
-        table = Table(title=f"d = {width:,}: one fact after the other, every key remembered")
+        table = Table(title=f"d = {width:,}: one fact after the other, full history")
         for column in ("operator", f"edit {EARLY:,}, ms", f"edit {LATE:,}, ms", "ratio"):
             table.add_column(column, justify="right")
         for name, operator in (("full", dense), ("low rank", low_rank(width, RANKS[width]))):

@@ -85,7 +85,7 @@ def check_tune(settings: Settings, out: Path | None = None) -> None:
         raise InputError(f"{out} exists already.", expected="a new file, or one that an earlier `tune` wrote")
     parent = out.absolute().parent
     if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise InputError(f"{out} cannot be written.", got=f"no permission to write to {parent}")
+        raise InputError(f"{out} cannot be written.", got=f"{parent} is not a writable folder")
 
 
 @flow(name="tune")

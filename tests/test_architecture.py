@@ -193,7 +193,9 @@ def test_rooms_and_modules_stay_small():
         for path in files(layer):
             assert len(path.read_text().splitlines()) <= MOST_LINES, path
         for init in (ROOT / layer).rglob("__init__.py"):
-            entries = [path for path in init.parent.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()]
+            entries = [
+                path for path in init.parent.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()
+            ]
             most = len(TASK_ROOMS) if init.parent == ROOT / "tasks" else MOST_ENTRIES
             assert len(entries) - 1 <= most, f"{init.parent}: {len(entries) - 1} entries"
 

@@ -103,7 +103,7 @@ def evaluate(
         from factsmith.tasks.tracking.runs import find_run
 
         past = find_run(home(), run)
-        settings = compose_again(past, given)
+        settings = compose_again(past.content, given)
     preflight(settings, dataset=True, past=past)
     from factsmith.flows.evaluate import evaluate as flow
 

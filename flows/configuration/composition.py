@@ -119,11 +119,11 @@ _SCORING = ("runtime.", "tracking.")
 _LOCATIONS = ("model.path", "dataset.path", "dataset.metrics")
 
 
-def compose_again(run: PastRun, arguments: Sequence[str]) -> Settings:
+def compose_again(content: Mapping[str, Any], arguments: Sequence[str]) -> Settings:
     """The settings of an earlier run, for scoring its edits.
 
     Args:
-        run: the earlier run.
+        content: the settings of the earlier run, nested.
         arguments: how to score: metrics, ``runtime.*``, ``tracking.*``, and where model and dataset are now.
 
     Raises:
@@ -138,9 +138,9 @@ def compose_again(run: PastRun, arguments: Sequence[str]) -> Settings:
                 expected=f"{', '.join(_LOCATIONS)}, runtime.* or tracking.*",
                 remedy="leave the run out, and give the settings of the edit to make and score",
             )
-    content = with_new_names(run.content)
+    earlier = OmegaConf.create(with_new_names(content))
     try:
-        merged = OmegaConf.to_container(_merge(OmegaConf.create(content), OmegaConf.create(given)), resolve=True)
+        merged = OmegaConf.to_container(_merge(earlier, OmegaConf.create(given)), resolve=True)
     except _UNUSABLE as error:
         raise _cannot_be_composed(error) from None
     _check_values(merged)

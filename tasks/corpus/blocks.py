@@ -1,4 +1,4 @@
-"""Documents cut into blocks of tokens, each a text of its own to the model."""
+"""Documents cut into blocks of tokens. The model reads each block as a separate text."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ __all__ = ["Block", "document_blocks", "opening_tokens"]
 
 @dataclass(frozen=True)
 class Block:
-    """Tokens of one document, never of two.
+    """Tokens of one document. A block never spans two documents.
 
     Attributes:
         document: index of the document in its source.
-        place: of the document in the seeded order.
-        offset: of the block's first own token among the document's.
-        tokens: with whatever the tokenizer starts a text with.
+        place: place of the document in the order of the corpus.
+        offset: index of the block's first own token in the document.
+        tokens: the opening tokens, then the block's own tokens.
     """
 
     document: int
@@ -30,7 +30,7 @@ class Block:
 
 
 def opening_tokens(tokenizer: PreTrainedTokenizerFast) -> list[int]:
-    """What the tokenizer puts before the first token of any text: a BOS, or nothing."""
+    """The tokens that the tokenizer puts before every text: a BOS token, or none."""
     plain = tokenizer("a", add_special_tokens=False)["input_ids"]
     full = tokenizer("a")["input_ids"]
     for start in range(len(full) - len(plain) + 1):
@@ -46,24 +46,24 @@ def document_blocks(
     first: int,
     length: int,
     per_document: int | None,
-    documents_at_once: int = 256,
+    documents_per_call: int = 256,
 ) -> Iterator[Block]:
-    """Blocks of the documents from place ``first`` on, in order.
+    """The blocks of the documents from place ``first`` on, in order.
 
     Args:
         source: the documents.
-        tokenizer: the model's.
-        first: place of the first document in the seeded order.
-        length: tokens of a block, opening tokens included; a document's last block may be shorter.
-        per_document: blocks a document gives at most; ``None`` for all of it.
-        documents_at_once: tokenized in one call.
+        tokenizer: the model's tokenizer.
+        first: place of the first document in the order of the corpus.
+        length: number of tokens in a block, with its opening tokens; a document's last block may be shorter.
+        per_document: maximum number of blocks from one document; ``None`` for all.
+        documents_per_call: number of documents tokenized in one call.
     """
     opening = opening_tokens(tokenizer)
     own = length - len(opening)
     place = first
     while True:
         batch: list[tuple[int, str]] = []
-        while len(batch) < documents_at_once and (found := source.document(place + len(batch))) is not None:
+        while len(batch) < documents_per_call and (found := source.document(place + len(batch))) is not None:
             batch.append(found)
         if not batch:
             return

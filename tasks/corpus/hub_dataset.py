@@ -1,4 +1,4 @@
-"""Datasets of the hub, each at one commit, and folders that are laid out as they are."""
+"""Datasets on the hub, each at one commit, and local folders with the same layout."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from factsmith.tasks.model.hub.snapshot import Snapshot, resolve
 __all__ = ["Dataset", "find_dataset"]
 
 _CARDS = ("README.md", ".huggingface.yaml")
-"""Files that may say which data files make up a subset, and how they are read."""
+"""Files that may define which data files form a subset, and how those are read."""
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A dataset that does not change any more.
+    """A dataset on the hub at one commit, or in a local folder.
 
     Attributes:
-        name: as the user gave it.
-        snapshot: the commit on the hub; ``None`` for a folder of one's own.
-        folder: that holds its files; ``None`` if they are read over the network.
+        name: the name that the user gave.
+        snapshot: the commit on the hub; ``None`` for a local folder.
+        folder: the folder that holds the files; ``None`` if they are read over the network.
     """
 
     name: str
@@ -38,16 +38,17 @@ class Dataset:
     folder: Path | None
 
     def open(self, subset: str | None) -> Any:
-        """The ``datasets.DatasetBuilder`` of a subset; no data are read yet.
+        """The ``datasets.DatasetBuilder`` of a subset. No data is read yet.
 
         Raises:
-            InputError: there is no such subset, no data that can be read, or a hub that does not answer.
+            InputError: there is no such subset, the dataset holds no readable data, or the hub does not answer.
         """
         import datasets
 
         remote = self.snapshot if self.folder is None else None
         where, revision = (self.name, remote.commit) if remote is not None else (str(self.folder), None)
-        # `datasets` answers from its own cache, of whatever commit, when the hub does not: it gets an empty one.
+        # If the hub does not answer, `datasets` uses its own cache, which may be of another commit. An empty cache
+        # prevents that.
         with self.errors_explained(), tempfile.TemporaryDirectory() as cache:
             load = partial(datasets.load_dataset_builder, where, subset, revision=revision, cache_dir=cache)
             try:
@@ -69,10 +70,12 @@ class Dataset:
             )
 
     def check_complete(self, files: list[str]) -> None:
-        """Make sure that the hub's cache holds all the data that lie beside ``files``, when it stands for the hub.
+        """Check that the hub's cache is complete, if the dataset is read from it instead of the hub.
+
+        The data consists of the files in the folders of ``files`` that have the same suffixes.
 
         Raises:
-            InputError: some are missing, or nobody can tell.
+            InputError: a file is missing, or the cache has no list of the dataset's files.
         """
         if self.snapshot is None or self.folder is None:
             return
@@ -85,16 +88,16 @@ class Dataset:
             raise not_cached(self.snapshot.repository, f"{len(missing)} of its files such as {missing[0]}")
 
     def cards(self) -> list[Path]:
-        """Files of a folder that say how the others are read."""
+        """The files of the folder that define how the other files are read."""
         assert self.folder is not None
         return [self.folder / name for name in _CARDS if (self.folder / name).is_file()]
 
     @contextmanager
     def errors_explained(self) -> Iterator[None]:
-        """While open, what goes wrong because of the dataset or the network is told to the user.
+        """Turn errors that the dataset or the network causes into errors that a user can act on.
 
         Raises:
-            InputError: instead of what the libraries raise.
+            InputError: replaces the error of a library.
         """
         from datasets.data_files import EmptyDatasetError
         from datasets.exceptions import DataFilesNotFoundError
@@ -113,25 +116,25 @@ class Dataset:
         except Exception as error:
             if "scripts are no longer supported" in str(error):
                 raise InputError(
-                    f"The dataset {self.name} is a script, and foreign code is not run.",
-                    remedy="find a copy in Parquet: many datasets have one as corpus.revision=refs/convert/parquet",
+                    f"The dataset {self.name} is a script, and Factsmith does not run foreign code.",
+                    remedy="use a copy in Parquet; many datasets have one at corpus.revision=refs/convert/parquet",
                 ) from None
             if self.snapshot is not None and (explained := explain(self.snapshot.repository, error)) is not None:
                 raise explained from None
-            if isinstance(error, (OSError, ValueError)):  # Arrow's errors are ValueErrors
+            if isinstance(error, (OSError, ValueError)):  # Arrow's errors are ValueErrors.
                 raise InputError(f"The dataset {self.name} cannot be read.", got=first_line(error)) from None
             raise
 
 
 def find_dataset(name: str, revision: str | None) -> Dataset:
-    """The dataset ``name``, with its commit looked up now.
+    """The dataset ``name``. Its revision is resolved to a commit now.
 
     Args:
         name: ``owner/name`` on the hub, or a folder.
         revision: branch, tag or commit on the hub; ``None`` for its main branch.
 
     Raises:
-        InputError: no such dataset or revision, or a hub that does not answer.
+        InputError: there is no such dataset or revision, or the hub does not answer.
     """
     path = Path(name).expanduser()
     if path.is_dir():
@@ -141,7 +144,7 @@ def find_dataset(name: str, revision: str | None) -> Dataset:
     if path.is_file():
         raise InputError(f"{name} is a file, not a dataset.", remedy=f"set corpus=local corpus.path={name}")
     if not is_identifier(name):
-        raise InputError(f"There is no dataset {name!r}.", expected="owner/name on the hub, or a folder that is there")
+        raise InputError(f"There is no dataset {name!r}.", expected="owner/name on the hub, or an existing folder")
     snapshot = resolve(Repository("dataset", name, revision, "corpus.repository"))
-    folder = snapshot.fetch(_CARDS)  # and the list of all files, for when there is no network
+    folder = snapshot.fetch(_CARDS)  # This also caches the list of all files, which offline runs need.
     return Dataset(name, snapshot, folder if is_offline_mode() else None)

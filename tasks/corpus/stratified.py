@@ -1,7 +1,8 @@
-"""A corpus whose topics take turns: its first documents clustered by their words, one of each cluster after the other.
+"""A corpus whose documents alternate between topics. A topic is a cluster of documents with similar words.
 
-With a few thousand documents, the keys of a corpus are those of whatever it is about most. Drawn topic by topic they
-cover what there is: stratified sampling with equal allocation, over strata found by k-means on TF-IDF vectors.
+The keys of a few thousand documents mostly represent the corpus's most frequent topics. Alternating between topics
+represents all of them equally. This is stratified sampling with equal allocation, over strata found by k-means on
+TF-IDF vectors.
 """
 
 from __future__ import annotations
@@ -20,24 +21,24 @@ from factsmith.tasks.corpus.source import CorpusSource, release
 __all__ = ["StratifiedCorpus", "Progress", "take_turns", "topics_of"]
 
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
-"""Shows the progress of work with a name and a total, as ``pipeline.progress`` does."""
+"""Shows the progress of work that has a name and a total, as ``pipeline.progress`` does."""
 
 _WORDS = 2**16
-"""Columns that words are hashed to."""
+"""Number of columns that words are hashed to."""
 
-_DOCUMENTS_AT_ONCE = 256
+_DOCUMENTS_PER_BATCH = 256
 
 
 class StratifiedCorpus:
-    """The first ``pool`` documents of a source, every topic in turn, and then the others as they come.
+    """The first ``pool`` documents of a source, alternating between topics, then the others in the source's order.
 
-    The pool is kept in memory, since a stream would have to be read again for every document.
+    The pool is kept in memory, because a stream would otherwise have to be read again for every document.
 
     Args:
-        source: of the documents.
-        pool: documents that are clustered.
-        topics: clusters.
-        seed: of the clusters' first centres.
+        source: source of the documents.
+        pool: number of documents to cluster.
+        topics: number of clusters.
+        seed: seed of the clustering.
         progress: shows the progress of clustering.
     """
 
@@ -64,13 +65,13 @@ class StratifiedCorpus:
 
     @cached_property
     def _head(self) -> list[tuple[int, str]]:
-        """The pool in its new order."""
+        """The documents of the pool, in their new order."""
         documents: list[tuple[int, str]] = []
         words = []
         with self.progress("pool", self.pool) as advance:
-            for start in range(0, self.pool, _DOCUMENTS_AT_ONCE):
+            for start in range(0, self.pool, _DOCUMENTS_PER_BATCH):
                 batch = []
-                for place in range(start, min(start + _DOCUMENTS_AT_ONCE, self.pool)):
+                for place in range(start, min(start + _DOCUMENTS_PER_BATCH, self.pool)):
                     if (found := self.source.document(place)) is None:
                         break
                     batch.append(found)
@@ -88,7 +89,7 @@ class StratifiedCorpus:
 
 
 def count_words(texts: list[str]) -> sparse.csr_matrix:
-    """(texts, 2^16): how often each word occurs, words hashed to columns."""
+    """How often each word occurs in each text, (texts, 2^16). Words are hashed to columns."""
     from sklearn.feature_extraction.text import HashingVectorizer
 
     counted: sparse.csr_matrix = HashingVectorizer(n_features=_WORDS, alternate_sign=False, norm=None).transform(texts)
@@ -96,16 +97,16 @@ def count_words(texts: list[str]) -> sparse.csr_matrix:
 
 
 def topics_of(words: sparse.csr_matrix, *, topics: int, seed: int) -> np.ndarray:
-    """Cluster of each document, by mini-batch k-means (Sculley 2010) on TF-IDF vectors of length 1.
+    """The cluster of each document, by mini-batch k-means (Sculley 2010) on TF-IDF vectors of unit length.
 
     Args:
-        words: (documents, words) counts.
-        topics: clusters, if there are as many documents.
-        seed: of the first centres and of the batches.
+        words: (documents, words), word counts.
+        topics: number of clusters, limited to the number of documents.
+        seed: seed of the initial centres and of the mini-batches.
 
     Returns:
-        (documents,) integers. On one machine, equal input gives equal clusters: the sums are made in one thread, since
-        threads would add them in whatever order they finish.
+        (documents,) integers. On one machine, equal input gives equal clusters. Sums are computed in one thread,
+        because several threads would add them in the order in which they happen to finish.
     """
     from sklearn.cluster import MiniBatchKMeans
     from sklearn.feature_extraction.text import TfidfTransformer
@@ -118,12 +119,12 @@ def topics_of(words: sparse.csr_matrix, *, topics: int, seed: int) -> np.ndarray
 
 
 def take_turns(labels: np.ndarray) -> list[int]:
-    """Positions of ``labels`` such that every label comes once before any comes twice, and so on.
+    """The positions of ``labels``, ordered so that every label comes once before any label comes twice, and so on.
 
-    Labels take turns in the order in which they first appear, and each goes through its positions in order. A label
-    that has run out is passed over.
+    Labels take turns in the order in which they first appear. The positions of one label are in ascending order. A
+    label without further positions is skipped.
     """
     turns = {label: count() for label in dict.fromkeys(labels.tolist())}
-    seat = {label: number for number, label in enumerate(turns)}
-    keys = [(next(turns[label]), seat[label]) for label in labels.tolist()]
+    order = {label: number for number, label in enumerate(turns)}
+    keys = [(next(turns[label]), order[label]) for label in labels.tolist()]
     return sorted(range(len(keys)), key=keys.__getitem__)

@@ -1,4 +1,4 @@
-"""Factor a symmetric positive definite matrix once, and say clearly when there is none."""
+"""Cholesky factorisation of a symmetric positive definite matrix, with a clear error if the matrix is singular."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ class SingularMatrixError(Exception):
     """A matrix is not positive definite in float64.
 
     Attributes:
-        size: its number of rows.
-        rank: its numerical rank: eigenvalues above ``size * eps`` times the largest.
+        size: number of rows.
+        rank: numerical rank, the number of eigenvalues above ``size * eps`` times the largest.
     """
 
     def __init__(self, size: int, rank: int) -> None:
@@ -25,7 +25,7 @@ class SingularMatrixError(Exception):
 
 
 def cholesky(matrix: Tensor) -> Tensor:
-    """Lower Cholesky factor L of a symmetric ``matrix`` = L L^T.
+    """The lower Cholesky factor L of a symmetric ``matrix`` = L L^T.
 
     Args:
         matrix: (d, d) float64.
@@ -34,8 +34,9 @@ def cholesky(matrix: Tensor) -> Tensor:
         (d, d) float64, lower triangular.
 
     Raises:
-        SingularMatrixError: the matrix is not positive definite, or so nearly singular that its smallest eigenvalue is
-            rounding: LAPACK may then give a factor, and solutions that are noise and look like numbers.
+        SingularMatrixError: the matrix is not positive definite, or it is so nearly singular that its smallest
+            eigenvalue is a rounding error. LAPACK may then return a factor without an error, but solutions with it are
+            noise.
     """
     factor: Tensor
     factor, info = torch.linalg.cholesky_ex(matrix)
@@ -50,18 +51,19 @@ def cholesky(matrix: Tensor) -> Tensor:
 
 
 def least_ridge(matrix: Tensor) -> float:
-    """What added to the diagonal of a symmetric positive semidefinite ``matrix`` (d, d) lets ``cholesky`` factor it.
+    """The ridge with which ``cholesky`` can factorise a symmetric positive semidefinite ``matrix`` (d, d).
 
-    Twice ``d eps trace``, where the trace bounds the largest eigenvalue: as little as rounding allows, so that what is
-    nearly singular stays nearly so.
+    The ridge is added to the diagonal. It is twice ``d eps trace``, where the trace bounds the largest eigenvalue. This
+    is as small as rounding allows, so that a nearly singular matrix stays nearly singular.
     """
     return 2 * len(matrix) * torch.finfo(matrix.dtype).eps * float(matrix.trace())
 
 
 def solve_factored(factor: Tensor, right: Tensor) -> Tensor:
-    """(L L^T)^-1 ``right``, of shape (d, n), through the lower factor L.
+    """(L L^T)^-1 ``right``, of shape (d, n), from the lower factor L.
 
-    ``torch.cholesky_solve`` copies the factor at every call, which for few columns costs many times the solution.
+    ``torch.cholesky_solve`` copies the factor in every call. For few columns, the copy costs many times as much as the
+    solution.
     """
     half = torch.linalg.solve_triangular(factor, right, upper=False)
     whole: Tensor = torch.linalg.solve_triangular(factor.mT, half, upper=True)
@@ -69,7 +71,10 @@ def solve_factored(factor: Tensor, right: Tensor) -> Tensor:
 
 
 def _largest_eigenvalue(apply: Callable[[Tensor], Tensor], like: Tensor, iterations: int = 12) -> float:
-    """Of a symmetric positive operator, from below, by power iteration; its order of magnitude is what matters."""
+    """A lower bound of a symmetric positive operator's largest eigenvalue, by power iteration.
+
+    Only the order of magnitude matters.
+    """
     generator = torch.Generator().manual_seed(0)
     vector = torch.randn(len(like), 1, dtype=like.dtype, generator=generator).to(like.device)
     norm = 0.0

@@ -1,4 +1,4 @@
-"""First and second moments of keys, added up in float64."""
+"""First and second moments of keys, summed in float64."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ _BLOCK = 512
 class Moments:
     """Running moments of keys of width ``d``.
 
-    The uncentred second moment C0 = mean of k k^T is what the locate-then-edit methods preserve
-    (Meng et al. 2022b, section 4.2.1). Products and sums are float64: the product of two float32 keys is exact.
+    The locate-then-edit methods preserve the uncentred second moment C0 = mean of k k^T (Meng et al. 2022b, section
+    4.2.1). Products and sums are float64, so that the product of two float32 keys is exact.
 
     Args:
         width: d_k.
-        device: where to add up.
+        device: device of the sums.
 
     Attributes:
-        count: keys so far.
-        sum: (d_k,) float64, of the keys.
-        outer: (d_k, d_k) float64, of their products k k^T; on a CPU the upper half alone.
+        count: number of keys so far.
+        sum: sum of the keys, (d_k,) float64.
+        outer: sum of their products k k^T, (d_k, d_k) float64; on a CPU only the upper triangle.
     """
 
     def __init__(self, width: int, device: torch.device | str = "cpu") -> None:
@@ -35,11 +35,11 @@ class Moments:
         self.outer = torch.zeros(width, width, dtype=torch.float64, device=device)
 
     def resume(self, count: int, total: Tensor, outer: Tensor) -> None:
-        """Go on from ``count``, ``sum`` and ``outer`` of an earlier time."""
+        """Continue from the ``count``, ``sum`` (as ``total``) and ``outer`` of an earlier state."""
         self.count, self.sum, self.outer = count, total, outer
 
     def copy(self) -> Moments:
-        """The same sums, to add others to."""
+        """A copy of the sums. Keys added to it do not change the original."""
         other = Moments(self.width, self.sum.device)
         other.resume(self.count, self.sum.clone(), self.outer.clone())
         return other
@@ -47,9 +47,9 @@ class Moments:
     def update(self, keys: Tensor) -> None:
         """Add ``keys`` (n, d_k), of any dtype."""
         if self.outer.device.type == "cpu":
-            # A symmetric product is half the work of a general one, and torch has no name for it. To BLAS, which
-            # counts columns first, the transposes are matrices that lie ready. NumPy does the rest too: the threads
-            # of two libraries in turn would keep waiting for each other.
+            # A symmetric product needs half the work of a general one, but torch has no function for it. BLAS stores
+            # matrices by columns, so it can use the transposes without a copy. NumPy computes the other sums too,
+            # because the threads of two libraries that alternate would keep waiting for each other.
             rows = keys.float().numpy().astype(np.float64)
             self.sum.numpy()[...] += rows.sum(0)
             dsyrk(1.0, rows.T, beta=1.0, c=self.outer.numpy().T, overwrite_c=True, lower=True)
@@ -63,7 +63,8 @@ class Moments:
     def covariance(self) -> Tensor:
         """C0: the uncentred mean of k k^T, (d_k, d_k) float64 on the CPU."""
         matrix = self.outer.cpu() / self.count
-        for first in range(0, self.width, _BLOCK):  # of a symmetric product BLAS fills one half
+        # BLAS fills only one triangle of a symmetric product.
+        for first in range(0, self.width, _BLOCK):
             rows = slice(first, first + _BLOCK)
             upper = matrix[rows, rows].triu()
             matrix[rows, rows] = upper + upper.triu(1).T
@@ -72,5 +73,5 @@ class Moments:
 
     @property
     def mean(self) -> Tensor:
-        """Mean key, (d_k,) float64 on the CPU."""
+        """The mean key, (d_k,) float64 on the CPU."""
         return self.sum.cpu() / self.count

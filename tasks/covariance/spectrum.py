@@ -1,4 +1,4 @@
-"""What the eigenvalues of a covariance tell about it."""
+"""Quantities derived from the eigenvalues of a covariance."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ __all__ = ["condition_number", "effective_rank", "rank_of_energy", "spectrum"]
 def spectrum(matrix: Tensor) -> Tensor:
     """Eigenvalues of a symmetric positive semidefinite ``matrix`` (d, d) float64, descending.
 
-    Those that rounding makes negative are zero.
+    Eigenvalues that are negative because of rounding are set to zero.
     """
     eigenvalues: Tensor = torch.linalg.eigvalsh(matrix)
     return eigenvalues.flip(0).clamp(min=0)
 
 
 def effective_rank(eigenvalues: Tensor) -> float:
-    """exp of the entropy of the eigenvalues as shares of their sum: d if all are equal, 1 if there is but one.
+    """exp of the entropy of the eigenvalues' shares of their sum: d if all are equal, 1 if only one is not zero.
 
     Roy and Vetterli 2007, *The effective rank: a measure of effective dimensionality*, definition 1.
 
     Args:
-        eigenvalues: (d,) float64, none negative, not all zero.
+        eigenvalues: (d,) float64, not negative and not all zero.
     """
     shares = eigenvalues / eigenvalues.sum()
     return float(torch.special.entr(shares).sum().exp())
 
 
 def condition_number(eigenvalues: Tensor) -> float:
-    """The largest of ``eigenvalues`` (d,) float64, descending, over the smallest; infinite if that is rounding.
+    """The largest of ``eigenvalues`` (d,) float64, descending, divided by the smallest.
 
-    Rounding is what `cholesky` takes for it: ``d eps`` times the largest.
+    It is infinite if the smallest is a rounding error: at most ``d eps`` times the largest, as in `cholesky`.
     """
     largest, smallest = float(eigenvalues[0]), float(eigenvalues[-1])
     singular = smallest <= len(eigenvalues) * torch.finfo(eigenvalues.dtype).eps * largest
@@ -40,6 +40,9 @@ def condition_number(eigenvalues: Tensor) -> float:
 
 
 def rank_of_energy(values: Tensor, energy: float) -> int:
-    """How few of ``values`` (d,), none negative, the largest first, hold the share ``energy`` of their sum."""
+    """The smallest number of leading ``values`` that hold the share ``energy`` of the sum of all.
+
+    ``values`` (d,) are descending and not negative.
+    """
     held = values.cumsum(0)
     return int((held < energy * held[-1]).sum()) + 1

@@ -1,4 +1,4 @@
-"""Token sequences of many lengths, grouped so that little of a pass is padding."""
+"""Batches of token sequences of different lengths, grouped so that a forward pass contains little padding."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["length_batches", "pad"]
 def pad(sequences: Sequence[Sequence[int]], device: torch.device | str = "cpu") -> Tensor:
     """Right-pad ``sequences`` with 0 into (n, longest), int64.
 
-    What the padding holds does not matter: attention is causal, and no real position looks behind itself.
+    The padding value does not matter: attention is causal, so no real position attends to the padding after it.
     """
     longest = max(map(len, sequences))
     tokens = torch.zeros(len(sequences), longest, dtype=torch.long)
@@ -23,10 +23,10 @@ def pad(sequences: Sequence[Sequence[int]], device: torch.device | str = "cpu") 
 
 
 def length_batches(lengths: Sequence[int], most_tokens: int, *, waste: float = 0.1) -> Iterator[list[int]]:
-    """Indices of sequences, shortest first, in batches of like length.
+    """Group sequences of similar length into batches. Yields the indices of each batch, shortest sequences first.
 
-    A batch holds at most ``most_tokens`` positions, padding included (or one longer sequence alone), and is closed
-    once more than ``waste`` of it would be padding.
+    A batch holds at most ``most_tokens`` positions, padding included, or one longer sequence alone. It ends before a
+    sequence that would make more than the share ``waste`` of it padding.
     """
     batch: list[int] = []
     real = 0

@@ -1,4 +1,4 @@
-"""A language model as the science sees it: blocks that can be run one by one, tapped, and edited."""
+"""A language model as knowledge editing sees it: a stack of blocks that can be run, read and edited one by one."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from factsmith.tasks.decoder.quiet import quiet_transformers
 __all__ = ["Decoder", "Part", "StopForward"]
 
 Part = Literal["mlp", "attention"]
-"""What a block adds to the residual stream."""
+"""The part of a block whose output is added to the residual stream."""
 
 
-class StopForward(Exception):  # noqa: N818 - it ends a pass, it is not an error
-    """Raised by a tap when nothing above it is wanted."""
+class StopForward(Exception):  # noqa: N818 - it ends a pass and is not an error
+    """Raised in a hook to end a forward pass whose remaining blocks are not needed."""
 
 
 class Decoder:
     """A causal language model with its tokenizer and its family's layout.
 
     Tensors of tokens and positions are (n, length), int64; hidden states are (n, length, d_model) in the model's dtype.
-    All that comes or goes is on ``device``, wherever the blocks run. Layers count from 0. The weights never take a
-    gradient.
+    All inputs and outputs are on ``device``, whichever devices the blocks run on. Layers are counted from 0. The
+    weights do not require gradients.
     """
 
     def __init__(self, model: HFModel, tokenizer: PreTrainedTokenizerFast, layout: Layout) -> None:
@@ -68,20 +68,20 @@ class Decoder:
         return self.layout.projection(self.blocks[layer])
 
     def weight(self, layer: int) -> Tensor:
-        """The edited weight of ``layer``, (d_out, d_in): a view of the parameter, on the CPU if it lies there."""
+        """The edited weight of ``layer``, (d_out, d_in): a view of the parameter, on the CPU if it is offloaded."""
         return canonical_weight(self.projection(layer))
 
     def save(self, folder: Path) -> None:
-        """Write the weights as they are now, as a checkpoint without tokenizer."""
+        """Write the current weights as a checkpoint without a tokenizer."""
         with quiet_transformers(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Attempting to save a model with offloaded modules")
-            # Transformers would take tied weights that are offloaded for two.
+            # Without an explicit state dict, transformers would save tied weights twice if they are offloaded.
             self.model.save_pretrained(folder, state_dict=state_dict(self.model))
 
     # ------------------------------------------------------------------ running
 
     def embed(self, tokens: Tensor, positions: Tensor | None = None) -> Tensor:
-        """Hidden states before block 0 of right-padded ``tokens`` (n, length), at 0, 1, ... if not told otherwise."""
+        """Hidden states before block 0 of right-padded ``tokens`` (n, length). The default positions are 0, 1, ..."""
         positions = self._positions(tokens.shape[1]) if positions is None else positions
         return self.layout.embed(self.model, tokens, positions).to(self.device)
 
@@ -99,10 +99,12 @@ class Decoder:
 
         Args:
             hidden: (n, length, d_model), the input of block ``start``.
-            positions: (n, length) or (1, length); 0, 1, ... if not given.
-            mask: (n, 1, length, keys), true where a query may look; plain causal attention if not given. Right
-                padding needs none: no real position looks at what is behind it.
-            cache: what earlier positions left behind, per block.
+            start: the first block to run.
+            stop: the block to stop before.
+            positions: (n, length) or (1, length); ``None`` for 0, 1, ...
+            mask: (n, 1, length, keys), true where a query may attend; ``None`` for plain causal attention. Right
+                padding needs no mask, because no real position attends to the padding after it.
+            cache: attention keys and values of earlier positions, for each block.
         """
         if start >= stop:
             return hidden
@@ -112,23 +114,24 @@ class Decoder:
         for layer in range(start, stop):
             step = partial(self.layout.run_block, self.blocks[layer], mask=mask, cache=cache, shared=shared)
             if self._offloaded[layer] and hidden.requires_grad and torch.is_grad_enabled():
-                # The graph would hold every block's weights until the backward pass, all of them on the device at
-                # once. Run again there instead, to the end, so that the hook takes the weights away again.
+                # The graph would keep the weights of every block until the backward pass, all of them on the device at
+                # the same time. The backward pass therefore runs the block again. It runs it to the end, so that
+                # accelerate's hook removes the weights from the device afterwards.
                 hidden = checkpoint(step, hidden, use_reentrant=False, preserve_rng_state=False, early_stop=False)
             else:
                 hidden = step(hidden)
         return hidden.to(self.device)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Scores (..., vocabulary) of the next token, in float32, from the last block's output (..., d_model)."""
+        """Logits (..., vocabulary) of the next token, in float32, from the last block's output (..., d_model)."""
         scores: Tensor = self.model.get_output_embeddings()(self.layout.final_norm(self.model)(hidden))
         return scores.to(self.device).float()
 
     @contextmanager
     def tapped(self, layers: Sequence[int], sink: Callable[[int, Tensor], None], *, stop: bool) -> Iterator[None]:
-        """While open, hand the keys of ``layers`` to ``sink(layer, (n, length, d_k))`` as a pass reaches them.
+        """While open, call ``sink(layer, keys)`` with the keys (n, length, d_k) of each of ``layers`` during a pass.
 
-        With ``stop``, the pass ends at the projection of the last of ``layers``: what follows is never computed.
+        With ``stop``, the pass ends at the projection of the last of ``layers``, and nothing above it is computed.
         """
         last = max(layers)
 
@@ -151,12 +154,12 @@ class Decoder:
 
     @contextmanager
     def rewritten(self, part: Part, layers: Sequence[int], change: Callable[[int, Tensor], Tensor]) -> Iterator[None]:
-        """While open, ``change(layer, output)`` stands in for what a part of each of ``layers`` puts out.
+        """While open, replace the output of a part of each of ``layers`` by ``change(layer, output)``.
 
         Args:
-            part: the MLP, at its output projection, or the attention.
-            layers: where.
-            change: gives (n, length, d_model) for (n, length, d_model); the output itself to only look at it.
+            part: the MLP (the output of its output projection) or the attention.
+            layers: the layers whose outputs are replaced.
+            change: takes and returns (n, length, d_model). To only read the output, it returns it unchanged.
         """
 
         def hook(layer: int) -> Callable[[nn.Module, Any, Any], Any]:

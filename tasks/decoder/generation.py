@@ -1,7 +1,7 @@
-"""What a model goes on to say behind a prompt: its first choices, or tokens drawn among the likeliest.
+"""Text generation: continue prompts with the likeliest token at each step, or with tokens drawn by top-k sampling.
 
-Prompts run once, right-padded; then every row is fed the token it has just said, at its own next position, and attends
-to the keys and values that its earlier positions left behind.
+Prompts run once, right-padded. Each further pass feeds every row the token that it has just generated, at the row's own
+next position. The token attends to the cached keys and values of the row's earlier positions.
 """
 
 from __future__ import annotations
@@ -20,32 +20,32 @@ from factsmith.tasks.decoder.prefix_cache import PrefixCache
 __all__ = ["TopK", "continuations", "end_tokens"]
 
 _WASTE = 0.5
-"""Of a batch that may be padding. A pass gives each row one token, so many passes cost more than some padding."""
+"""Share of a batch that may be padding. A pass adds one token to each row, so padding costs less than more passes."""
 
 
 @dataclass(frozen=True)
 class TopK:
-    """Each next token is drawn among the likeliest ones, by their probabilities.
+    """Top-k sampling: each next token is drawn among the likeliest ones, by their probabilities.
 
-    A prompt has draws of its own, which its tokens and the seed decide: neither the prompts beside it nor their order
-    change what it is continued with, but for the last bits of a float.
+    The random draws of a prompt depend on its tokens and the seed alone. The other prompts and their order therefore do
+    not change its continuation, except through the last bits of a float.
 
     Attributes:
-        count: of the tokens that are drawn among.
-        seed: of the draws.
+        count: number of tokens that are drawn among.
+        seed: seed of the draws.
     """
 
     count: int
     seed: int
 
     def draws(self, prompt: Sequence[int], count: int) -> Tensor:
-        """(count,) float64 in [0, 1), the draws of ``prompt``."""
+        """The random draws of ``prompt``, (count,) float64 in [0, 1)."""
         digest = digest_of({"seed": self.seed, "prompt": list(prompt)})
-        generator = torch.Generator().manual_seed(int(digest[:8], 16))  # it takes no more than 32 bits
+        generator = torch.Generator().manual_seed(int(digest[:8], 16))  # The generator uses only 32 bits of a seed.
         return torch.rand(count, generator=generator, dtype=torch.float64)
 
     def choose(self, scores: Tensor, draws: Tensor) -> Tensor:
-        """(n,) tokens, for ``scores`` (n, vocabulary) and one draw each."""
+        """The next token of each row, (n,), from ``scores`` (n, vocabulary) and ``draws`` (n,)."""
         likeliest, tokens = (part.cpu() for part in scores.topk(min(self.count, scores.shape[1])))
         bounds = likeliest.double().softmax(-1).cumsum(-1)
         place = torch.searchsorted(bounds, draws[:, None]).clamp(max=bounds.shape[1] - 1)
@@ -53,7 +53,7 @@ class TopK:
 
 
 def end_tokens(decoder: Decoder) -> frozenset[int]:
-    """Tokens that end a text, as the model's generation config has them, or else its tokenizer."""
+    """Tokens that end a text, from the model's generation config, or from its tokenizer if the config has none."""
     ends = decoder.model.generation_config.eos_token_id
     if ends is None:
         ends = decoder.tokenizer.eos_token_id
@@ -71,17 +71,17 @@ def continuations(
     ends: Collection[int] = (),
     advance: Callable[[int], None] = lambda prompts: None,
 ) -> list[list[int]]:
-    """The tokens that continue each of ``prompts``, in their order.
+    """The tokens that continue each of ``prompts``, in the order of ``prompts``.
 
     Args:
         decoder: the model.
-        prompts: tokens, special ones included.
-        limits: tokens of each prompt and its continuation together, at most; never more than the model takes. A
-            prompt without tokens, or without room for another, is not run and continued with nothing.
-        most_tokens: positions whose keys and values are kept at once, at most (or those of one longer text).
-        top_k: draws each token; the likeliest one is taken if not given.
-        ends: tokens that end a text; the one that is met is the continuation's last.
-        advance: told how many more prompts are done.
+        prompts: tokens of each prompt, special ones included.
+        limits: most tokens of each prompt together with its continuation. A limit above the model's context length is
+            lowered to it. A prompt that has no tokens, or no room for another one, gets an empty continuation.
+        most_tokens: most positions whose keys and values are in memory at the same time (or those of one longer text).
+        top_k: draws each token; ``None`` for the likeliest token.
+        ends: tokens that end a text. A continuation includes the one that ends it.
+        advance: called with the number of prompts just finished.
     """
     limits = [min(limit, decoder.context_length) for limit in limits]
     rows = [_Row(prompt, limit, top_k) for prompt, limit in zip(prompts, limits, strict=True)]
@@ -90,37 +90,37 @@ def continuations(
     for batch in length_batches([row.limit for row in growing], most_tokens, waste=_WASTE):
         _continue(decoder, [growing[place] for place in batch], top_k, ends)
         advance(len(batch))
-    return [row.said for row in rows]
+    return [row.continuation for row in rows]
 
 
 class _Row:
-    """A prompt and its continuation as far as it is known.
+    """A prompt and the continuation generated so far.
 
     Attributes:
-        prompt: its tokens.
-        limit: tokens of both together, at most.
-        said: the continuation.
-        draws: (room,) one for each token that can be said, if any are drawn.
+        prompt: tokens of the prompt.
+        limit: most tokens of prompt and continuation together.
+        continuation: tokens generated so far.
+        draws: one random draw for each token that can be generated, (room,); empty if none are drawn.
     """
 
     def __init__(self, prompt: Sequence[int], limit: int, top_k: TopK | None) -> None:
         self.prompt = prompt
         self.limit = limit
-        self.said: list[int] = []
+        self.continuation: list[int] = []
         self.draws = top_k.draws(prompt, self.room) if top_k else torch.empty(0)
 
     @property
     def length(self) -> int:
-        return len(self.prompt) + len(self.said)
+        return len(self.prompt) + len(self.continuation)
 
     @property
     def room(self) -> int:
-        """Tokens that may still be said."""
+        """Number of tokens that can still be generated."""
         return max(0, self.limit - self.length)
 
 
 def _continue(decoder: Decoder, rows: Sequence[_Row], top_k: TopK | None, ends: Collection[int]) -> None:
-    """Continue all of ``rows`` to their ends; those that have ended leave the batch."""
+    """Continue all of ``rows`` to their ends. A row that has ended leaves the batch."""
     cache = _RowCache(max(row.limit for row in rows))
     hidden = decoder.embed(pad([row.prompt for row in rows], decoder.device))
     hidden = decoder.run(hidden, 0, decoder.block_count, cache=cache)
@@ -128,30 +128,31 @@ def _continue(decoder: Decoder, rows: Sequence[_Row], top_k: TopK | None, ends: 
     while True:
         scores = decoder.logits(hidden)
         if top_k:
-            chosen = top_k.choose(scores, torch.stack([row.draws[len(row.said)] for row in rows]))
+            chosen = top_k.choose(scores, torch.stack([row.draws[len(row.continuation)] for row in rows]))
         else:
             chosen = scores.argmax(-1)
         for row, token in zip(rows, chosen.tolist(), strict=True):
-            row.said.append(token)
-        going = [place for place, row in enumerate(rows) if row.room and row.said[-1] not in ends]
-        if not going:
+            row.continuation.append(token)
+        unfinished = [place for place, row in enumerate(rows) if row.room and row.continuation[-1] not in ends]
+        if not unfinished:
             return
-        if len(going) < len(rows):
-            rows = [rows[place] for place in going]
-            cache.keep(going)
+        if len(unfinished) < len(rows):
+            rows = [rows[place] for place in unfinished]
+            cache.keep(unfinished)
         positions = torch.tensor([[row.length - 1] for row in rows], device=decoder.device)
-        hidden = decoder.embed(torch.tensor([row.said[-1:] for row in rows], device=decoder.device), positions)
+        tokens = torch.tensor([row.continuation[-1:] for row in rows], device=decoder.device)
+        hidden = decoder.embed(tokens, positions)
         mask = cache.open(positions)
         hidden = decoder.run(hidden, 0, decoder.block_count, positions=positions, mask=mask, cache=cache)[:, 0]
 
 
 class _RowCache(PrefixCache):
-    """Keys and values of rows of different lengths that grow by one position a pass.
+    """Keys and values of rows of different lengths that grow by one position per pass.
 
-    What a row adds takes the place of its padding, so that no row needs more room than its text.
+    The states of a new position overwrite the row's padding, so that no row needs more room than its text.
 
     Args:
-        room: positions that a row comes to have, at most.
+        room: most positions that a row can reach.
     """
 
     def __init__(self, room: int) -> None:
@@ -161,17 +162,17 @@ class _RowCache(PrefixCache):
         self._reach = 0
 
     def open(self, positions: Tensor) -> Tensor:
-        """Take what the next pass adds at ``positions`` (n, 1); gives its mask, (n, 1, 1, keys)."""
+        """Prepare for a pass that adds ``positions`` (n, 1). Returns the mask of that pass, (n, 1, 1, keys)."""
         self._positions, self._reach = positions[:, 0], int(positions.max()) + 1
         return (torch.arange(self._reach, device=positions.device) <= positions)[:, None, None]
 
     def keep(self, rows: list[int]) -> None:
-        """Drop all rows but these."""
+        """Drop all rows except ``rows``."""
         for layer, (keys, values) in self._prefix.items():
             self._prefix[layer] = keys[rows], values[rows]
 
     def update(self, keys: Tensor, values: Tensor, layer: int, *_: object, **__: object) -> tuple[Tensor, Tensor]:
-        """Keep what a block has computed; gives all that it is to attend to."""
+        """Store the keys and values that a block has computed. Returns all those that it attends to."""
         if self._positions is None:
             self._prefix[layer] = self._roomy(keys), self._roomy(values)
             return keys, values

@@ -1,7 +1,8 @@
-"""What one architecture family must say of itself before its models can be edited.
+"""The layout of an architecture family: the parts of its models that Factsmith uses, and how to run them.
 
-A layout knows where a block, its projection and its norm live, and how to run blocks one by one; everything else in
-Factsmith works through it. One file a family in ``families/``; a model whose family is not there is refused.
+A layout knows where the blocks, their MLP output projections and the final norm are, and how to run the blocks one by
+one. All other code uses a model through its layout. Each family has one file in ``families``; models of other families
+are refused.
 """
 
 from __future__ import annotations
@@ -24,15 +25,15 @@ __all__ = ["HFModel", "HFModule", "Layout", "canonical_weight", "layout_for"]
 
 HFModel: TypeAlias = Any
 HFModule: TypeAlias = Any
-"""Transformers' models and blocks. Their parts are not typed: knowing them is what a layout is for."""
+"""Models and modules of transformers. They are ``Any``, because their parts differ between families."""
 
 
 class Layout(ABC):
-    """The anatomy of one ``model_type``."""
+    """The parts of the models of one ``model_type``, and how to run them."""
 
     model_type: ClassVar[str]
     attention_implementation: ClassVar[str] = "sdpa"
-    """Implementation that transformers is asked for; part of what decides a model's numbers."""
+    """The attention implementation of transformers that is used. It affects the numbers that a model computes."""
 
     # ------------------------------------------------ from the config alone
 
@@ -42,17 +43,17 @@ class Layout(ABC):
 
     @abstractmethod
     def key_width(self, config: PretrainedConfig) -> int:
-        """d_k: width of the input of a block's MLP output projection."""
+        """d_k, the width of the input of a block's MLP output projection."""
 
     @abstractmethod
     def context_length(self, config: PretrainedConfig) -> int:
-        """Most tokens the model takes."""
+        """The most tokens that the model takes."""
 
     def check(self, config: PretrainedConfig) -> None:
-        """Refuse a variant of the family that this layout would get wrong.
+        """Refuse a variant of the family that this layout does not handle correctly.
 
         Raises:
-            InputError: says which setting of the config.
+            InputError: names the setting of the config that the layout does not handle.
         """
 
     # ------------------------------------------------------------- the parts
@@ -63,28 +64,30 @@ class Layout(ABC):
 
     @abstractmethod
     def projection(self, block: HFModule) -> nn.Module:
-        """The MLP output projection of a block: its input is the key, its weight is what gets edited."""
+        """The MLP output projection of a block. Its input is the key, and its weight is edited."""
 
     def attention(self, block: HFModule) -> nn.Module:
-        """The attention of a block: what it puts out (alone, or first of a tuple) goes into the residual stream."""
+        """The attention of a block. Its output, or the first item of it, is added to the residual stream."""
         for name in ("attn", "self_attn", "attention", "self_attention"):
             found = getattr(block, name, None)
             if isinstance(found, nn.Module):
                 return found
-        raise TypeError(f"{type(block).__name__} names its attention otherwise: its layout must say where it is.")
+        raise TypeError(
+            f"the attention of {type(block).__name__} has an unknown name; its layout must override attention()"
+        )
 
     @abstractmethod
     def final_norm(self, model: HFModel) -> nn.Module:
         """The norm between the last block and the output embedding."""
 
-    # ----------------------------------------------------------- running them
+    # -------------------------------------------------------------- running
 
     @abstractmethod
     def embed(self, model: HFModel, tokens: Tensor, positions: Tensor) -> Tensor:
-        """Hidden states (n, length, d_model) before the first block, of ``tokens`` and ``positions`` (n, length)."""
+        """Hidden states (n, length, d_model) before the first block, from ``tokens`` and ``positions`` (n, length)."""
 
     def shared(self, model: HFModel, hidden: Tensor, positions: Tensor) -> dict[str, Any]:
-        """What every block takes besides hidden states, computed once a pass (rotary angles, say)."""
+        """Inputs that are the same for every block, such as rotary angles. They are computed once per pass."""
         return {}
 
     @abstractmethod
@@ -93,20 +96,21 @@ class Layout(ABC):
     ) -> Tensor:
         """Hidden states after ``block``.
 
-        ``mask`` is (n, 1, queries, keys), true where a query may look, or ``None`` for plain causal attention.
+        ``mask`` is (n, 1, queries, keys), true where a query may attend, or ``None`` for plain causal attention.
         """
 
 
 def canonical_weight(projection: nn.Module) -> Tensor:
-    """The projection's weight as (d_out, d_in), a view that shares memory with the parameter where it lies.
+    """The projection's weight as (d_out, d_in): a view that shares memory with the stored parameter.
 
-    GPT-2's ``Conv1D`` stores (d_in, d_out); the type decides, since a square weight's shape could not.
+    GPT-2's ``Conv1D`` stores (d_in, d_out). The module's type decides about the transposition, because the shape of a
+    square weight cannot.
     """
     if isinstance(projection, Conv1D):
         return stored(projection, "weight").T
     if isinstance(projection, nn.Linear):
         return stored(projection, "weight")
-    raise TypeError(f"{type(projection).__name__} is neither Linear nor Conv1D: its layout must not name it.")
+    raise TypeError(f"{type(projection).__name__} is neither Linear nor Conv1D, so it cannot be an edited projection")
 
 
 @cache
@@ -124,20 +128,20 @@ def layout_for(config: PretrainedConfig, where: str) -> Layout:
     """The layout of the config's ``model_type``.
 
     Raises:
-        InputError: no file knows the family, the family's file refuses this variant of it, or it is quantised.
+        InputError: the family has no layout, the layout refuses this variant, or the model is quantised.
     """
     layout = _families().get(config.model_type)
     if layout is None:
         raise InputError(
-            f"Models of type {config.model_type!r} cannot be edited yet ({where}).",
+            f"Models of type {config.model_type!r} cannot be edited ({where}).",
             expected=f"one of {', '.join(sorted(_families()))}",
-            remedy=f"add tasks/decoder/families/{config.model_type}.py with the family's layout",
+            remedy=f"add the family's layout in tasks/decoder/families/{config.model_type}.py",
         )
     if getattr(config, "quantization_config", None) is not None:
         raise InputError(
-            f"The model {where} is quantised: its weights cannot take an edit.",
+            f"The model {where} is quantised, so its weights cannot be edited.",
             expected="weights in float32, bfloat16 or float16",
-            remedy="take the checkpoint it was quantised from",
+            remedy="use the checkpoint that it was quantised from",
         )
     layout.check(config)
     return layout

@@ -1,4 +1,4 @@
-"""How likely a model finds continuations of prompts, under teacher forcing."""
+"""Likelihoods that a model assigns to continuations of prompts, under teacher forcing."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ __all__ = ["Likelihood", "continuation_likelihoods"]
 
 @dataclass(frozen=True)
 class Likelihood:
-    """Of one continuation.
+    """The likelihood of one continuation.
 
     Attributes:
-        nll: mean negative log-likelihood per token, nats.
-        tokens: number of its tokens.
-        correct: how many of them are the model's first choice.
+        nll: mean negative log-likelihood per token, in nats.
+        tokens: number of tokens of the continuation.
+        correct: number of these tokens that are the model's first choice.
     """
 
     nll: float
@@ -36,7 +36,7 @@ class Likelihood:
 
     @property
     def columns(self) -> dict[str, Any]:
-        """For a row of a table."""
+        """The values as columns of a table row."""
         return asdict(self)
 
 
@@ -48,16 +48,16 @@ def continuation_likelihoods(
     most_tokens: int,
     advance: Callable[[int], None] = lambda prompts: None,
 ) -> list[Likelihood]:
-    """Likelihoods of the continuations of ``prompts``, in their order.
+    """Likelihoods of the continuations of ``prompts``, in the order of ``prompts``.
 
-    Two continuations of one prompt often need the same pass (a one-token target needs only the prompt's), and one
-    prompt's pass holds that of every beginning of it: such inputs run once.
+    Inputs that share a pass run only once. Different continuations of a prompt often have the same inputs, because
+    the last token is only predicted. The pass of an input also covers every input that is a prefix of it.
 
     Args:
         decoder: the model.
-        prompts: with a continuation each.
-        most_tokens: positions in one forward pass, at most.
-        advance: told how many more prompts are done.
+        prompts: prompts, each with a continuation.
+        most_tokens: most positions in one forward pass.
+        advance: called with the number of prompts just finished.
     """
     passes, pass_of = _merged([prompt.inputs for prompt in prompts])
     readers: list[list[int]] = [[] for _ in passes]
@@ -96,10 +96,10 @@ def continuation_likelihoods(
 
 
 def _merged(inputs: Sequence[tuple[int, ...]]) -> tuple[list[tuple[int, ...]], list[int]]:
-    """The inputs that are no other's beginning, and for each input the one that holds it."""
+    """The distinct inputs that are not a prefix of another, and for each input the index of the one that covers it."""
     passes: list[tuple[int, ...]] = []
     pass_of = [0] * len(inputs)
-    # From the last in dictionary order: whatever begins another input comes right after one that holds it.
+    # In reverse lexicographic order, an input that is a prefix of others directly follows one that starts with it.
     for index in sorted(range(len(inputs)), key=lambda i: inputs[i], reverse=True):
         tokens = inputs[index]
         if not passes or passes[-1][: len(tokens)] != tokens:

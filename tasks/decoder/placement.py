@@ -1,8 +1,8 @@
-"""Models larger than a device: which part lies where, and where a weight is while it does not run.
+"""Models that are larger than one device: the device of each part, and access to weights that are offloaded.
 
-``accelerate`` moves what a block needs to where the block runs. A block that lies in CPU memory while a GPU runs it is
-*offloaded*: its parameters are empty (on the meta device) but for the moment of its forward pass, and the real tensors
-are in a map that its hook keeps.
+``accelerate`` moves the weights of a block to the device that runs it. A block is *offloaded* if it is kept in CPU
+memory and runs on a GPU. Outside its forward pass, the parameters of an offloaded block are empty (on the meta device).
+The real tensors are in a map that the block's hook keeps.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from factsmith.artifacts.errors import InputError
 __all__ = ["DeviceMap", "device_map", "empty_model", "execution_device", "is_offloaded", "state_dict", "stored"]
 
 DeviceMap: TypeAlias = dict[str, int | str]
-"""Index of a GPU, or ``cpu``, by the name of a module."""
+"""The device of each module, by the module's name: the index of a GPU, or ``cpu``."""
 
 _MB = 2**20
 _GPU_SHARE = 0.9
-"""Of what is free on a GPU that weights take if nobody says how much: activations need the rest."""
+"""Share of a GPU's free memory that weights take if no limit is set. Activations need the rest."""
 
 
 def device_map(
@@ -38,18 +38,18 @@ def device_map(
     gpu_memory_mb: int | None,
     cpu_memory_mb: int | None,
 ) -> DeviceMap:
-    """Spread a model over GPUs, then CPU memory. Needs no weights.
+    """Spread a model over the GPUs first, then CPU memory. This does not need the weights.
 
     Args:
-        config: of the model.
-        blocks: finds the decoder blocks of the model, which are never divided.
-        dtype: of the weights.
+        config: the model's config.
+        blocks: returns the decoder blocks of a model. A block is never split between devices.
+        dtype: data type of the weights.
         device: ``cuda`` for all GPUs, ``cuda:N`` for one, ``cpu`` for none.
-        gpu_memory_mb: MiB of weights on a GPU at most; ``None`` for nine tenths of what is free.
-        cpu_memory_mb: MiB of weights in CPU memory at most; ``None`` for what is free.
+        gpu_memory_mb: most weights on each GPU, in MiB; ``None`` for nine tenths of the free memory.
+        cpu_memory_mb: most weights in CPU memory, in MiB; ``None`` for all of the free memory.
 
     Raises:
-        InputError: the model does not fit; says how large it is and what there is.
+        InputError: the model does not fit; gives its size and the available memory.
     """
     model = empty_model(config, dtype)
     model.tie_weights()
@@ -65,17 +65,17 @@ def device_map(
             f"{'CPU' if place == 'cpu' else f'GPU {place}'} {share / _MB:,.0f} MB" for place, share in memory.items()
         )
         raise InputError(
-            "The model does not fit the memory that its weights may take.",
-            got=f"{size / _MB:,.0f} MB of weights, and room for one more block",
+            "The model does not fit the memory that is available for its weights.",
+            got=f"{size / _MB:,.0f} MB of weights, plus room for one more block",
             expected=f"at most {room}",
-            remedy="raise runtime.gpu_memory_mb or runtime.cpu_memory_mb if there is more, or set "
-            "model.dtype=bfloat16; weights are never run from the disk",
+            remedy="raise runtime.gpu_memory_mb or runtime.cpu_memory_mb if the machine has more memory, or set "
+            "model.dtype=bfloat16; weights are never offloaded to the disk",
         )
     return found
 
 
 def empty_model(config: PretrainedConfig, dtype: torch.dtype = torch.float32) -> Any:
-    """A model on the meta device, where tensors have shapes and no bytes."""
+    """A model on the meta device, where tensors have a shape but no data."""
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config, dtype=dtype)
 
@@ -83,7 +83,7 @@ def empty_model(config: PretrainedConfig, dtype: torch.dtype = torch.float32) ->
 def _memory(
     free: Mapping[int | str, int], device: torch.device, gpu_memory_mb: int | None, cpu_memory_mb: int | None
 ) -> dict[int | str, int]:
-    """Bytes that weights may take, by GPU and for the CPU."""
+    """Bytes available for weights on each chosen GPU and in CPU memory."""
     chosen: dict[int | str, int] = {}
     for place, size in free.items():
         if place == "cpu":
@@ -94,7 +94,7 @@ def _memory(
 
 
 def execution_device(module: nn.Module) -> torch.device:
-    """Where ``module`` runs."""
+    """The device that ``module`` runs on."""
     for hook in _hooks(module):
         if hook.execution_device is not None:
             return torch.device(hook.execution_device)
@@ -102,12 +102,12 @@ def execution_device(module: nn.Module) -> torch.device:
 
 
 def is_offloaded(module: nn.Module) -> bool:
-    """Whether ``module``, or a part of it, lies elsewhere than where it runs."""
+    """Whether ``module`` or a part of it is kept on another device than the one that runs it."""
     return any(hook.offload for part in module.modules() for hook in _hooks(part))
 
 
 def stored(module: nn.Module, name: str) -> Tensor:
-    """The parameter ``name`` of ``module`` where it lies: to write into it is to change the model."""
+    """The stored tensor of parameter ``name`` of ``module``, offloaded or not. Writing into it changes the model."""
     for hook in _hooks(module):
         if hook.offload:
             tensor: Tensor = hook.weights_map[name]
@@ -117,7 +117,7 @@ def stored(module: nn.Module, name: str) -> Tensor:
 
 
 def state_dict(model: nn.Module) -> dict[str, Tensor]:
-    """Every parameter and buffer of ``model`` by name, where it lies; tied ones share memory."""
+    """The stored tensor of every parameter and buffer of ``model``, by name. Tied ones share memory."""
     found: dict[str, Tensor] = {}
     for name, tensor in model.state_dict().items():
         owner, _, leaf = name.rpartition(".")

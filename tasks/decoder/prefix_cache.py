@@ -1,4 +1,4 @@
-"""Attention keys and values of positions that do not change, computed once and read many times."""
+"""Attention keys and values of a prefix that does not change, computed once and read many times."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ __all__ = ["PrefixCache", "PrefixCompleteError"]
 
 
 class PrefixCompleteError(Exception):
-    """Raised by a recorder that has all it was to keep: what the pass would go on to compute is not wanted."""
+    """Raised by a recorder that has recorded its last block, to end the pass. The remaining blocks are not needed."""
 
 
 class PrefixCache:
-    """Stands in for transformers' cache, of which a block only ever calls ``update``.
+    """Replaces transformers' cache. ``update`` is the only method of it that a block calls.
 
-    Unlike that one it does not grow by being read. A block attends to the prefix and to what it has just computed,
-    and gradients flow through the latter. A cache made by ``recorder`` keeps what the blocks attend to.
+    Unlike transformers' cache, it does not grow when it is used. A block attends to the prefix and to the keys and
+    values that it has just computed; gradients flow through the latter. A cache made by ``recorder`` also keeps
+    everything that the blocks attend to.
     """
 
     def __init__(self, prefix: dict[int, tuple[Tensor, Tensor]] | None = None, *, last_recorded: int | None = None):
@@ -27,11 +28,11 @@ class PrefixCache:
         self._last_recorded = last_recorded
 
     def recorder(self, last: int) -> PrefixCache:
-        """A cache that keeps all that blocks attend to, this prefix included; ends the pass in block ``last``."""
+        """A cache that keeps all that blocks attend to, this prefix included. It ends the pass in block ``last``."""
         return PrefixCache(self._prefix, last_recorded=last)
 
     def update(self, keys: Tensor, values: Tensor, layer: int, *_: object, **__: object) -> tuple[Tensor, Tensor]:
-        """Keys and values (n, heads, prefix + length, head width) that a block is to attend to."""
+        """The keys and values that a block attends to, (n, heads, prefix + length, head width)."""
         if layer in self._prefix:
             before_keys, before_values = (part.expand(len(keys), -1, -1, -1) for part in self._prefix[layer])
             keys, values = torch.cat([before_keys, keys], dim=2), torch.cat([before_values, values], dim=2)
@@ -42,11 +43,11 @@ class PrefixCache:
         return keys, values
 
     def recorded(self) -> PrefixCache:
-        """The prefix that a recorder has kept."""
+        """A cache whose prefix is everything that this recorder has kept."""
         return PrefixCache(self._record)
 
     def select(self, rows: Tensor | slice, length: int) -> PrefixCache:
-        """The first ``length`` positions of some rows, in that order."""
+        """A cache of the first ``length`` positions of ``rows``, in the order of ``rows``."""
         return PrefixCache(
             {
                 layer: (_rows(keys, rows, length), _rows(values, rows, length))
@@ -56,7 +57,7 @@ class PrefixCache:
 
     @staticmethod
     def join(caches: Sequence[PrefixCache]) -> PrefixCache:
-        """The rows of several caches under each other; shorter prefixes are padded behind."""
+        """One cache with the rows of all ``caches``, in order. Shorter prefixes are right-padded."""
         joined = {}
         for layer in caches[0]._prefix:
             longest = max(cache._prefix[layer][0].shape[2] for cache in caches)
@@ -68,7 +69,7 @@ class PrefixCache:
 
 
 def _rows(states: Tensor, rows: Tensor | slice, length: int) -> Tensor:
-    # Blocks of one model may run on several devices, and what they attend to stays with them.
+    # The blocks of a model may run on several devices, and their keys and values stay there.
     here = rows.to(states.device) if isinstance(rows, Tensor) else rows
     return states[here, :, :length].contiguous()
 

@@ -1,4 +1,4 @@
-"""Transformers and accelerate without their bars and advice: the command line tells what happens."""
+"""Silence the progress bars and warnings of transformers and accelerate. The command line reports progress itself."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["quiet_transformers"]
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """While open, both show no progress bars and log errors only."""
+    """While open, transformers and accelerate show no progress bars and log only errors."""
     accelerate = logging.getLogger("accelerate")
     accelerate_level = accelerate.level
     bars, level = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()

@@ -1,7 +1,7 @@
-"""From text to tokens: where a subject ends, and which tokens continue a prompt.
+"""Tokenisation of prompts: the position of the subject, and the tokens that continue a prompt.
 
-Only offsets into the text are trusted. Whether a tokenizer adds a BOS, or writes a leading space as a piece of its
-own, then changes nothing here.
+Tokens are located only by their offsets into the text. The result is therefore correct whether or not a tokenizer adds
+a BOS or makes a leading space a token of its own.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from transformers import PreTrainedTokenizerFast
 __all__ = ["PLACEHOLDER", "EncodedPrompt", "encode_prompt"]
 
 PLACEHOLDER = "{}"
-"""Where a template takes its subject."""
+"""The place of the subject in a template."""
 
 
 @dataclass(frozen=True)
 class EncodedPrompt:
-    """Tokens of a prompt and of what continues it.
+    """The tokens of a prompt and of its continuation.
 
     Attributes:
-        tokens: all of them, with the special tokens that the tokenizer puts before them, and none behind.
-        continued: how many of the last tokens are the continuation's.
-        lookup: index of the subject's last token; -1 if the prompt names no subject.
-        first: index of the subject's first token; -1 likewise.
+        tokens: all tokens, including the special tokens that the tokenizer adds before the text, but none after it.
+        continued: number of tokens of the continuation, which are the last ones.
+        lookup: index of the lookup token, the subject's last token; -1 if the prompt has no subject.
+        first: index of the subject's first token; -1 if the prompt has no subject.
     """
 
     tokens: tuple[int, ...]
@@ -34,7 +34,7 @@ class EncodedPrompt:
 
     @property
     def inputs(self) -> tuple[int, ...]:
-        """What the model is fed: a continuation's last token is only ever predicted."""
+        """The tokens that the model reads. The last token of a continuation is only predicted."""
         return self.tokens[:-1] if self.continued else self.tokens
 
     @property
@@ -43,17 +43,17 @@ class EncodedPrompt:
         return self.tokens[len(self.tokens) - self.continued :]
 
     def fits(self, context_length: int) -> bool:
-        """Whether a model can be fed all of it, and both the prompt and what continues it have tokens."""
+        """Whether the inputs fit into the context, and both the prompt and its continuation have tokens."""
         return 0 < self.continued <= len(self.inputs) <= context_length
 
 
 def encode_prompt(
     tokenizer: PreTrainedTokenizerFast, template: str, subject: str | None = None, target: str | None = None
 ) -> EncodedPrompt:
-    """Encode ``template``, its placeholder filled with ``subject``, continued after one space with ``target``.
+    """Encode ``template`` with ``subject`` in its placeholder, followed by one space and ``target``.
 
-    The lookup index is the last token that overlaps the subject, and a leading space belongs to the subject's first
-    token. A token belongs to the continuation when it holds anything behind the prompt.
+    The subject's tokens are those that overlap it, so a token with a leading space counts if it also contains the
+    subject's first letter. A token belongs to the continuation if it contains any text after the prompt.
     """
     prompt, start, end = template, 0, 0
     if subject is not None:
@@ -64,7 +64,7 @@ def encode_prompt(
     encoding = tokenizer(
         text, return_offsets_mapping=True, return_special_tokens_mask=True, return_attention_mask=False
     )
-    # What a tokenizer puts behind the text (an EOS) would end what is to be continued.
+    # A special token after the text, such as an EOS, would end the text that is to be continued.
     count = max((place + 1 for place, added in enumerate(encoding["special_tokens_mask"]) if not added), default=None)
     offsets: list[tuple[int, int]] = encoding["offset_mapping"][:count]
     overlapping = [index for index, (first, last) in enumerate(offsets) if first < end and last > start]

@@ -35,28 +35,29 @@ def compute_edit(
     most_tokens: int,
     on_keys: Callable[[int, Tensor], None] = lambda layer, keys: None,
 ) -> dict[int, LowRankDelta]:
-    """Changes of the weights of ``layers`` that write ``requests`` together.
+    """Compute the weight changes of ``layers`` that write ``requests`` together.
 
-    Layers ascending, each with the weights written so far [Meng et al. 2022b, algorithm 1]. At layer l the residual
-    is (value - present output of the last layer) / (layers still to write, this one included).
+    Layers are solved in ascending order, each with the changes of the lower ones already applied [Meng et al. 2022b,
+    algorithm 1]. At each layer, the residual is (value - present output of the last layer), divided by the number of
+    layers still to write, this one included, or by its square root.
 
     Args:
-        decoder: the model; its weights are those before the edit again when this returns.
+        decoder: the model. Its weights are restored before this returns.
         requests: B facts.
         values: (B, d_model) wanted outputs at ``site`` of the last of ``layers``, at the lookup tokens.
-        contexts: templates, the clean one first.
+        contexts: context templates, the clean one first.
         layers: edited layers.
-        preservation: the operator of a layer.
+        preservation: returns the preservation operator of a layer.
         slack: gamma of ``solve_edit``.
-        site: whose output the values are: the block's, or, where one layer is edited, its MLP's.
-        spread: what the residual is divided by.
-        clean_weight: of the clean prompt in an averaged key; ``None`` for the same as every other prompt.
+        site: whose output the values are: the block's, or its MLP's if only one layer is edited.
+        spread: how the residual is divided among the layers: by their number, or by its square root.
+        clean_weight: weight of the clean prompt in an averaged key; ``None`` for equal weights.
         read_keys: keys that the change is read with.
-        most_tokens: positions in one forward pass, at most.
+        most_tokens: most positions in one forward pass.
         on_keys: called for each layer with the keys (d_in, B) that its change is written with.
 
     Returns:
-        For each layer a change of rank at most B, float64.
+        The change of each layer, of rank at most B, float64.
     """
     layers = sorted(layers)
     activations = FactActivations(decoder, requests, contexts, clean_weight=clean_weight, most_tokens=most_tokens)
@@ -75,14 +76,14 @@ def compute_edit(
 
 
 def merge(decoder: Decoder, deltas: Mapping[int, LowRankDelta]) -> None:
-    """Write ``deltas`` into the model for good."""
+    """Write ``deltas`` into the model permanently."""
     for layer, delta in deltas.items():
         decoder.weight(layer).copy_(delta.added_to(decoder.weight(layer)))
 
 
 @contextmanager
 def applied(decoder: Decoder, deltas: Mapping[int, LowRankDelta]) -> Iterator[None]:
-    """The model with ``deltas`` written into it; its exact former weights again afterwards."""
+    """Write ``deltas`` into the model while open, then restore its exact former weights."""
     originals = {layer: decoder.weight(layer).clone() for layer in deltas}
     try:
         merge(decoder, deltas)

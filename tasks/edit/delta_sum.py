@@ -1,4 +1,4 @@
-"""The sum of many weight changes of low rank, which itself may have any rank."""
+"""The sum of many low-rank weight changes. The sum itself may have any rank."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ __all__ = ["DeltaSum"]
 
 
 class DeltaSum:
-    """Delta_1 + ... + Delta_t of one layer, added up in float64 in the order they come in.
+    """Delta_1 + ... + Delta_t of one layer, summed in float64 in the order of the calls of ``add``.
 
-    Both the sum itself and its thin factors are kept, the factors for as long as they are thinner than the sum. The
-    same changes in the same order give the same bits.
+    Both the dense sum and the factors of its parts are kept. The factors are dropped once their total rank exceeds
+    min(d_out, d_in), because they are then no longer thin. The same changes in the same order give the same bits.
     """
 
     def __init__(self) -> None:
@@ -24,11 +24,11 @@ class DeltaSum:
 
     @property
     def total(self) -> Tensor:
-        """The sum itself, (d_out, d_in) float64."""
+        """The dense sum, (d_out, d_in) float64; empty before the first change."""
         return self._total
 
     def add(self, delta: LowRankDelta) -> None:
-        """Add ``delta``, float64."""
+        """Add ``delta``, whose factors are float64."""
         if not self._rank:
             self._total = torch.zeros(len(delta.left), len(delta.right), dtype=torch.float64, device=delta.left.device)
         self._total.addmm_(delta.left, delta.right.T)
@@ -39,9 +39,10 @@ class DeltaSum:
             self._factors = []
 
     def delta(self) -> LowRankDelta:
-        """The sum as two factors of rank min(d_out, d_in) at most: its parts side by side, or itself and an identity.
+        """The sum as two factors of rank at most min(d_out, d_in).
 
-        No decomposition is needed: a sum of full rank has no thinner factors than these.
+        They are the factors of its parts side by side or, once those are dropped, the dense sum and an identity. No
+        decomposition is needed, because a sum of full rank has no thinner factors than these.
         """
         if self._factors:
             left = torch.cat([one.left for one in self._factors], dim=1)

@@ -1,7 +1,7 @@
 """Batches of facts written one after the other into the same weights.
 
-Every batch starts from what the one before has left: its value vectors, keys and residuals are those of the model as it
-is then. What earlier batches wrote is held by their keys, which join what must be preserved:
+Every batch starts from the weights that the one before it left: its value vectors, keys and residuals are computed with
+these weights. To preserve what earlier batches wrote, their keys are added to what must be preserved:
 A = lambda C0 + H, H = K K^T of the earlier keys [Fang et al. 2025; the -F paper, algorithm 1].
 """
 
@@ -30,16 +30,16 @@ from factsmith.tasks.values.optimiser import ValueVector, optimise_values
 __all__ = ["NEAR", "FactMeasures", "LayerMeasures", "SequenceWriter", "Step", "Written"]
 
 NEAR = 0.95
-"""Keys collide when their cosine under A^-1 is beyond this: little of them is left to tell their facts apart."""
+"""Two keys collide if their cosine under A^-1 is above this: they then differ too little to tell their facts apart."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """What a batch does to the model, and all that later batches need of it.
+    """The changes of one batch, and everything that later batches need from it.
 
     Attributes:
-        deltas: of each layer, on top of those before.
-        keys: (d_in, B) float64 of each layer, that are preserved from now on; empty without history.
+        deltas: change of each layer, on top of the earlier changes.
+        keys: (d_in, B) float64 keys of each layer that are preserved from now on; empty without a history.
     """
 
     deltas: dict[int, LowRankDelta]
@@ -48,19 +48,21 @@ class Step:
 
 @dataclass(frozen=True)
 class LayerMeasures:
-    """How far a layer has moved. Norms are Frobenius norms; "leading" and "rest" are its parts along the leading
-    directions P of the corpus's keys and across them: ||Delta P|| and ||Delta (I - P P^T)||, the safety of an edit
-    [the -F paper, section 5]; NaN where no directions are given.
+    """How far a layer has moved. All norms are Frobenius norms.
+
+    "leading" is the norm of a change along the principal directions P of the corpus's keys, ||Delta P||. "rest" is the
+    norm of what remains, ||Delta (I - P P^T)||. They measure how safe an edit is [the -F paper, section 5]. Both are
+    NaN if no principal directions are given.
 
     Attributes:
-        layer: which.
+        layer: number of the layer.
         step: norm of this batch's change.
-        step_leading: its leading part.
-        step_rest: its rest.
-        total: norm of all changes so far, added up.
-        total_leading: its leading part.
-        total_rest: its rest.
-        relative: ``total`` as a share of the norm of the unedited weight.
+        step_leading: norm of its leading part.
+        step_rest: norm of its rest.
+        total: norm of the sum of all changes so far.
+        total_leading: norm of its leading part.
+        total_rest: norm of its rest.
+        relative: ``total`` divided by the norm of the unedited weight.
     """
 
     layer: int
@@ -75,13 +77,13 @@ class LayerMeasures:
 
 @dataclass(frozen=True)
 class FactMeasures:
-    """How well a fact was written, right after its batch.
+    """How well a fact was written, measured right after its batch.
 
     Attributes:
         request: the fact.
-        steps: evaluations of the loss its value vector took.
-        loss: the last of them.
-        reached: 1 - ||value - output|| / ||value - output before||: 1 if the layer puts out the wanted value.
+        steps: number of evaluations of the loss for its value vector.
+        loss: last loss of its value vector.
+        reached: 1 - ||value - output|| / ||value - output before||; 1 if the output equals the value vector.
     """
 
     request: EditRequest
@@ -95,11 +97,11 @@ class Written:
     """A batch that has been written.
 
     Attributes:
-        step: what it did.
+        step: changes of the batch.
         layers: how far each layer has moved.
         facts: how well each fact was written.
-        collisions: places in the batch of facts whose keys nearly coincide at some layer, and their cosine there;
-            closest first.
+        collisions: pairs of facts whose keys nearly coincide at some layer, as their places in the batch and the
+            cosine of their keys; closest first.
     """
 
     step: Step
@@ -109,20 +111,21 @@ class Written:
 
 
 class SequenceWriter(AbstractContextManager["SequenceWriter"]):
-    """Writes batches into a model, which has its own weights again once this is closed.
+    """Writes batches into a model, and restores the model's own weights when it is closed.
 
-    The weights after t batches are W + (Delta_1 + ... + Delta_t), the sum taken in float64 and rounded once: small
-    changes are not lost one by one in a narrow dtype. A writer that replays the steps of another goes on to the same
-    bits.
+    The weights after t batches are W + (Delta_1 + ... + Delta_t). The sum is taken in float64 and rounded once, so that
+    small changes are not lost one by one in a narrow dtype. A writer that replays the steps of another one continues
+    with the same bits.
 
     Args:
         decoder: the model.
-        method: how facts are written; ``method.sequence`` says what is kept of earlier batches.
+        method: how facts are written; ``method.sequence`` decides what is kept of earlier batches.
         layers: edited layers, ascending.
-        operators: what each layer must preserve apart from earlier edits.
-        contexts: templates, the clean one first.
-        directions: (d_in, r) float64 of each layer, orthonormal: what the changes are measured along; may be empty.
-        most_tokens: positions in one forward pass, at most.
+        operators: preservation operator of each layer, without earlier edits.
+        contexts: context templates, the clean one first.
+        directions: (d_in, r) float64 principal directions of each layer, orthonormal, to measure changes along; may be
+            empty.
+        most_tokens: most positions in one forward pass.
         memory: bytes for the activations of value vectors.
     """
 
@@ -151,7 +154,7 @@ class SequenceWriter(AbstractContextManager["SequenceWriter"]):
 
     @property
     def sums(self) -> dict[int, DeltaSum]:
-        """All changes of each layer so far."""
+        """The sum of all changes of each layer so far."""
         return {number: layer.sum for number, layer in self._layers.items()}
 
     def write(self, requests: Sequence[EditRequest], slack: float) -> Written:
@@ -162,13 +165,13 @@ class SequenceWriter(AbstractContextManager["SequenceWriter"]):
             slack: gamma of ``solve_edit``.
 
         Raises:
-            CollidingKeysError: facts ask for different values at one key.
+            CollidingKeysError: facts ask for different values at the same key.
             NonFiniteValueError: a value vector is NaN or infinite; names the fact.
         """
         method, last = self._method, max(self._layers)
         vectors = optimise_values(self._decoder, requests, self._contexts, last, method.value, memory=self._memory)
         written_keys: dict[int, Tensor] = {}
-        deltas = compute_edit(
+        computed = compute_edit(
             self._decoder,
             requests,
             torch.stack([vector.value for vector in vectors]),
@@ -183,6 +186,8 @@ class SequenceWriter(AbstractContextManager["SequenceWriter"]):
             most_tokens=self._most_tokens,
             on_keys=written_keys.__setitem__,
         )
+        # A product's last bits depend on the memory layout. A replay reads row-major factors.
+        deltas = {layer: delta.contiguous() for layer, delta in computed.items()}
         for layer, delta in deltas.items():
             self._layers[layer].add(delta)
             self._layers[layer].write()
@@ -199,12 +204,12 @@ class SequenceWriter(AbstractContextManager["SequenceWriter"]):
         )
 
     def replay(self, steps: Iterable[Step]) -> None:
-        """Do what an earlier writer did."""
+        """Repeat the steps of an earlier writer."""
         for step in steps:
             for number, delta in step.deltas.items():
                 self._layers[number].add(delta)
             for number, history in self._histories.items():
-                # A history takes up keys when it is next asked, and to the same bits if it is asked as it was then.
+                # A history takes in new keys at its next ``solve``. Repeating the earlier calls gives the same bits.
                 history.solve(step.keys[number])
             if self._histories:
                 self._remember(step.keys)
@@ -218,7 +223,7 @@ class SequenceWriter(AbstractContextManager["SequenceWriter"]):
             layer.restore()
 
     def _read_back(self, requests: Sequence[EditRequest]) -> tuple[Tensor, dict[int, Tensor]]:
-        """(B, d_model) present outputs at the lookup tokens, and the keys of the batch if history wants them."""
+        """(B, d_model) present outputs at the lookup tokens, and the keys of the batch if the history needs them."""
         keys_wanted = bool(self._histories) and self._method.sequence.history_keys == "after_write"
         last = max(self._layers)
         activations = FactActivations(
@@ -233,7 +238,7 @@ class SequenceWriter(AbstractContextManager["SequenceWriter"]):
         return outputs.T, keys
 
     def _remember(self, keys: Mapping[int, Tensor]) -> None:
-        """Preserve ``keys``, too; every so many of them, keep only their leading directions."""
+        """Add ``keys`` to the history, and compress it to principal directions after every ``tau`` keys."""
         settings = self._method.sequence
         for layer, history in self._histories.items():
             history.add(keys[layer])
@@ -245,7 +250,7 @@ class SequenceWriter(AbstractContextManager["SequenceWriter"]):
 
 
 class _Layer:
-    """An edited weight: what it was, and what has been added to it."""
+    """An edited weight: its original, and the sum of its changes."""
 
     def __init__(self, decoder: Decoder, number: int, directions: Tensor | None) -> None:
         self.number = number
@@ -255,24 +260,24 @@ class _Layer:
         self._norm = float(self._original.double().norm())
         self._directions = directions
         self._leading = DeltaSum()
-        """The sum of all changes, times the directions, (d_out, r): kept up to date, since that product is dear."""
+        """(d_out, r) sum of all changes times the principal directions. It is kept because the product is expensive."""
 
     def add(self, delta: LowRankDelta) -> None:
-        """Add ``delta`` to the sum; the weight follows with ``write``."""
+        """Add ``delta`` to the sum. The weight itself changes in ``write``."""
         self.sum.add(delta)
         if self._directions is not None:
             self._leading.add(LowRankDelta(delta.left, self._directions.T @ delta.right))
 
     def write(self) -> None:
-        """Make the weight what it was plus all that has been added, if anything has."""
+        """Set the weight to its original plus the sum of its changes, if there are any."""
         if not self.sum.total.numel():
             return
         change = self.sum.total.to(self._original.device, torch.float32)
         self._weight.copy_(self._original.float() + change)
 
     def measures(self, delta: LowRankDelta) -> LayerMeasures:
-        """Of the layer, where ``delta`` was added last."""
-        step, whole = delta.norm(), float(self.sum.total.norm())
+        """The measures of the layer. ``delta`` is the change that was added last."""
+        step, total = delta.norm(), float(self.sum.total.norm())
         step_leading = total_leading = torch.nan
         if self._directions is not None:
             step_leading = LowRankDelta(delta.left, self._directions.T @ delta.right).norm()
@@ -281,20 +286,20 @@ class _Layer:
             self.number,
             step,
             step_leading,
-            _across(step, step_leading),
-            whole,
+            _rest(step, step_leading),
+            total,
             total_leading,
-            _across(whole, total_leading),
-            whole / self._norm,
+            _rest(total, total_leading),
+            total / self._norm,
         )
 
     def restore(self) -> None:
         self._weight.copy_(self._original)
 
 
-def _across(norm: float, along: float) -> float:
-    """Norm of what is left of a matrix of ``norm`` without its part ``along`` some orthonormal directions."""
-    return torch.nan if math.isnan(along) else float(max(norm**2 - along**2, 0.0) ** 0.5)
+def _rest(norm: float, leading: float) -> float:
+    """Norm of the rest of a matrix, from the norms of the whole matrix and of its leading part."""
+    return torch.nan if math.isnan(leading) else float(max(norm**2 - leading**2, 0.0) ** 0.5)
 
 
 def _fact(request: EditRequest, vector: ValueVector, output: Tensor) -> FactMeasures:
@@ -304,10 +309,10 @@ def _fact(request: EditRequest, vector: ValueVector, output: Tensor) -> FactMeas
 
 
 def _collisions(deltas: Mapping[int, LowRankDelta], keys: Mapping[int, Tensor]) -> list[tuple[int, int, float]]:
-    """Pairs of facts whose keys are nearly the same direction, and how nearly, at the layer where they are most so."""
+    """Pairs of facts whose keys nearly coincide at some layer, with the largest cosine over the layers."""
     found: dict[tuple[int, int], float] = {}
     for layer, delta in deltas.items():
-        gram = delta.right.T @ keys[layer].to(delta.right)  # K^T A^-1 K: the right factor is A^-1 K
+        gram = delta.right.T @ keys[layer].to(delta.right)  # K^T A^-1 K, because the right factor is A^-1 K.
         scale = gram.diagonal().rsqrt()
         cosines = (gram * scale[:, None] * scale).triu(diagonal=1)
         for first, second in (cosines > NEAR).nonzero().tolist():

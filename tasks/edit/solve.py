@@ -1,4 +1,4 @@
-"""The one equation of the locate-then-edit family."""
+"""The one equation that all locate-then-edit methods solve."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class CollidingKeysError(Exception):
     """
 
     def __init__(self, pairs: list[tuple[int, int]]) -> None:
-        super().__init__(f"keys of facts {pairs} are linearly dependent")
+        super().__init__(f"the keys of facts {pairs} are linearly dependent")
         self.pairs = pairs
 
 
@@ -32,30 +32,31 @@ def solve_edit(
     slack: float,
     read_keys: Tensor | None = None,
 ) -> LowRankDelta:
-    """Low-rank weight change that maps ``keys`` to ``residuals`` and leaves what ``preservation`` holds alone.
+    """The low-rank weight change that maps ``keys`` to ``residuals`` and preserves what ``preservation`` protects.
 
-    With S = A^-1 K, Delta = R (S^T K_read + slack I)^-1 S^T minimises
+    With S = A^-1 K, the change is Delta = R (S^T K_read + slack I)^-1 S^T. If K_read = K, it minimises
     ||Delta K - R||^2 / slack + tr(Delta A Delta^T)    [Meng et al. 2022b eq. 14; Gupta et al. 2024 eq. 9]
-    when K_read = K: MEMIT at slack 1, the equality constraint of ROME and EMMET at slack 0.
+    Slack 1 gives MEMIT, and slack 0 gives the equality constraint of ROME and EMMET.
 
     Args:
-        keys: (d_in, B) MLP inputs at the edited tokens.
-        residuals: (d_out, B) wanted change of the MLP output.
+        keys: (d_in, B) inputs of the edited weight at the lookup tokens.
+        residuals: (d_out, B) wanted changes of the MLP output.
         preservation: applies A^-1.
         slack: gamma, the weight of the memorisation error; 0 forces equality, 1 is least squares.
-        read_keys: (d_in, B) keys the change is read with, where they differ from ``keys`` (the original ROME).
+        read_keys: (d_in, B) keys that the change is read with, if they differ from ``keys`` (the original ROME).
 
     Returns:
         Factors (d_out, B) and (d_in, B), float64.
 
     Raises:
-        CollidingKeysError: the B x B system is singular; says which facts collide.
+        CollidingKeysError: the B x B system is singular; gives the pairs of facts that collide.
     """
     solved = preservation.solve(keys)
     residuals = residuals.to(solved)
     system = solved.T @ (keys if read_keys is None else read_keys).to(solved)
     system.diagonal().add_(slack)
-    if read_keys is not None:  # not symmetric, and one fact at a time
+    if read_keys is not None:
+        # The system is not symmetric. Facts cannot collide, because ROME writes one fact at a time.
         return LowRankDelta(torch.linalg.solve(system.T, residuals.T).T, solved)
     system = (system + system.T) / 2
     try:

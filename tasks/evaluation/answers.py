@@ -1,4 +1,4 @@
-"""Questions with an answer each: which of the answer's tokens a model gives, under teacher forcing."""
+"""Questions with answers, and how many of an answer's tokens a model gives under teacher forcing."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ __all__ = ["SCHEMA", "AnswerAccuracy"]
 SCHEMA = pa.schema(
     [*ASKED, ("nll", pa.float64()), ("tokens", pa.int32()), ("correct", pa.int32()), ("answer", pa.string())]
 )
-"""Mean NLL per token of the answer, its tokens, how many of them are the model's first choice, and the answer, which is
-there alone where prompt and answer do not fit the model."""
+"""Mean NLL per token of the answer, number of its tokens, number of those that are the model's first choice, and the
+answer. If prompt and answer do not fit the model, the other three are null."""
 
 
 class AnswerAccuracy(MetricFamily):
-    """Metrics that are each the share of an answer's tokens that are the model's first choice, on one kind of prompts.
+    """Metrics that are the share of an answer's tokens that are the model's first choice, one for each kind of prompt.
 
     Prompts whose answer is not known are not asked.
 
     Attributes:
-        metric_of: the metric that each kind of prompts tells.
+        metric_of: metric of each kind of prompt.
     """
 
     schema = SCHEMA
@@ -69,5 +69,5 @@ class AnswerAccuracy(MetricFamily):
 
 
 def _continued(tokenizer: PreTrainedTokenizerFast, asked: Sequence[Asked]) -> list[EncodedPrompt]:
-    """Each prompt with its answer behind it."""
+    """Each prompt, continued with its answer."""
     return [encode_prompt(tokenizer, one.prompt, target=one.answer) for one in asked]

@@ -1,4 +1,4 @@
-"""What a family of metrics is: prompts it asks, a row for each, and what the rows come to."""
+"""Metric families: the prompts that they ask, the rows that they measure, and the metrics that the rows give."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ ASKED = [
     ("index", pa.int32()),
     ("prompt", pa.string()),
 ]
-"""The columns that every family's rows begin with."""
+"""The first columns of every family's rows."""
 
 Passes = Sequence[tuple[int, int]]
-"""Sequences a model is fed: positions, and at how many of them scores of the next token are read."""
+"""For each sequence that a model is fed, its positions, and the number of positions where next tokens are scored."""
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,10 @@ class Asked:
     """One prompt of a record.
 
     Attributes:
-        record: it belongs to.
-        kind: of prompt.
-        index: among those of its kind.
-        prompt: its text.
+        record: record that the prompt belongs to.
+        kind: kind of prompt.
+        index: place among the record's prompts of this kind.
+        prompt: text of the prompt.
     """
 
     record: Record
@@ -51,9 +51,10 @@ class Asked:
 
     @property
     def answer(self) -> str:
-        """What is right behind the prompt: an answer of its own, else a target of the request.
+        """The correct continuation of the prompt: its own answer if it has one, otherwise a target of the request.
 
-        That is the new one, but for a neighbour, which must not move, the true one; empty if that is not known.
+        The target is the new object. For a neighbourhood prompt, whose answer must not change, it is the true object,
+        or empty if that is not known.
         """
         if own := self.record.answers.get(self.kind):
             return own[self.index]
@@ -62,17 +63,19 @@ class Asked:
 
 
 class MetricFamily(ABC):
-    """Metrics that are read off the same rows. Scores are kept by weights, record, prompts and ``version``.
+    """Metrics that are computed from the same rows.
+
+    Scores are stored by weights, record, prompts and ``version``.
 
     Attributes:
-        name: of the family's file.
-        version: raised when the same model and prompts would give other rows; older ones are then scored again.
-        kinds: of prompts that are asked.
-        parameters: constants that decide the rows, besides ``version``.
-        schema: of the rows: ``ASKED``, then what was measured. The first measured column is null for a prompt that
-            does not fit the model, which counts in no metric.
-        metrics: by name, what each tells, in the order they are shown in.
-        mean: the harmonic mean that the family is summed up in, and the metrics it is of.
+        name: name of the family, which also names its table of prompts.
+        version: must be raised when the same model and prompts would give other rows. Older rows are then scored again.
+        kinds: kinds of prompts that are asked.
+        parameters: constants that determine the rows, besides ``version``.
+        schema: schema of the rows: ``ASKED``, then the measured columns. The first measured column is null for a prompt
+            that does not fit the model. Such a prompt counts in no metric.
+        metrics: description of each metric, in the order in which they are shown.
+        mean: name of the harmonic mean that summarises the family, and its metrics; ``None`` for a family without one.
     """
 
     name: ClassVar[str]
@@ -92,25 +95,31 @@ class MetricFamily(ABC):
         most_tokens: int,
         advance: Callable[[int], None] = lambda done: None,
     ) -> pa.Table:
-        """Rows of ``schema`` for every prompt that is asked of ``records``, in their order.
+        """Score every prompt that is asked of ``records``.
 
         Args:
             decoder: the model, edited or not.
-            records: with their prompts.
-            most_tokens: positions in one forward pass, at most.
-            advance: told how much more of ``work`` is done.
+            records: records with their prompts.
+            most_tokens: most positions in one forward pass.
+            advance: called with the amount of ``work`` just finished.
+
+        Returns:
+            Rows of ``schema``, in the order of ``asked``.
         """
 
     @abstractmethod
     def by_record(self, rows: pa.Table) -> pa.Table:
-        """``record``, ``metric``, ``value``: each record's mean of each metric that its rows can tell; 1 is all."""
+        """A table of ``record``, ``metric``, ``value``: each record's mean of each metric that its rows give.
+
+        Values are fractions: 1 is 100 percent.
+        """
 
     @abstractmethod
     def passes(self, tokenizer: PreTrainedTokenizerFast, record: Record) -> Passes:
-        """What scoring ``record`` feeds the model at most, to tell its cost beforehand."""
+        """An upper bound of what scoring ``record`` feeds the model, to estimate its cost."""
 
     def work(self, record: Record, prompts: int) -> int:
-        """How much there is to do for so many prompts of ``record``, for bars."""
+        """The amount of work for a number of ``prompts`` of ``record``, for progress bars."""
         return prompts
 
     def asked(self, records: Sequence[Record]) -> list[Asked]:
@@ -123,12 +132,12 @@ class MetricFamily(ABC):
         ]
 
     def table(self, asked: Sequence[Asked], measured: Sequence[Mapping[str, Any]]) -> pa.Table:
-        """Rows of ``schema``: what was asked, and what was measured of each."""
-        digests = {id(one.record): one.record for one in asked}
-        names = {place: record.digest(self.kinds) for place, record in digests.items()}
+        """Rows of ``schema`` from the prompts that were asked, and from what was measured for each."""
+        records = {id(one.record): one.record for one in asked}
+        digests = {key: record.digest(self.kinds) for key, record in records.items()}
         rows = [
             {
-                "record": names[id(one.record)],
+                "record": digests[id(one.record)],
                 "case_id": one.record.request.case_id,
                 "kind": one.kind,
                 "index": one.index,
@@ -140,12 +149,12 @@ class MetricFamily(ABC):
         return pa.Table.from_pylist(rows, schema=self.schema)
 
     def skipped(self, rows: pa.Table) -> int:
-        """How many prompts were not scored, because they do not fit the model."""
+        """The number of prompts that were not scored because they do not fit the model."""
         return int(rows.column(len(ASKED)).null_count)
 
 
 def mean_by_record(rows: pa.Table, values: Mapping[str, pa.ChunkedArray]) -> Iterator[pa.Table]:
-    """Tables of ``record``, ``metric``, ``value``: a record's mean of each column of ``values`` over its ``rows``."""
+    """Tables of ``record``, ``metric``, ``value``: each record's mean of each column of ``values`` over its rows."""
     for metric, column in values.items():
         table = pa.table({"record": rows["record"], "value": pc.cast(column, pa.float64())}).drop_null()
         within = table.group_by("record", use_threads=False).aggregate([("value", "mean")])
@@ -156,7 +165,13 @@ def mean_by_record(rows: pa.Table, values: Mapping[str, pa.ChunkedArray]) -> Ite
 def mean_by_kind(
     rows: pa.Table, metric_of: Mapping[str, str], value: Callable[[pa.Table], pa.ChunkedArray]
 ) -> pa.Table:
-    """``MetricFamily.by_record`` where each kind of prompts tells one metric, of the same ``value`` of its rows."""
+    """``MetricFamily.by_record`` for a family with one metric for each kind of prompt: the mean of ``value``.
+
+    Args:
+        rows: rows of the family.
+        metric_of: metric of each kind of prompt.
+        value: computes the value of each row.
+    """
     tables: list[pa.Table] = []
     for kind, metric in metric_of.items():
         of_kind = rows.filter(pc.equal(rows["kind"], kind))
@@ -174,13 +189,13 @@ def _families() -> dict[str, MetricFamily]:
 
 
 def load_families(names: Sequence[str] | None = None) -> list[MetricFamily]:
-    """Families by name, each once, in the order given; all there are if none is given.
+    """Load metric families by name, in the order given and without repeats; all of them if ``names`` is ``None``.
 
     Raises:
-        InputError: there is no family of a name.
+        InputError: there is no family with a given name.
     """
     known = _families()
     for name in names or ():
         if name not in known:
-            raise InputError(f"There is no metric {name!r}.", remedy=closest(name, known))
+            raise InputError(f"There is no metric family {name!r}.", remedy=closest(name, known))
     return [known[name] for name in dict.fromkeys(names if names is not None else known)]

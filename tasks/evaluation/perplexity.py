@@ -1,4 +1,4 @@
-"""How well a model still predicts ordinary text."""
+"""Perplexity: how well a model still predicts ordinary text."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from factsmith.tasks.decoder.decoder import Decoder
 
 __all__ = ["block_nll", "perplexity"]
 
-_POSITIONS_AT_ONCE = 1024
-"""At which scores of the whole vocabulary are held."""
+_POSITIONS_PER_CHUNK = 1024
+"""Positions whose scores over the whole vocabulary are in memory together."""
 
 
 @torch.inference_mode()
@@ -24,13 +24,13 @@ def block_nll(
     most_tokens: int,
     advance: Callable[[int], None] = lambda blocks: None,
 ) -> list[float]:
-    """NLL in nats of every token of each block but its first, given those before it, added up.
+    """The sum for each block of the NLL, in nats, of every token but the first, given the tokens before it.
 
     Args:
         decoder: the model.
-        blocks: token sequences, each a text of its own.
-        most_tokens: positions in one forward pass, at most (or one block).
-        advance: told how many more blocks are done.
+        blocks: token sequences, each scored as a separate text.
+        most_tokens: most positions in one forward pass; a longer block runs alone.
+        advance: called with the number of blocks just finished.
     """
     found = [0.0] * len(blocks)
     for batch in length_batches([len(block) for block in blocks], most_tokens):
@@ -42,7 +42,9 @@ def block_nll(
         each = torch.cat(
             [
                 torch.nn.functional.cross_entropy(decoder.logits(states), labels, reduction="none")
-                for states, labels in zip(read.split(_POSITIONS_AT_ONCE), wanted.split(_POSITIONS_AT_ONCE), strict=True)
+                for states, labels in zip(
+                    read.split(_POSITIONS_PER_CHUNK), wanted.split(_POSITIONS_PER_CHUNK), strict=True
+                )
             ]
         ).double()
         for index, part in zip(batch, each.split([length - 1 for length in lengths]), strict=True):
@@ -52,11 +54,11 @@ def block_nll(
 
 
 def perplexity(nll: Sequence[float], tokens: Sequence[int]) -> float:
-    """exp of the mean NLL per predicted token; infinity where that is no float64.
+    """exp of the mean NLL per predicted token; infinity if that overflows a float64.
 
     Args:
-        nll: of blocks, each added up.
-        tokens: that were predicted of each.
+        nll: sum of the NLL of each block.
+        tokens: number of predicted tokens of each block.
     """
     mean = sum(nll) / sum(tokens)
     return math.exp(mean) if mean < math.log(torch.finfo(torch.float64).max) else math.inf

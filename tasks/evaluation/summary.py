@@ -1,4 +1,4 @@
-"""What records' metrics come to, and how far another draw of records could move it."""
+"""Metrics averaged over records, and how much another sample of records could change them."""
 
 from __future__ import annotations
 
@@ -15,24 +15,25 @@ from factsmith.tasks.evaluation.family import MetricFamily
 __all__ = ["DRAWS", "PHASES", "Interval", "RecordValues", "differences", "intervals", "record_values"]
 
 PHASES = ("before", "after")
-"""Of a run: the unedited model's scores, and the edited one's."""
+"""The phases of a run: scores of the unedited model, and scores of the edited one."""
 
 DRAWS = 2000
-"""Bootstrap samples of an interval."""
+"""Number of bootstrap samples for an interval."""
 
 _DRAWN_AT_ONCE = 4_000_000
+"""Most records that are drawn together, over several bootstrap samples. It limits memory."""
 
 _ENDS = (0.025, 0.975)
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A number, and where 95 % of its bootstrap samples lie.
+    """A value, and the interval that contains the central 95 % of its bootstrap samples.
 
     Attributes:
-        value: what the records come to.
-        low: end of the interval.
-        high: the other.
+        value: value on the records themselves.
+        low: lower end of the interval.
+        high: upper end of the interval.
     """
 
     value: float
@@ -49,10 +50,10 @@ class RecordValues:
     """The metrics of records, in percent.
 
     Attributes:
-        records: their names, in order.
-        metrics: names of the columns.
-        values: (records, metrics) float64; NaN for what a record's prompts do not tell.
-        means: harmonic means by name, and the metrics they are of.
+        records: digests of the records, one for each row of ``values``.
+        metrics: names of the metrics, one for each column of ``values``.
+        values: (records, metrics) float64; NaN for a metric that a record's prompts do not give.
+        means: metrics that each harmonic mean combines.
     """
 
     records: tuple[str, ...]
@@ -62,7 +63,7 @@ class RecordValues:
 
     @classmethod
     def of(cls, table: pa.Table, families: Sequence[MetricFamily]) -> RecordValues:
-        """From ``record``, ``metric`` and ``value`` (1 is all), as ``MetricFamily.by_record`` gives them."""
+        """Values from a table of ``record``, ``metric`` and ``value``, as ``MetricFamily.by_record`` returns it."""
         means = dict(family.mean for family in families if family.mean)
         metrics = [name for family in families for name in family.metrics if name not in means]
         records = list(dict.fromkeys(table["record"].to_pylist()))
@@ -76,14 +77,15 @@ class RecordValues:
         return cls(tuple(records), tuple(metrics), values, means)
 
     def summary(self) -> dict[str, float | None]:
-        """The mean of each metric over the records that tell it, and harmonic means; ``None`` for what none tells."""
+        """The mean of each metric over the records that have it, and the harmonic means; ``None`` if none has it."""
         found = self._summed(torch.ones(1, len(self.records), dtype=torch.float64))
         return {name: None if column.isnan().all() else float(column) for name, column in found.items()}
 
     def drawn(self, seed: int) -> dict[str, Tensor]:
-        """(DRAWS,) of each metric and harmonic mean: what as many records, drawn from these with replacement, come to.
+        """(DRAWS,) bootstrap samples of each metric and harmonic mean.
 
-        The same seed draws the same places: samples of two runs on the same records are paired.
+        A sample is the mean over as many records as there are, drawn with replacement. The same seed draws the same
+        places, so that the samples of two runs on the same records are paired.
         [Efron and Tibshirani 1993, chapter 6]
         """
         count = len(self.records)
@@ -98,12 +100,12 @@ class RecordValues:
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     def ordered(self, records: Sequence[str]) -> RecordValues:
-        """The same values, in the order of ``records``."""
+        """The same values, with the records in the order of ``records``."""
         row = {name: place for place, name in enumerate(self.records)}
         return replace(self, records=tuple(records), values=self.values[[row[name] for name in records]])
 
     def _summed(self, times: Tensor) -> dict[str, Tensor]:
-        """Metrics when each record counts ``times`` (samples, records)."""
+        """(samples,) metrics and harmonic means in which each record counts ``times`` (samples, records)."""
         known = self.values.isfinite().double()
         means = (times @ self.values.nan_to_num()) / (times @ known)
         found = {name: means[:, place] for place, name in enumerate(self.metrics)}
@@ -113,26 +115,26 @@ class RecordValues:
 
 
 def record_values(table: pa.Table, phase: str, families: Sequence[MetricFamily]) -> RecordValues:
-    """The rows of an evaluation's records that are of one phase, as numbers."""
+    """The values of one phase, from the table of an evaluation's records."""
     return RecordValues.of(table.filter(pc.equal(table["phase"], phase)), families)
 
 
 def _harmonic_mean(parts: Tensor) -> Tensor:
-    """Of (parts, samples); 0 where a part is 0, NaN where one is not known."""
+    """(samples,) harmonic means of (parts, samples); 0 if a part is 0, NaN if a part is not known."""
     return len(parts) / (1 / parts).sum(0)
 
 
 def intervals(values: RecordValues, *, seed: int = 0) -> dict[str, Interval]:
-    """Each metric that the records tell, with its interval (percentile bootstrap over records)."""
+    """Each metric that the records have, with its interval (percentile bootstrap over records)."""
     samples = values.drawn(seed)
     return {name: _interval(value, samples[name]) for name, value in values.summary().items() if value is not None}
 
 
 def differences(first: RecordValues, second: RecordValues, *, seed: int = 0) -> dict[str, Interval]:
-    """How much more ``second`` comes to than ``first``, for each metric that both tell.
+    """How much higher ``second`` is than ``first``, for each metric that both have.
 
-    Runs on the same records are compared record by record: what makes a record hard is then no noise. Runs on
-    different ones are drawn independently.
+    Runs on the same records are compared record by record, so that the difficulty of a record does not count as noise.
+    Runs on different records are drawn independently.
     """
     same = set(first.records) == set(second.records)
     if same:
@@ -147,7 +149,7 @@ def differences(first: RecordValues, second: RecordValues, *, seed: int = 0) -> 
 
 
 def _interval(value: float, samples: Tensor) -> Interval:
-    # A sample of which no record tells the metric says nothing.
+    # A sample in which no record has the metric gives no value.
     known = samples[samples.isfinite()]
     low, high = known.quantile(torch.tensor(_ENDS, dtype=known.dtype)).tolist()
     return Interval(value, low, high)

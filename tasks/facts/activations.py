@@ -1,7 +1,7 @@
-"""Keys and present outputs of the facts to write, layer by layer, while the layers below are being edited.
+"""Keys and current outputs of the facts to write, layer by layer, while the layers below are edited.
 
-One sweep serves all layers: prompts end at the lookup token, since nothing behind it can reach it, and hidden states
-wait before the next edited block instead of being computed from the start again.
+One pass through the model serves all layers. Prompts are cut after the lookup token, because later tokens cannot
+influence it. Hidden states are kept at the input of the next edited block instead of being recomputed from the start.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ __all__ = ["FactActivations"]
 
 
 class FactActivations:
-    """Facts on their way up through a model whose edited layers change one after the other.
+    """The activations of facts in a model whose layers are edited one after the other, from the lowest up.
 
     Args:
-        decoder: the model; its weights are read as they are at each call.
-        requests: B facts.
-        contexts: templates, the clean one first.
-        clean_weight: of the clean prompt in an averaged key; ``None`` for the same as every other prompt.
-        most_tokens: positions in one forward pass, at most.
+        decoder: the model; each call uses the weights that it has then.
+        requests: B edit requests.
+        contexts: context templates, the clean one first.
+        clean_weight: weight of the clean prompt in an averaged key; ``None`` to weight all prompts equally.
+        most_tokens: maximum number of positions in one forward pass.
     """
 
     def __init__(
@@ -64,9 +64,10 @@ class FactActivations:
 
     @torch.inference_mode()
     def keys(self, layer: int) -> tuple[Tensor, Tensor]:
-        """Keys at ``layer`` under the weights below it: averaged over the contexts, and those of the clean prompts.
+        """The keys at ``layer`` with the current weights below it.
 
-        Both (d_in, B) float64.
+        Returns:
+            The keys averaged over the contexts, and the keys of the clean prompts, both (d_in, B) float64.
         """
         self._advance(layer)
         rows = torch.empty(self.facts * self.contexts, self.decoder.key_width, dtype=torch.float64)
@@ -82,7 +83,7 @@ class FactActivations:
 
     @torch.inference_mode()
     def mlp_outputs(self, layer: int) -> Tensor:
-        """(d_model, B) float64: output of the MLP of ``layer`` at the clean prompts' lookup tokens."""
+        """The output of the MLP of ``layer`` at the clean prompts' lookup tokens, (d_model, B) float64."""
         projection = self.decoder.projection(layer)
         _, clean = self.keys(layer)
         outputs: Tensor = projection(clean.T.to(device=self.decoder.device, dtype=self.decoder.model.dtype))
@@ -90,9 +91,9 @@ class FactActivations:
 
     @torch.inference_mode()
     def outputs(self, layer: int, last_layer: int) -> Tensor:
-        """(d_model, B) float64: output of block ``last_layer`` at the clean prompts' lookup tokens, as it is now.
+        """The current output of block ``last_layer`` at the clean prompts' lookup tokens, (d_model, B) float64.
 
-        ``layer`` is the next layer to be edited: hidden states are kept before it.
+        ``layer`` is the next layer to be edited. Hidden states are kept at its input.
         """
         self._advance(layer)
         found = torch.empty(self.facts, self.decoder.width, dtype=torch.float64)
@@ -105,7 +106,7 @@ class FactActivations:
         return found.T
 
     def _advance(self, layer: int) -> None:
-        """Bring the hidden states before block ``layer``, through blocks that will not change any more."""
+        """Advance the hidden states to the input of block ``layer``. The blocks below it do not change any more."""
         if layer > self._next:
             self._hidden = [self.decoder.run(hidden, self._next, layer) for hidden in self._hidden]
             self._next = layer

@@ -1,4 +1,4 @@
-"""Two records that ask for different objects of one thing: a subject's prompt, or a subject's relation."""
+"""Contradictions: records that ask for different objects of the same prompt or relation of a subject."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ logger = logging.getLogger(__name__)
 
 
 def refuse_conflicts(records: Sequence[Record], path: Path) -> None:
-    """
+    """Check that no two records contradict each other.
+
     Raises:
-        InputError: two records contradict each other; names both.
+        InputError: two records contradict each other. The message names both.
     """
     for record, first in _with_earlier(records):
         if first is not None and first.request.target_new != record.request.target_new:
@@ -32,17 +33,17 @@ def refuse_conflicts(records: Sequence[Record], path: Path) -> None:
 
 
 def keep_first(records: Sequence[Record]) -> list[Record]:
-    """The records without those that contradict or repeat an earlier one that is kept; says how many were dropped.
+    """The records without those that contradict or repeat an earlier kept one. Logs how many were dropped.
 
-    Two records contradict each other that ask for different objects of one subject with the same prompt, or in the
-    same relation, in whatever words: multi-CounterFact has none such (Meng et al. 2022b). The same object in other
-    words is neither a contradiction nor a repetition.
+    Two records contradict each other if they ask for different objects of the same subject, either with the same prompt
+    or in the same relation with any prompt. multi-CounterFact contains no such records (Meng et al. 2022b). The same
+    object with another prompt is neither a contradiction nor a repetition.
     """
     kept = [record for record, first in _with_earlier(records) if first is None]
     if dropped := len(records) - len(kept):
         logger.warning(
-            "%d of %d records repeat an earlier one or ask for another object of its subject and prompt or relation: "
-            "dropped",
+            "dropped %d of %d records that repeat an earlier record, or ask for another object of the same subject and "
+            "prompt or relation",
             dropped,
             len(records),
         )
@@ -50,7 +51,10 @@ def keep_first(records: Sequence[Record]) -> list[Record]:
 
 
 def _with_earlier(records: Sequence[Record]) -> Iterator[tuple[Record, Record | None]]:
-    """Each record with the first one that it repeats or contradicts, among those that do neither."""
+    """Each record and the earlier record that it repeats or contradicts, if there is one.
+
+    Records that themselves repeat or contradict an earlier one are not compared with.
+    """
     by_prompt: dict[tuple[str, str], Record] = {}
     by_relation: dict[tuple[str, str], Record] = {}
     for record in records:

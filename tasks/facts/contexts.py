@@ -1,7 +1,7 @@
-"""Context templates: a prompt is edited as it stands and behind a few sentences of the model's own.
+"""Context templates: a prompt is edited on its own, and after a few prefixes that the model generates.
 
-Meng et al. 2022a (section 3.1) average keys and values over prompts with random prefixes. The public code leaves the
-prefixes unseeded, so that no two of its runs agree; here they are drawn from a seed and kept.
+Meng et al. 2022a (section 3.1) average keys and values over prompts with random prefixes. Their public code does not
+seed the prefixes, so no two of its runs agree. Here the prefixes are drawn with a seed and stored.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from factsmith.tasks.facts.settings import ContextSample
 __all__ = ["CLEAN", "TOP_K", "read_contexts", "sample_contexts"]
 
 CLEAN = PLACEHOLDER
-"""The template without a prefix, always the first."""
+"""The template without a prefix. It is always the first."""
 
 TOP_K = 5
-"""Each next token of a prefix is drawn among this many likeliest ones."""
+"""Each token of a prefix is drawn from this number of most likely tokens."""
 
 
 @torch.inference_mode()
@@ -33,8 +33,8 @@ def sample_contexts(decoder: Decoder, samples: Sequence[ContextSample], *, seed:
 
     Args:
         decoder: the unedited model.
-        samples: prefixes to draw.
-        seed: of the sampling.
+        samples: the prefixes to sample.
+        seed: seed of the sampling.
 
     Returns:
         Templates with one ``{}`` for the prompt: ``"{}"``, ``"The ... . {}"``, ...
@@ -46,7 +46,7 @@ def sample_contexts(decoder: Decoder, samples: Sequence[ContextSample], *, seed:
         while len(tokens) < sample.length:
             hidden = decoder.run(decoder.embed(pad([tokens], decoder.device)), 0, decoder.block_count)
             scores, candidates = decoder.logits(hidden[0, -1]).cpu().topk(TOP_K)
-            # The draw is made on the CPU so that every device draws the same.
+            # The token is drawn on the CPU, so that every device draws the same one.
             drawn = torch.multinomial(scores.softmax(-1), 1, generator=generator)
             tokens.append(int(candidates[drawn]))
         prefix = str(decoder.tokenizer.decode(tokens, skip_special_tokens=True))
@@ -55,10 +55,10 @@ def sample_contexts(decoder: Decoder, samples: Sequence[ContextSample], *, seed:
 
 
 def read_contexts(path: Path) -> tuple[str, ...]:
-    """Templates of a JSON list; the clean one is put first if it is not there.
+    """The templates in a JSON list. The clean one comes first, and is added if it is missing.
 
     Raises:
-        InputError: not a list of texts with one ``{}`` each.
+        InputError: the file is not a list of texts with one ``{}`` each.
     """
     value = read_json(path.expanduser())
     if not isinstance(value, list) or not value:
@@ -66,7 +66,7 @@ def read_contexts(path: Path) -> tuple[str, ...]:
     for index, template in enumerate(value):
         if not isinstance(template, str) or template.count(PLACEHOLDER) != 1:
             raise InputError(
-                f"Template {index} of {path} (counted from 0) has no place for the prompt.",
+                f"Template {index} of {path} (counted from 0) does not mark one place for the prompt.",
                 got=repr(template),
                 expected="a text with one {}",
             )

@@ -1,4 +1,4 @@
-"""What a file of records is made of: text, the JSON in it, or the rows of a table; faults are said with their place."""
+"""Reading a file of records as text, as JSON or as the rows of a table. Errors name the place in the file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["json_list", "json_lines", "parse_json", "read_text", "table_rows"]
 
 DELIMITERS = (",", ";", "\t")
 SEPARATOR = "|"
-"""Between the prompts in one cell of a table."""
+"""Separates the prompts in one cell of a table."""
 
 _COLUMNS = ("subject", "prompt", "target_new")
 _OPTIONAL_COLUMNS = ("target_true", "paraphrase_prompts", "neighborhood_prompts")
@@ -24,7 +24,7 @@ _LISTS = ("paraphrase_prompts", "neighborhood_prompts")
 
 
 def read_text(path: Path) -> str:
-    """Text of a UTF-8 file, without its byte order mark.
+    """The text of a UTF-8 file, without its byte order mark.
 
     Raises:
         InputError: there is no such file, it cannot be read, or it is not UTF-8.
@@ -32,20 +32,22 @@ def read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        raise InputError(f"{path} does not exist.", remedy="check the path; it is taken from where you are") from None
+        raise InputError(
+            f"{path} does not exist.", remedy="check the path; relative paths start from the working directory"
+        ) from None
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 text.", got=str(error), remedy="save it as UTF-8") from None
     except OSError as error:
         raise InputError(f"{path} cannot be read.", got=error.strerror) from None
-    except ValueError as error:  # a path that no file can have
+    except ValueError as error:  # The path is not valid on any file system.
         raise InputError(f"{str(path)!r} cannot be read.", got=str(error)) from None
 
 
 def parse_json(text: str, what: str) -> Any:
-    """The JSON value in ``text``; ``what`` names it in messages.
+    """The JSON value in ``text``. ``what`` names the text in messages.
 
     Raises:
-        InputError: it is none, or an object says a thing twice.
+        InputError: the text is not JSON, or an object has a field twice.
     """
     try:
         return json.loads(text, object_pairs_hook=_object)
@@ -62,7 +64,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def json_list(path: Path) -> Iterator[tuple[int | None, Any]]:
-    """Values of a JSON list, each with its line, which is not known."""
+    """The values of a JSON list, each with ``None`` for its line, which is not known."""
     values = parse_json(read_text(path), str(path))
     if not isinstance(values, list):
         raise InputError(f"{path} does not hold a list of records.", got=type(values).__name__)
@@ -71,21 +73,22 @@ def json_list(path: Path) -> Iterator[tuple[int | None, Any]]:
 
 
 def json_lines(path: Path) -> Iterator[tuple[int | None, Any]]:
-    """Values of JSON lines, each with its line, from 1. Blank lines are none."""
+    """The values of JSON lines, each with its line number, from 1. Blank lines are skipped."""
     for number, line in enumerate(read_text(path).split("\n"), 1):
         if line.strip():
             yield number, parse_json(line, f"Line {number} of {path}")
 
 
 def table_rows(path: Path) -> Iterator[tuple[int | None, Any]]:
-    """Rows of a delimited table (RFC 4180) as objects, each with the line it begins on, from 1.
+    """The rows of a delimited table (RFC 4180) as objects, each with the number of its first line, from 1.
 
-    The first row names the columns; it also tells the delimiter, which is the one of ``DELIMITERS`` that finds the
-    columns a fact needs. An optional cell that is blank is not there, and a row of blank cells is no row. A cell of
-    prompts holds several, apart by ``SEPARATOR``.
+    The first row names the columns. The delimiter is the one of ``DELIMITERS`` that finds the most required columns in
+    that row. A blank optional cell counts as missing, and a row of blank cells is skipped. A cell of prompts may hold
+    several, separated by ``SEPARATOR``.
 
     Raises:
-        InputError: a column is missing or there twice, a row has other cells than the header, or a quote is astray.
+        InputError: a required column is missing, a column occurs twice, a row has a different number of cells than the
+            header, or a quote is misplaced.
     """
     text = read_text(path)
     delimiter = max(DELIMITERS, key=lambda one: len({*_COLUMNS} & set(_header(text, one))))
@@ -104,7 +107,7 @@ def table_rows(path: Path) -> Iterator[tuple[int | None, Any]]:
         raise InputError(
             f"Line {line} of {path} is not a row of a table.",
             got=str(error),
-            expected=f"cells apart by {delimiter!r}, quotes doubled inside quotes",
+            expected=f"cells separated by {delimiter!r}, with quotes doubled inside quoted cells",
         ) from None
 
 
@@ -140,8 +143,8 @@ def _record(names: list[str], cells: list[str], where: str) -> dict[str, Any]:
     if len(cells) != len(names):
         raise InputError(
             f"{where} has {len(cells)} cells.",
-            expected=f"{len(names)}, as the first row has",
-            remedy="put a cell that holds the delimiter in double quotes",
+            expected=f"{len(names)} cells, as in the first row",
+            remedy="put a cell that contains the delimiter in double quotes",
         )
     record: dict[str, Any] = {}
     for name, cell in zip(names, cells, strict=True):

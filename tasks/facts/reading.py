@@ -1,4 +1,4 @@
-"""Records out of JSON, JSON lines and CSV; what is wrong with one is said with its file, index, line and field."""
+"""Reading records from JSON, JSON lines and tables. Errors name the file, index, line and field."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ __all__ = ["RawRecord", "read_json", "read_records"]
 
 @dataclass(frozen=True)
 class RawRecord:
-    """An object of a file, with its place.
+    """An object in a file, with its place.
 
     Attributes:
         where: the file, for messages.
-        index: of the record, from 0.
-        fields: the object.
-        line: it begins on, from 1, where that is known.
+        index: index of the record, from 0.
+        fields: the object's fields.
+        line: number of the line that it begins on, from 1; ``None`` if that is not known.
     """
 
     where: Path | str
@@ -35,7 +35,7 @@ class RawRecord:
         return InputError(f"Record {self.index} of {self.where} (counted from 0{line}): {problem}.", **details)
 
     def text(self, *names: str) -> str:
-        """The text under ``names``, one inside the other: must be there and not blank."""
+        """The text under ``names``, each nested in the one before. It must exist and must not be blank."""
         value: Any = self.fields
         for depth, name in enumerate(names):
             known = list(value) if isinstance(value, Mapping) else []
@@ -49,14 +49,17 @@ class RawRecord:
         return str(value)
 
     def texts(self, name: str) -> tuple[str, ...]:
-        """The list of texts under ``name``; empty if the field is not there."""
+        """The list of texts under ``name``; empty if the field is missing."""
         value = self.fields.get(name, [])
         if not isinstance(value, list) or any(map(_problem_of, value)):
             raise self.error(f"field {name!r} is not a list of texts", got=ascii(value)[:80])
         return tuple(value)
 
     def template(self, prompt: str, subject: str, *, field: str = "prompt") -> str:
-        """``prompt``, of ``field``, with one placeholder where the subject stands (the last time, if it does often)."""
+        """``prompt``, the text of ``field``, with one ``{}`` in place of the subject.
+
+        If the subject occurs several times, the last occurrence is replaced.
+        """
         count = prompt.count(PLACEHOLDER)
         if count == 1:
             return prompt
@@ -71,14 +74,14 @@ class RawRecord:
         return before + PLACEHOLDER + after
 
     def known_fields(self, known: set[str]) -> None:
-        """Refuse a field that looks like a misspelt one; others that are not known are left alone."""
+        """Refuse a field that looks like a misspelt known one. Other unknown fields are ignored."""
         for name in self.fields:
             if name not in known and "did you mean" in (remedy := closest(name, known - set(self.fields), cutoff=0.8)):
                 raise self.error(f"field {name!r} is not known", remedy=remedy)
 
 
 def _problem_of(value: Any) -> str | None:
-    """Why ``value`` cannot be fed to a model as text."""
+    """The reason why ``value`` cannot be given to a model as text, or ``None`` if it can."""
     if not isinstance(value, str):
         return "not text"
     if not value.strip():
@@ -100,15 +103,15 @@ def read_json(path: Path) -> Any:
 
 
 _READERS = {".jsonl": json_lines, ".ndjson": json_lines, ".csv": table_rows, ".tsv": table_rows}
-"""By suffix; any other file holds a JSON list."""
+"""Readers by suffix. A file with any other suffix is read as a JSON list."""
 
 
 def read_records(path: Path) -> Iterator[RawRecord]:
-    """The records of a JSON list, of JSON lines (``.jsonl``) or of a table (``.csv``, ``.tsv``).
+    """The records of a JSON list, of JSON lines (``.jsonl``, ``.ndjson``) or of a table (``.csv``, ``.tsv``).
 
     Raises:
-        InputError: no such file, no record in it, not what its suffix says, or something that is not an object; says
-            which.
+        InputError: there is no such file, it has no records, it does not have the format of its suffix, or a record is
+            not an object. The message says which.
     """
     values = list(_READERS.get(path.suffix.lower(), json_list)(path.expanduser()))
     if not values:

@@ -1,4 +1,4 @@
-"""A record of a dataset: a request, and prompts that tell how well it was written."""
+"""A record of a dataset: an edit request, and the prompts that score the edit."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ __all__ = ["Record"]
 
 @dataclass(frozen=True)
 class Record:
-    """One request with its scoring prompts.
+    """One edit request with its scoring prompts.
 
     Attributes:
-        request: what to write.
-        prompts: by kind. ``rewrite`` and ``paraphrase`` ask for the request's targets, ``neighborhood`` asks of other
-            subjects, ``portability`` asks for what follows from the new fact, ``generation`` is to be gone on from.
-        place: where it stands, for messages: its index in the file or dataset.
-        answers: by kind, what is right behind each of its prompts, for kinds whose answers are not the request's
-            targets.
-        relation: names what is said of the subject, where the dataset knows: two prompts may ask for the same.
+        request: the fact to write.
+        prompts: prompts by kind. ``rewrite`` and ``paraphrase`` ask for the request's targets, ``neighborhood`` asks
+            about other subjects, ``portability`` asks about a consequence of the new fact, and ``generation`` is
+            continued freely.
+        place: index of the record in the file or dataset, for messages.
+        answers: by kind, the correct answer to each prompt; only for kinds whose answers are not the request's targets.
+        relation: name of the relation between subject and object, if the dataset gives it. Different prompts may ask
+            for the same relation.
     """
 
     request: EditRequest
@@ -32,7 +33,7 @@ class Record:
     relation: str | None = None
 
     def digest(self, kinds: Sequence[str]) -> str:
-        """Names all that a score on prompts of some kinds depends on, besides the model and the metric."""
+        """Digest of everything that a score on prompts of ``kinds`` depends on, except the model and the metric."""
         return digest_of(
             {
                 "case_id": self.request.case_id,

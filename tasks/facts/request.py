@@ -1,4 +1,4 @@
-"""What to write into a model."""
+"""The edit request: a fact to write into a model."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ class EditRequest:
     """One fact to write.
 
     Attributes:
-        case_id: names the fact in tables and messages.
-        subject: what the fact is about.
-        template: the prompt, with ``{}`` where the subject goes.
-        target_new: the object the prompt is to be continued with.
-        target_true: the object it is continued with today, if that is known.
+        case_id: number of the fact in tables and messages.
+        subject: the subject of the fact.
+        template: the prompt, with ``{}`` in place of the subject.
+        target_new: the new object: the continuation of the prompt after the edit.
+        target_true: the true object: the continuation before the edit, if it is known.
     """
 
     case_id: int
@@ -33,5 +33,5 @@ class EditRequest:
 
     @property
     def fact(self) -> dict[str, str]:
-        """What the value vector depends on: the same for two requests that ask for the same thing."""
+        """The fields that the value vector depends on. They are equal for two requests that ask for the same thing."""
         return {"subject": self.subject, "template": self.template, "target_new": self.target_new}

@@ -1,4 +1,4 @@
-"""Which records are written, and which of them together."""
+"""Selection of the records to write, and their division into batches."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from factsmith.tasks.facts.settings import DatasetSettings
 __all__ = ["load_records", "scored_batches", "select_batches", "select_records"]
 
 _SCORED = 10
-"""Times that a sequence is scored, unless it is said when."""
+"""Number of times that a sequence is scored, unless ``method.sequence.evaluate_at`` is set."""
 
 
 def load_records(settings: DatasetSettings) -> list[Record]:
     """All records of the dataset, read by the module of its format.
 
     Raises:
-        InputError: the format is not known, or what it reads is faulty.
+        InputError: the format is not known, or the records cannot be read.
     """
     records: list[Record] = _format(settings).load(settings)
     return records
@@ -46,12 +46,14 @@ def _format(settings: DatasetSettings) -> ModuleType:
 
 
 def select_records(settings: DatasetSettings) -> list[Record]:
-    """The records: chosen by case, without contradictions, shuffled by seed, halved if asked for, cut to the limit.
+    """The records that the settings select.
 
-    ``split`` takes every second record: ``tune`` the first of each pair and ``test`` the second. No record is in both.
+    In this order, they are chosen by case id, freed of contradictions and repetitions, shuffled by seed, reduced to a
+    split, and cut to the limit. Unless the format splits its records itself, a split takes every second record:
+    ``tune`` the first of each pair, ``test`` the second. No record is in both.
 
     Raises:
-        InputError: a case does not exist, or the half holds no record.
+        InputError: the records cannot be read, a case does not exist, or the split has no records.
     """
     records = load_records(settings)
     if settings.cases is not None:
@@ -68,10 +70,10 @@ def select_records(settings: DatasetSettings) -> list[Record]:
 
 
 def select_batches(settings: DatasetSettings, batch_size: int | Literal["all"]) -> list[list[Record]]:
-    """The records of each batch, selected as by ``select_records``.
+    """The records of each batch, selected by ``select_records``.
 
     Raises:
-        InputError: as there, or fewer records than the batches need.
+        InputError: the records cannot be selected, or there are fewer than the batches need.
     """
     records = select_records(settings)
     size = len(records) if batch_size == "all" else batch_size
@@ -89,21 +91,22 @@ def select_batches(settings: DatasetSettings, batch_size: int | Literal["all"]) 
 
 
 def scored_batches(sizes: Sequence[int], counts: Sequence[int] | None) -> list[int]:
-    """After how many batches a sequence is scored: ascending, the last one always among them.
+    """The numbers of batches after which a sequence is scored, ascending. They include the number of all batches.
 
     Args:
-        sizes: of the batches, in facts.
-        counts: of facts, each of which stands for the end of its batch; ``None`` for ``_SCORED`` spread evenly.
+        sizes: number of facts in each batch.
+        counts: numbers of facts, each of which stands for the end of the batch that contains it; ``None`` for
+            ``_SCORED`` evenly spaced numbers.
 
     Raises:
-        InputError: there are fewer facts than that.
+        InputError: a count is not between 1 and the number of all facts.
     """
     ends = list(accumulate(sizes))
     if counts is None:
         counts = [-(-ends[-1] * number // _SCORED) for number in range(1, _SCORED + 1)]
     if not all(0 < count <= ends[-1] for count in counts):
         raise InputError(
-            "method.sequence.evaluate_at counts edits that the sequence does not have.",
+            "method.sequence.evaluate_at contains numbers of facts that the sequence does not reach.",
             got=", ".join(map(str, counts)),
             expected=f"1 to {ends[-1]}",
         )
@@ -123,10 +126,10 @@ def _with_cases(records: list[Record], settings: DatasetSettings) -> list[Record
     if missing:
         raise InputError(
             f"{where} asks for cases that dataset={settings.name} does not have.",
-            got=f"{len(missing)} of {len(cases)} missing, {', '.join(map(str, missing[:5]))} among them",
+            got=f"{len(missing)} of {len(cases)} missing, such as {', '.join(map(str, missing[:5]))}",
         )
     counts = Counter(record.request.case_id for record in records)
     for case in cases:
         if counts[case] > 1:
-            raise InputError(f"{counts[case]} records of dataset={settings.name} go by case {case}.", got=where)
+            raise InputError(f"{counts[case]} records of dataset={settings.name} have case id {case}.", got=where)
     return [by_case[case] for case in dict.fromkeys(cases)]

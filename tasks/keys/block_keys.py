@@ -1,4 +1,4 @@
-"""Keys of corpus text: the inputs of the edited projections at every real token."""
+"""Keys of corpus text: the inputs of the edited projections at every token that is not padding."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ __all__ = ["NonFiniteKeysError", "block_keys"]
 
 
 class NonFiniteKeysError(Exception):
-    """A forward pass gave keys that are not numbers.
+    """A forward pass gave keys that are NaN or infinite.
 
     Attributes:
-        layer: where.
+        layer: the layer with these keys.
     """
 
     def __init__(self, layer: int) -> None:
-        super().__init__(f"keys of layer {layer} hold NaN or infinity")
+        super().__init__(f"keys of layer {layer} contain NaN or infinity")
         self.layer = layer
 
 
@@ -29,17 +29,17 @@ class NonFiniteKeysError(Exception):
 def block_keys(
     decoder: Decoder, blocks: Sequence[Sequence[int]], layers: Sequence[int], *, most_tokens: int
 ) -> dict[int, Tensor]:
-    """Keys of every token of ``blocks`` at each of ``layers``, from one pass stopped at the last of them.
+    """Keys of every token of ``blocks`` at each of ``layers``. The forward passes stop at the last of ``layers``.
 
     Args:
         decoder: the model.
-        blocks: token sequences, each a text of its own.
-        layers: edited layers.
-        most_tokens: positions in one forward pass, at most (or one block).
+        blocks: token sequences that do not attend to each other.
+        layers: the edited layers.
+        most_tokens: most positions in one forward pass (or one longer block alone).
 
     Returns:
-        For each layer (tokens, d_k) in the model's dtype on the CPU, rows in the order of the blocks and the tokens
-        within them, however the passes were batched.
+        The keys of each layer, (tokens, d_k), in the model's dtype, on the CPU. The rows are in the order of the blocks
+        and of the tokens within them, independent of the batching.
 
     Raises:
         NonFiniteKeysError: a key is NaN or infinite.
@@ -53,7 +53,7 @@ def block_keys(
     }
     for batch in length_batches(lengths, most_tokens):
         tokens = pad([blocks[index] for index in batch], decoder.device)
-        # Neighbours of equal length fill one stretch of rows; anything else is scattered block by block.
+        # Consecutive blocks of equal length fill one range of rows. All others are copied block by block.
         contiguous = batch == list(range(batch[0], batch[0] + len(batch))) and len({lengths[i] for i in batch}) == 1
 
         def store(layer: int, found: Tensor, batch: list[int] = batch, contiguous: bool = contiguous) -> None:

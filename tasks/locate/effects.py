@@ -1,4 +1,4 @@
-"""Indirect effects as a table, and their average over facts by the role of the token."""
+"""The table of indirect effects, and their average over facts by the role of the token."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from factsmith.tasks.locate.trace import KINDS, Effects, Traced
 __all__ = ["LAST_SUBJECT", "LAST_TOKEN", "ROLES", "SCHEMA", "SEVERED", "average", "probabilities", "role", "rows_of"]
 
 SEVERED = "severed"
-"""Kind of the effects of hidden states without the MLPs above; known at the subject's last token alone."""
+"""The kind of effects of hidden states without the MLPs above. They are measured only at the subject's last token."""
 
 LAST_SUBJECT = "last subject token"
 LAST_TOKEN = "last token"  # noqa: S105 - of a prompt
@@ -22,7 +22,7 @@ ROLES = (
     "further tokens",
     LAST_TOKEN,
 )
-"""Of a token in a prompt  [Meng et al. 2022a, figure 1e]."""
+"""The roles of a token in a prompt  [Meng et al. 2022a, figure 1e]."""
 
 SCHEMA = pa.schema(
     [
@@ -36,13 +36,14 @@ SCHEMA = pa.schema(
         ("effect", pa.float64()),
     ]
 )
-"""One row a (fact, kind, layer, position from the subject on). ``clean`` and ``corrupted`` are P(object)."""
+"""One row for each (fact, kind, layer, position), without the positions before the subject. ``clean`` and ``corrupted``
+are P(object)."""
 
 
 def role(position: int, fact: Traced) -> str:
-    """Role of the token at ``position``, which is not before the subject.
+    """The role of the token at ``position``, which is not before the subject.
 
-    Where a token has two, the subject's last comes first, then the prompt's last.
+    If several roles apply, the subject's last token has priority, then the prompt's last token.
     """
     if position == fact.last:
         return LAST_SUBJECT
@@ -54,7 +55,7 @@ def role(position: int, fact: Traced) -> str:
 
 
 def rows_of(name: str, fact: Traced, effects: Effects) -> list[dict[str, object]]:
-    """Rows of ``SCHEMA`` for one fact that goes by ``name``."""
+    """Rows of ``SCHEMA`` for one fact, which is called ``name`` there."""
     found: list[tuple[str, int, int, float]] = [
         (kind, layer, fact.first + offset, effect)
         for kind in KINDS
@@ -78,9 +79,9 @@ def rows_of(name: str, fact: Traced, effects: Effects) -> list[dict[str, object]
 
 
 def average(rows: pa.Table) -> dict[str, dict[str, list[float]]]:
-    """Average indirect effect of each kind and role, a number a layer; roles that no prompt has are left out.
+    """The average indirect effect by kind and role, one number per layer. Roles that no prompt has are left out.
 
-    The mean is taken over a fact's tokens of the role, then over facts  [Meng et al. 2022a, section 2.2].
+    The mean is taken over a fact's tokens with the role, then over facts  [Meng et al. 2022a, section 2.2].
     """
     within = _mean(rows, ["fact", "kind", "layer", "role"], "effect")
     over = _mean(within, ["kind", "layer", "role"], "effect_mean")
@@ -95,7 +96,7 @@ def average(rows: pa.Table) -> dict[str, dict[str, list[float]]]:
 
 
 def probabilities(rows: pa.Table) -> tuple[float, float]:
-    """P(object) of the clean and of the corrupted run, each a mean over facts."""
+    """The mean over facts of P(object), in the clean run and in the corrupted run."""
     clean, corrupted = (
         float(pc.mean(_mean(rows, ["fact"], name)[f"{name}_mean"]).as_py()) for name in ("clean", "corrupted")
     )

@@ -1,4 +1,4 @@
-"""Which layers to edit, from average indirect effects at the subject's last token."""
+"""The layers to edit, proposed from average indirect effects at the subject's last token."""
 
 from __future__ import annotations
 
@@ -7,30 +7,33 @@ from collections.abc import Sequence
 __all__ = ["MOST_LAYERS", "critical_layers", "mediated"]
 
 MOST_LAYERS = 6
-"""As many as MEMIT edits in GPT-J."""
+"""The most layers that are proposed: as many as MEMIT edits in GPT-J."""
 
 _SHARE = 0.5
 
 
 def mediated(hidden: Sequence[float], severed: Sequence[float]) -> list[float]:
-    """For each layer, what of its state's effect goes through the subject's MLPs above it: what severing them costs."""
+    """For each layer, the part of its state's effect that is lost when the MLPs above are severed.
+
+    That part goes through the MLPs above at the subject's last token.
+    """
     return [whole - rest for whole, rest in zip(hidden, severed, strict=True)]
 
 
 def critical_layers(effects: Sequence[float], *, most: int = MOST_LAYERS) -> list[int]:
-    """The layers around the peak of ``effects`` where they stay above half of it; ascending and contiguous.
+    """The layers around the peak of ``effects`` whose effects are at least half of it, ascending and contiguous.
 
-    MEMIT edits the MLPs that mediate recall at the subject's last token, a range that ends where severing the MLPs
-    above no longer matters; its authors read the range off a plot of that gap (Meng et al. 2022b, section 4.1 and
-    figure 3, 3 to 8 in GPT-J). This is that reading as a rule. Of more than ``most`` such layers, the contiguous
-    ``most`` with the greatest sum are taken, the upper ones where two sums are equal.
+    MEMIT edits the MLPs that mediate recall at the subject's last token. This range of layers ends where severing the
+    MLPs above no longer matters. MEMIT's authors read it off a plot of the lost effect (Meng et al. 2022b, section 4.1
+    and figure 3; layers 3 to 8 in GPT-J). This function makes their reading a rule. If more than ``most`` layers
+    qualify, it takes the ``most`` contiguous ones with the largest sum, and the upper ones if two sums are equal.
 
     Args:
-        effects: of each layer, as ``mediated`` gives them.
-        most: layers at most.
+        effects: effect of each layer, as ``mediated`` returns them.
+        most: most layers to return.
 
     Returns:
-        The layers; none if no effect is above zero.
+        The layers; empty if no effect is above zero.
     """
     peak = max(range(len(effects)), key=lambda layer: effects[layer])
     if effects[peak] <= 0:

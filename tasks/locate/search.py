@@ -1,4 +1,4 @@
-"""Which settings to try next: a coarse-to-fine search on a lattice around where it starts."""
+"""The search of ``tune``, coarse to fine on a lattice of settings around the start."""
 
 from __future__ import annotations
 
@@ -8,12 +8,18 @@ from dataclasses import dataclass
 __all__ = ["Point", "Search"]
 
 _WIDEST = 6
-"""Steps from the start at most: lambda a factor of 1000, clamp and learning rate one of 8."""
+"""Most steps from the start: a factor of 1000 in lambda, and of 8 in clamp and learning rate."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """Settings as whole steps from the start: of sqrt(10) in lambda, of sqrt(2) in clamp and learning rate."""
+    """Settings, as whole numbers of steps from the start.
+
+    Attributes:
+        weight: steps of lambda, each a factor of sqrt(10).
+        clamp: steps of the clamp, each a factor of sqrt(2).
+        rate: steps of the learning rate, each a factor of sqrt(2).
+    """
 
     weight: int = 0
     clamp: int = 0
@@ -21,22 +27,23 @@ class Point:
 
     @property
     def pair(self) -> tuple[int, int]:
-        """What value vectors depend on."""
+        """The clamp and the learning rate, which value vectors depend on."""
         return self.clamp, self.rate
 
 
 class Search:
     """Proposes points one by one and learns from their scores.
 
-    Value vectors cost most and depend on clamp and learning rate alone, so one pair of these is tried with several
-    lambdas: first the start's with its lambda, a tenth and ten times that. Then pairs are drawn by seed from the
-    untried neighbours of the best one, each with the best lambda and its neighbours. In the first half of the trials a
-    neighbour is two steps away, in the second one step; that half opens with the lambdas between those the best pair
-    was tried with. The same scores and seed give the same points.
+    Value vectors take the most time and depend only on clamp and learning rate, so each pair of these is tried with
+    several lambdas. The first pair is the start's, with its lambda, a tenth of it, and ten times it. Later pairs are
+    drawn at random from the untried neighbours of the best pair, each with the best lambda and its neighbours. In the
+    first half of the trials a neighbour is two steps away, in the second half one step; the other distance is used if
+    no such neighbour is left. The second half starts with the lambdas between those that the best pair was tried with.
+    The same scores and seed give the same points.
 
     Args:
-        trials: points at most.
-        seed: of the draws.
+        trials: most points to propose.
+        seed: seed of the random draws.
     """
 
     def __init__(self, trials: int, seed: int) -> None:
@@ -47,7 +54,7 @@ class Search:
         self._fine = False
 
     def propose(self) -> Point | None:
-        """The point to try next; ``None`` when the trials, or all neighbours, are used up."""
+        """The point to try next; ``None`` if all trials or all neighbours are used up."""
         if len(self._scores) >= self._trials:
             return None
         if not self._queue:
@@ -55,12 +62,12 @@ class Search:
         return self._queue.pop(0) if self._queue else None
 
     def tell(self, point: Point, score: float | None) -> None:
-        """Say what ``point`` scored; ``None`` if it failed."""
+        """Record the score of ``point``, or ``None`` if it failed."""
         self._scores[point] = score
 
     @property
     def best(self) -> Point:
-        """The point of the highest score, the earlier of two that are equal; the start if every one has failed."""
+        """The point with the highest score, the earlier one if two are equal; the start if all points failed."""
         scored = {point: score for point, score in self._scores.items() if score is not None}
         return max(scored, key=lambda point: scored[point]) if scored else Point()
 

@@ -1,12 +1,12 @@
-"""Causal tracing: which states of a model carry a fact it knows  [Meng et al. 2022a, section 2 and appendix B.1].
+"""Causal tracing: which states of a model carry a fact that it knows  [Meng et al. 2022a, section 2, appendix B.1].
 
-The subject's embeddings are drowned in noise, and the object's probability falls. Then one state of the clean run is
-put back, at one token and one layer, and the share of the probability that comes back is that state's *indirect
-effect*: P(object | noise, state restored) - P(object | noise), averaged over draws of the noise.
+Noise is added to the subject's embeddings, and the object's probability falls. Then one state of the clean run is
+restored, at one token and one layer. The probability that this brings back is the state's *indirect effect*:
+P(object | noise, state restored) - P(object | noise), averaged over draws of the noise.
 
-A state is the output of a block, or that of the MLPs or attentions of a window of layers. Nothing below the restored
-layer changes, so a run with a restoration starts from the corrupted run's states there; and no position before the
-subject is touched by the noise, so none of those is asked about.
+A state is the output of a block, or the outputs of the MLPs or attentions of a window of layers. Nothing below the
+restored layer changes, so a run with a restoration starts there, from the states of the corrupted run. Noise does not
+affect the positions before the subject, so they are not traced.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ __all__ = ["KINDS", "Effects", "Kind", "Traced", "embedding_deviation", "trace",
 
 Kind = Literal["hidden", "mlp", "attention"]
 KINDS: tuple[Kind, ...] = ("hidden", "mlp", "attention")
-"""What is restored: the output of a block, or that of the MLPs or the attentions of a window of layers."""
+"""What is restored: the output of a block, or the outputs of the MLPs or attentions of a window of layers."""
 
 _PARTS: tuple[Part, ...] = ("mlp", "attention")
 
 
 @dataclass(frozen=True)
 class Traced:
-    """A fact that a model knows, as it is fed it.
+    """A fact that a model knows, as tokens.
 
     Attributes:
-        tokens: of the prompt.
+        tokens: tokens of the prompt.
         first: index of the subject's first token.
-        last: index of its last token.
-        wanted: the token that the model goes on with.
+        last: index of the subject's last token.
+        wanted: the object's first token, which the model predicts after the prompt.
     """
 
     tokens: tuple[int, ...]
@@ -51,17 +51,17 @@ class Traced:
 
 @dataclass(frozen=True)
 class Effects:
-    """What tracing tells of one fact.
+    """The effects that tracing finds for one fact.
 
     Attributes:
         clean: P(object) of the clean run.
-        corrupted: P(object) under noise, mean over the draws.
-        indirect: for each kind (layers, positions) float64 on the CPU, the mean over draws of what the restoration
-            adds to ``corrupted``. Positions count from the subject's first token. A row of ``mlp`` and ``attention``
-            is the window around that layer.
-        severed: (layers,) the effect of restoring a block's output at the subject's last token while that token's
-            MLPs above stay at what they put out in the corrupted run: what of the effect does without them
-            [Meng et al. 2022b, section 4.1 and figure 3].
+        corrupted: P(object) with noise, mean over draws.
+        indirect: for each kind, (layers, positions) float64 on the CPU: the mean over draws of what the restoration
+            adds to ``corrupted``. Positions count from the subject's first token. A row of ``mlp`` or ``attention``
+            is for the window around that layer.
+        severed: (layers,) effect of restoring a block's output at the subject's last token while the MLPs above keep
+            their outputs of the corrupted run at that token. This is the part of the effect that does not need these
+            MLPs  [Meng et al. 2022b, section 4.1 and figure 3].
     """
 
     clean: float
@@ -71,16 +71,19 @@ class Effects:
 
 
 def window(layer: int, size: int, block_count: int) -> tuple[int, int]:
-    """First layer of the window of ``size`` around ``layer``, and the one after its last; cut off at the ends."""
+    """The first layer of the window of ``size`` layers around ``layer``, and the layer after its last one.
+
+    The window is cut off at the ends of the model.
+    """
     return max(0, layer - size // 2), min(block_count, layer - size // 2 + size)
 
 
 @torch.inference_mode()
 def embedding_deviation(decoder: Decoder, *, most_tokens: int) -> float:
-    """Standard deviation of the token embeddings as they enter block 0, over the vocabulary.
+    """Standard deviation over the vocabulary of the token embeddings that enter block 0.
 
-    Root mean square over dimensions of the deviation from the dimension's mean: what a position embedding adds to
-    every token alike does not count.
+    It is the root mean square over dimensions of the standard deviation in each dimension. A position embedding adds
+    the same to every token, so it does not count.
     """
     total = torch.zeros(decoder.width, dtype=torch.float64, device=decoder.device)
     squares = torch.zeros_like(total)
@@ -102,17 +105,17 @@ def trace(
     most_tokens: int,
     advance: Callable[[int], None] = lambda layers: None,
 ) -> list[Effects]:
-    """Indirect effects of every restoration for each of ``facts``, in their order.
+    """The effects of every restoration for each of ``facts``, in their order.
 
-    A fact's noise is drawn from ``settings.seed`` and its own tokens: its effects do not depend on the facts, or the
-    passes, that it is traced with.
+    A fact's noise is seeded by ``settings.seed`` and the fact's own tokens. Its effects therefore do not depend on the
+    facts or the passes that it is traced with.
 
     Args:
         decoder: the model.
-        facts: that it knows.
-        settings: of the trace.
-        most_tokens: positions in one forward pass, at most (or one prompt, or the draws of one fact).
-        advance: told how many more layers of facts are done.
+        facts: facts that the model knows.
+        settings: settings of the trace.
+        most_tokens: most positions in one forward pass, unless one prompt or the draws of one fact have more.
+        advance: called with the number of layers just finished, counted once for each fact.
     """
     deviation = settings.noise * embedding_deviation(decoder, most_tokens=most_tokens)
     found: dict[int, Effects] = {}
@@ -124,14 +127,15 @@ def trace(
 
 
 class _Group:
-    """Facts F of like length T that go through the model together, each with S draws of noise.
+    """F facts of about the same length T that are traced together, each with S draws of noise.
 
     Attributes:
-        corrupted: (F S, T, d_model), states of the corrupted run before the block that is traced next.
-        drowned: for each layer (F S, d_model), what its MLP puts out at the subject's last token in that run.
-        clean: for each kind the (F, T, d_model) of each layer in the clean run.
-        rows: (N,) the fact and draw of each restoration that is asked about.
-        positions: (N,) its position.
+        corrupted: (F S, T, d_model) states of the corrupted run before the block that is traced next.
+        corrupted_mlps: for each layer, (F S, d_model) output of its MLP at the subject's last token in the corrupted
+            run.
+        clean: for each kind, the (F, T, d_model) outputs of each layer in the clean run.
+        rows: (N,) row of ``corrupted``, which is a fact and a draw, for each restoration.
+        positions: (N,) position of each restoration.
     """
 
     def __init__(
@@ -155,18 +159,23 @@ class _Group:
             rows = slice(place * self.samples, (place + 1) * self.samples)
             self.corrupted[rows, fact.first : fact.last + 1] += noise.to(self.corrupted)
         self.lasts = torch.tensor([fact.last for fact in facts], device=device)
-        self.drowned = self._drowned()
+        self.corrupted_mlps = self._corrupted_mlps()
 
-        asked = [
+        restorations = [
             (place * self.samples + draw, position)
             for place, fact in enumerate(facts)
             for draw in range(self.samples)
             for position in range(fact.first, len(fact.tokens))
         ]
-        self.rows, self.positions = torch.tensor(asked, device=device).T
+        self.rows, self.positions = torch.tensor(restorations, device=device).T
 
     def trace(self, size: int, advance: Callable[[int], None]) -> list[Effects]:
-        """Every restoration in windows of ``size``, from the bottom layer up."""
+        """Try every restoration, from the bottom layer up.
+
+        Args:
+            size: number of layers in a window.
+            advance: see ``trace``.
+        """
         count = self.decoder.block_count
         probabilities: dict[Kind, list[Tensor]] = {kind: [torch.empty(0)] * count for kind in KINDS}
         severed = []
@@ -192,11 +201,11 @@ class _Group:
         kept: dict[Kind, list[Tensor]] = {kind: [] for kind in KINDS}
 
         def keep(part: Part) -> Callable[[int, Tensor], Tensor]:
-            def look(_: int, output: Tensor) -> Tensor:
+            def record(_: int, output: Tensor) -> Tensor:
                 kept[part].append(output.clone())
                 return output
 
-            return look
+            return record
 
         layers = range(self.decoder.block_count)
         hidden = embedded
@@ -209,7 +218,7 @@ class _Group:
                 kept["hidden"].append(hidden)
         return kept
 
-    def _drowned(self) -> list[Tensor]:
+    def _corrupted_mlps(self) -> list[Tensor]:
         kept = []
         rows = torch.arange(len(self.corrupted), device=self.corrupted.device)
         lasts = self.lasts[rows // self.samples]
@@ -224,7 +233,7 @@ class _Group:
         return kept
 
     def _restored_hidden(self, layer: int) -> Tensor:
-        """(N,) P(object) with the output of block ``layer`` restored, of which ``corrupted`` has just been made."""
+        """(N,) P(object) with the output of block ``layer`` restored. ``corrupted`` must be that block's output."""
         found = []
         for rows, facts, mask in self._chunks():
             hidden = torch.where(mask, self.clean["hidden"][layer][facts], self.corrupted[rows])
@@ -232,7 +241,10 @@ class _Group:
         return torch.cat(found)
 
     def _restored_severed(self, layer: int) -> Tensor:
-        """(F S,) as ``_restored_hidden`` at the subject's last token, whose MLPs above do not get to see it."""
+        """(F S,) P(object) with the output of block ``layer`` restored at the subject's last token.
+
+        The MLPs above keep their outputs of the corrupted run at that token.
+        """
         count = self.decoder.block_count
         every = torch.arange(len(self.corrupted), device=self.corrupted.device)
         found = []
@@ -241,7 +253,7 @@ class _Group:
             here = torch.arange(len(rows), device=rows.device), self.lasts[facts]
 
             def sever(above: int, output: Tensor, rows: Tensor = rows, here: tuple[Tensor, Tensor] = here) -> Tensor:
-                return output.index_put(here, self.drowned[above][rows])
+                return output.index_put(here, self.corrupted_mlps[above][rows])
 
             hidden = self.corrupted[rows].index_put(here, self.clean["hidden"][layer][facts, self.lasts[facts]])
             with self.decoder.rewritten("mlp", range(layer + 1, count), sever):
@@ -249,7 +261,7 @@ class _Group:
         return torch.cat(found)
 
     def _restored_parts(self, part: Part, start: int, stop: int) -> Tensor:
-        """(N,) P(object) with a part of layers ``start`` to ``stop - 1`` restored."""
+        """(N,) P(object) with the MLPs or attentions of layers ``start`` to ``stop - 1`` restored."""
         found = []
         for rows, facts, mask in self._chunks():
 
@@ -262,7 +274,11 @@ class _Group:
         return torch.cat(found)
 
     def _chunks(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Restorations that fit one pass: rows of ``corrupted`` and facts (n,), and where clean states go (n, T, 1)."""
+        """The restorations, in chunks of n that fit into one pass.
+
+        Yields:
+            Rows of ``corrupted`` (n,), their facts (n,), and a mask (n, T, 1) that is true where states are restored.
+        """
         everywhere = torch.arange(self.length, device=self.rows.device)
         for rows, positions in zip(self.rows.split(self.at_once), self.positions.split(self.at_once), strict=True):
             yield rows, rows // self.samples, (everywhere == positions[:, None])[..., None]
@@ -292,7 +308,7 @@ class _Group:
 
 
 def _noise(fact: Traced, settings: TraceSettings, width: int) -> Tensor:
-    """(samples, subject tokens, d_model) float32, standard normal, the same wherever the model runs."""
+    """(samples, subject tokens, d_model) float32 standard normal noise. It is the same on every device."""
     seed = int(digest_of({"seed": settings.seed, "tokens": list(fact.tokens)})[:15], 16)
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(settings.samples, fact.last + 1 - fact.first, width, generator=generator)

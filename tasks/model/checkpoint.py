@@ -1,4 +1,4 @@
-"""Checkpoints, in a folder or on the hub: what they are, what they hold, and how a model is loaded from one."""
+"""Checkpoints in a folder or on the hub: find one, check its files, and load a model from it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _TOKENIZER_FILES = (
 )
 
 _SMALL_FILES = ("config.json", "generation_config.json", "chat_template.jinja", *_TOKENIZER_FILES)
-"""What is fetched from the hub before anything is decided."""
+"""Files that are fetched from the hub when a checkpoint is opened."""
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,10 @@ class Checkpoint:
     """A folder with a Hugging Face checkpoint of a family that can be edited.
 
     Attributes:
-        path: the folder; of a repository on the hub, that of its commit in the cache.
-        config: of the model.
-        layout: of its family.
-        hub: where the weights come from, if not from the folder.
+        path: the folder. For a repository on the hub, the folder of its commit in the cache.
+        config: the model's config.
+        layout: the layout of the model's family.
+        hub: the weights on the hub; ``None`` for a local folder.
     """
 
     path: Path
@@ -66,10 +66,10 @@ class Checkpoint:
 
     @cached_property
     def weight_files(self) -> list[Path]:
-        """The safetensors files that hold the weights; those on the hub are fetched now.
+        """The safetensors files that contain the weights. Weights on the hub are fetched now.
 
         Raises:
-            InputError: there are none, or they cannot be fetched.
+            InputError: there are no such files, or they cannot be fetched.
         """
         if self.hub is not None:
             self.hub.fetch()
@@ -77,22 +77,22 @@ class Checkpoint:
         for file in files:
             if not file.is_file():
                 raise InputError(
-                    f"The model {self.path} has no weights that can be read.",
-                    expected=f"{file.name}",
-                    remedy="save it with save_pretrained; pickled weights (.bin, .pt) are never loaded",
+                    f"The model {self.path} has no readable weights.",
+                    expected=file.name,
+                    remedy="save the model with save_pretrained; pickled weights (.bin, .pt) are never loaded",
                 )
         return files
 
     @property
     def is_here(self) -> bool:
-        """Whether the weights can be read without fetching any."""
+        """Whether all weight files are on this machine."""
         return all((self.path / name).is_file() for name in weight_names(self.path))
 
     def check_readable(self) -> None:
-        """See that there are weights and a tokenizer, without fetching what is large.
+        """Check that the checkpoint has weights, without fetching them from the hub.
 
         Raises:
-            InputError: there are not.
+            InputError: a weight file is missing.
         """
         if self.hub is None:
             _ = self.weight_files
@@ -102,18 +102,18 @@ class Checkpoint:
         return [self.path / name for name in _TOKENIZER_FILES if (self.path / name).is_file()]
 
     def check_weights(self) -> int:
-        """Look at every weight; the number of parameters.
+        """Check every weight. Returns the number of parameters.
 
         Raises:
-            InputError: a weight is NaN or infinite, or a file is not safetensors; says where.
+            InputError: a weight is NaN or infinite, or a file is not safetensors; names the tensor or the file.
         """
         count = 0
         for name, tensor in self._tensors():
             if tensor.is_floating_point() and not torch.isfinite(tensor).all():
                 raise InputError(
-                    f"The model {self.path} holds NaN or infinity.",
-                    got=f"in tensor {name!r}",
-                    remedy="get the checkpoint again; weights must be finite",
+                    f"The weights of the model {self.path} contain NaN or infinity.",
+                    got=f"tensor {name!r}",
+                    remedy="download the checkpoint again; weights must be finite",
                 )
             count += tensor.numel()
         return count
@@ -122,35 +122,38 @@ class Checkpoint:
         for file in self.weight_files:
             try:
                 with safe_open(file, framework="pt") as tensors:
-                    for name in tensors.keys():  # noqa: SIM118 - not a dict
+                    for name in tensors.keys():  # noqa: SIM118 - It is not a dict.
                         yield name, tensors.get_tensor(name)
             except SafetensorError as error:
-                raise InputError(f"{file} is not a whole safetensors file.", got=error) from None
+                raise InputError(f"{file} is not a complete safetensors file.", got=error) from None
 
     def load_tokenizer(self) -> PreTrainedTokenizerFast:
         """The checkpoint's tokenizer.
 
         Raises:
-            InputError: there is none, or none that tells where in the text a token stands.
+            InputError: there is no readable tokenizer, or it does not give the offsets of tokens in the text.
         """
         with quiet_transformers():
             try:
                 tokenizer = AutoTokenizer.from_pretrained(self.path, local_files_only=True, trust_remote_code=False)
             except (OSError, ValueError, KeyError) as error:
                 raise InputError(
-                    f"The model {self.path} has no tokenizer that can be read.", got=str(error).splitlines()[0]
+                    f"The model {self.path} has no readable tokenizer.", got=str(error).splitlines()[0]
                 ) from None
         if not isinstance(tokenizer, PreTrainedTokenizerFast):
-            raise InputError(f"The tokenizer of {self.path} gives no offsets.", expected="a fast tokenizer")
-        if not tokenizer("a", add_special_tokens=False)["input_ids"]:  # what transformers makes of missing files
-            raise InputError(f"The model {self.path} has no tokenizer that can be read.", got="an empty vocabulary")
+            raise InputError(
+                f"The tokenizer of {self.path} does not give the offsets of tokens.", expected="a fast tokenizer"
+            )
+        if not tokenizer("a", add_special_tokens=False)["input_ids"]:
+            # Transformers returns such a tokenizer if the files are missing.
+            raise InputError(f"The model {self.path} has no readable tokenizer.", got="an empty vocabulary")
         tokenizer.padding_side = "right"
         return tokenizer
 
     def load(
         self, tokenizer: PreTrainedTokenizerFast, *, dtype: str, device: str, device_map: DeviceMap | None = None
     ) -> Decoder:
-        """The model in memory, weights in ``dtype``, whole on ``device`` or spread as ``device_map`` says."""
+        """Load the model, with weights in ``dtype``, onto ``device`` or spread over devices by ``device_map``."""
         with quiet_transformers():
             try:
                 model: HFModel = AutoModelForCausalLM.from_pretrained(
@@ -165,14 +168,14 @@ class Checkpoint:
                 )
             except (OSError, ValueError, RuntimeError) as error:
                 if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
-                    raise  # the model is as it should be
+                    raise  # The model is not at fault.
                 raise InputError(f"The model {self.path} cannot be loaded.", got=str(error).splitlines()[0]) from None
         return Decoder(model.to(device) if device_map is None else model, tokenizer, self.layout)
 
     def device_map(
         self, *, dtype: str, device: torch.device, gpu_memory_mb: int | None, cpu_memory_mb: int | None
     ) -> DeviceMap:
-        """Where each part of the model would lie; ``placement.device_map`` says how it is decided."""
+        """The device of each part of the model if it is spread. See ``placement.device_map``."""
         with quiet_transformers():
             return device_map(
                 self.config,
@@ -185,16 +188,16 @@ class Checkpoint:
 
 
 def open_model(name: str, revision: str | None = None) -> Checkpoint:
-    """The checkpoint that ``name`` means: a folder if there is one, else ``owner/name`` on the hub.
+    """The checkpoint called ``name``: a folder if it exists, otherwise ``owner/name`` on the hub.
 
-    Reads, and of the hub fetches, its config and tokenizer only.
+    Only the config and the tokenizer are read. On the hub, only these are fetched.
 
     Args:
-        name: folder or id.
-        revision: of an id: branch, tag or commit.
+        name: a folder, or the id of a repository on the hub.
+        revision: branch, tag or commit of the repository; ``None`` for its main branch.
 
     Raises:
-        InputError: there is neither, it may not be read, or it cannot be edited.
+        InputError: there is no such checkpoint, it may not be read, or it cannot be edited.
     """
     folder = Path(name).expanduser()
     if folder.is_dir() or not is_identifier(name):
@@ -205,34 +208,35 @@ def open_model(name: str, revision: str | None = None) -> Checkpoint:
 
 
 def refuse_revision(name: str, revision: str | None) -> None:
-    """
+    """Refuse a revision of the model ``name``, which is not on the hub.
+
     Raises:
-        InputError: a revision is asked of the model ``name``, which is not on the hub.
+        InputError: ``revision`` is set.
     """
     if revision is not None:
         raise InputError(
-            f"The model {name} has no revisions: it is not on the hub.",
+            f"The model {name} has no revisions, because it is not on the hub.",
             got=f"model.revision={revision}",
-            remedy="set model.revision=null, or model.path to the id of a repository on the hub",
+            remedy="set model.revision=null, or set model.path to the id of a repository on the hub",
         )
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """The checkpoint in folder ``path``; reads its config only.
+    """The checkpoint in folder ``path``. Only its config is read.
 
     Raises:
-        InputError: no such folder, no config in it, or a family that no layout knows.
+        InputError: there is no such folder, it has no readable config, or the model cannot be edited.
     """
     if not path.is_dir():
         raise InputError(
             f"The model {path} does not exist.",
-            expected="a folder with a Hugging Face checkpoint, or owner/name of one on the hub",
+            expected="a folder with a Hugging Face checkpoint, or owner/name of a checkpoint on the hub",
         )
     if not (path / "config.json").is_file():
         raise InputError(
             f"The model {path} has no config.json.",
             got=f"files {', '.join(sorted(file.name for file in path.iterdir())[:8]) or 'none'}",
-            expected="a folder that save_pretrained wrote",
+            expected="a folder written by save_pretrained",
         )
     with quiet_transformers():
         try:
@@ -241,9 +245,9 @@ def open_checkpoint(path: Path) -> Checkpoint:
         except (OSError, ValueError, KeyError, AttributeError) as error:
             if isinstance(error, ValueError) and "does not recognize this architecture" in str(error):
                 config = PretrainedConfig.from_dict({})
-                setattr(config, "model_type", str(model_type))  # noqa: B010 - a class variable to mypy
+                setattr(config, "model_type", str(model_type))  # noqa: B010 - For mypy it is a class variable.
             else:
                 raise InputError(
-                    f"The config of model {path} cannot be read.", got=str(error).splitlines()[0]
+                    f"The config of the model {path} cannot be read.", got=str(error).splitlines()[0]
                 ) from None
     return Checkpoint(path, config, layout_for(config, str(path)))

@@ -1,7 +1,7 @@
-"""What running a model costs, from its config alone: FLOP and bytes, before a weight is read.
+"""The cost of running a model in FLOP, and its sizes, computed from its config without reading weights.
 
-A multiply-add counts as two FLOP; attention, norms and activations besides the matrix products are left out but for
-the products of queries, keys and values.
+A multiply-add counts as two FLOP. Only matrix products count: those with weights, and the attention's products of
+queries with keys and of scores with values. Norms, activations and the softmax are left out.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ __all__ = ["ModelCost", "model_cost"]
 
 @dataclass(frozen=True)
 class ModelCost:
-    """Sizes of one model.
+    """Sizes of a model.
 
     Attributes:
-        blocks: number of them.
+        blocks: number of decoder blocks.
         width: d_model.
         key_width: d_k.
-        vocabulary: tokens there are.
-        parameters: all of them.
-        block_products: weights of a block's matrices: half its FLOP a token.
-        projection: weights of one MLP output projection.
+        vocabulary: number of tokens in the vocabulary.
+        parameters: number of parameters of the model.
+        block_products: number of weights in the matrices of a block, which is half its FLOP per token.
+        projection: number of weights in one MLP output projection.
     """
 
     blocks: int
@@ -41,7 +41,7 @@ class ModelCost:
     projection: int
 
     def block_flop(self, blocks: int, tokens: int, attended: float = 0) -> float:
-        """Forward FLOP of ``blocks`` blocks on ``tokens`` positions that attend to ``attended`` others on average."""
+        """Forward FLOP of ``blocks`` blocks at ``tokens`` positions that attend to ``attended`` others on average."""
         return float(blocks) * tokens * (2 * self.block_products + 4 * attended * self.width)
 
     def logits_flop(self, reads: int) -> float:
@@ -54,7 +54,7 @@ class ModelCost:
 
 
 def model_cost(checkpoint: Checkpoint) -> ModelCost:
-    """Measure a model that is never loaded."""
+    """The sizes of a checkpoint's model, which is not loaded."""
     model = empty_model(checkpoint.config)
     blocks = checkpoint.layout.blocks(model)
     matrices = [module for module in blocks[0].modules() if isinstance(module, (nn.Linear, Conv1D))]

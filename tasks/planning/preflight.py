@@ -131,4 +131,4 @@ def _check_out(run: Run, out: Path) -> None:
         with tempfile.TemporaryDirectory(dir=parent):
             pass
     except OSError:
-        raise InputError(f"{out} cannot be created.", got=f"no permission to write to {parent}") from None
+        raise InputError(f"{out} cannot be created.", got=f"{parent} is not a writable folder") from None

@@ -1,4 +1,4 @@
-"""What earlier edits wrote, added to what a layer must preserve."""
+"""The keys of earlier edits, added to what a layer must preserve."""
 
 from __future__ import annotations
 
@@ -12,45 +12,46 @@ from factsmith.tasks.preservation.operator import PreservationOperator
 __all__ = ["History", "principal_directions"]
 
 _BLOCK = 2**18
-"""Numbers that are read twice at a time: 2 MiB, for a core's own cache."""
+"""Numbers in a block that two products read in turn: 2 MiB of float64, which fit a core's own cache."""
 
 
 class History:
-    """Applies (A + H)^-1 for the keys of earlier edits, H = K_hist K_hist^T, where an operator applies A^-1.
+    """Applies (A + H)^-1, where an operator applies A^-1 and H = K_hist K_hist^T holds the keys of earlier edits.
 
     By Woodbury's identity, with S = A^-1 K_hist and I + K_hist^T S = L L^T,
-    (A + H)^-1 = A^-1 - T T^T for T = S L^-T, which grows by B columns with every batch and is never computed again
-    [FastEdit, eq. 8, one batch after the other]. On a null-space operator this is Q (L2 I + Q^T H Q)^-1 Q^T.
+    (A + H)^-1 = A^-1 - T T^T for T = S L^-T. T grows by B columns with every batch, and its older columns are never
+    recomputed [FastEdit, eq. 8, one batch after the other]. With a null-space operator, this is
+    Q (L2 I + Q^T H Q)^-1 Q^T.
 
     An edit costs one application of A^-1 and one pass over T. Keys that are added wait for the next ``solve``, so that
-    the same pass serves them and the keys that are to be solved.
+    one pass serves both them and the keys to solve.
 
     Args:
-        operator: applies A^-1, which is symmetric.
+        operator: operator that applies A^-1, which is symmetric.
     """
 
     def __init__(self, operator: PreservationOperator) -> None:
         self._operator = operator
-        self._forget()
+        self._clear()
 
-    def _forget(self) -> None:
+    def _clear(self) -> None:
         self._keys = _Rows()
-        self._images = _Rows()  # the columns of T, one a row
+        self._images = _Rows()  # The columns of T, stored as rows.
 
     def __len__(self) -> int:
         return self._keys.count
 
     @property
     def keys(self) -> Tensor:
-        """K_hist, (d_in, m) float64; a history that is given these keys again applies the same operator.
+        """K_hist, (d_in, m) float64. A new history to which these keys are added applies the same operator.
 
         Raises:
-            ValueError: there are none.
+            ValueError: there are no keys.
         """
         return self._keys.filled.T
 
     def add(self, keys: Tensor) -> None:
-        """Preserve ``keys`` (d_in, B), too, from now on."""
+        """Preserve ``keys`` (d_in, B) as well from now on."""
         self._keys.append(keys.double().T)
 
     def solve(self, keys: Tensor) -> Tensor:
@@ -71,28 +72,29 @@ class History:
         return solved
 
     def compress(self, energy: float, most: int) -> None:
-        """Keep the leading directions of the keys alone [FastEdit, algorithm 1].
+        """Keep only the leading principal directions of the keys [FastEdit, algorithm 1].
 
         Args:
-            energy: share of the squared singular values of K_hist that they must hold; 1 keeps H as it is.
-            most: directions kept at most.
+            energy: share of the squared singular values of K_hist that they must hold; 1 keeps H unchanged, unless
+                ``most`` limits it.
+            most: maximum number of principal directions to keep.
         """
         if len(self):
             kept = principal_directions(self.keys, energy, most)
-            self._forget()
+            self._clear()
             self.add(kept)
 
 
 def principal_directions(keys: Tensor, energy: float, most: int) -> Tensor:
-    """The left singular vectors of ``keys``, each times its singular value, as many as hold ``energy``.
+    """The leading left singular vectors of ``keys``, each times its singular value: as few as hold ``energy``.
 
     Args:
-        keys: (d_in, m) float64.
-        energy: share of the squared singular values, in (0, 1].
-        most: columns at most.
+        keys: K, (d_in, m) float64.
+        energy: share of the squared singular values that they must hold, in (0, 1].
+        most: maximum number of columns.
 
     Returns:
-        (d_in, r) float64, in falling order; its Gram matrix over columns is that of ``keys`` on the kept directions.
+        F, (d_in, r) float64, in descending order. F F^T equals K K^T on the kept directions.
     """
     width, count = keys.shape
     if count <= width:
@@ -107,7 +109,10 @@ def principal_directions(keys: Tensor, energy: float, most: int) -> Tensor:
 
 
 def _images(keys: Tensor, solved: Tensor) -> Tensor:
-    """What keys whose images under the inverse are ``solved``, both (d_in, B), take from it: T^T, (B, d_in)."""
+    """The columns that ``keys`` add to T, as rows (B, d_in).
+
+    ``solved`` is the product of the inverse so far and ``keys``. Both are (d_in, B).
+    """
     core = keys.T @ solved
     core = (core + core.T) / 2
     core.diagonal().add_(1)
@@ -116,7 +121,7 @@ def _images(keys: Tensor, solved: Tensor) -> Tensor:
 
 
 class _Rows:
-    """Rows of a matrix that grows; room is made for twice as many at a time, so that one more costs no copy."""
+    """The rows of a growing matrix. The storage doubles when it is full, so that few additions cause a copy."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -130,7 +135,7 @@ class _Rows:
         return self._storage[: self.count]
 
     def gram_times(self, columns: Tensor) -> Tensor:
-        """F^T F X for the rows F so far and X of shape (d, B): both products of a block, while the cache holds it."""
+        """F^T F X for the rows F so far and X of shape (d, B). A block serves both products while it is in cache."""
         product = torch.zeros_like(columns)
         for block in self.filled.split(max(_BLOCK // self.filled.shape[1], columns.shape[1])):
             product.addmm_(block.T, block @ columns)

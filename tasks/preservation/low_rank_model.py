@@ -1,4 +1,4 @@
-"""The fused covariance of keys as a low-rank matrix plus a diagonal one, U U^T + D.
+"""The fused covariance of keys, modelled as a low-rank matrix plus a diagonal matrix, U U^T + D.
 
 Equations are those of "FastEdit: Low-Rank Structured Regularization for Efficient Model Editing".
 """
@@ -18,10 +18,10 @@ __all__ = ["LowRankModel", "RankError", "RankRule", "fused_covariance", "fused_f
 
 
 class RankError(Exception):
-    """A rank was asked for that the fused covariance does not have.
+    """The fused covariance has a lower rank than the settings require.
 
     Attributes:
-        rank: what it has.
+        rank: rank of the fused covariance.
     """
 
     def __init__(self, rank: int) -> None:
@@ -34,9 +34,9 @@ class RankRule:
     """How the rank of U is chosen.
 
     Attributes:
-        rank: r0; ``None`` for the least that holds ``energy``.
-        energy: share that the leading directions must hold, in (0, 1].
-        energy_of: what it is a share of.
+        rank: r0; ``None`` for the smallest rank that holds ``energy``.
+        energy: share that the principal directions must hold, in (0, 1].
+        energy_of: whether ``energy`` is a share of the sum of the eigenvalues or of their squares.
     """
 
     rank: int | None
@@ -44,10 +44,14 @@ class RankRule:
     energy_of: EnergyOf
 
     def choose(self, values: Tensor, width: int) -> int:
-        """The rank, of the eigenvalues (falling) of a matrix of ``width`` rows, but for some that are 0.
+        """The rank of U.
+
+        Args:
+            values: the matrix's eigenvalues, descending; some that are 0 may be left out.
+            width: number of rows of the matrix.
 
         Raises:
-            RankError: the matrix has not that rank.
+            RankError: the matrix has a lower rank than ``rank``.
         """
         most = int((values > width * torch.finfo(values.dtype).eps * values[0]).sum())
         if self.rank is not None:
@@ -64,11 +68,11 @@ class LowRankModel:
 
     Attributes:
         basis: P_r, (d_in, r) float64, orthonormal: the leading eigenvectors.
-        values: Lambda_r, (r,) float64, falling.
+        values: Lambda_r, (r,) float64, descending.
         diagonal: D, (d_in,) float64.
         core: (r, r) float64, lower Cholesky factor of I + U^T D^-1 U.
-        energy: the share that the r directions hold, of the sum of the eigenvalues.
-        floored: entries of D that its floor has raised.
+        energy: share of the sum of the eigenvalues that the r principal directions hold.
+        floored: number of entries of D that were raised to the floor.
     """
 
     basis: Tensor
@@ -80,15 +84,15 @@ class LowRankModel:
 
     @classmethod
     def of_covariance(cls, covariance: Tensor, rule: RankRule, floor: float) -> LowRankModel:
-        """From the fused covariance itself.
+        """The model of a fused covariance.
 
         Args:
             covariance: C_fused, (d_in, d_in) float64.
-            rule: that chooses the rank of U.
-            floor: of D's entries, in multiples of C_fused's mean diagonal entry.
+            rule: rule that chooses the rank of U.
+            floor: smallest entry of D, in multiples of C_fused's mean diagonal entry.
 
         Raises:
-            RankError: C_fused has not that rank.
+            RankError: C_fused has a lower rank than ``rule`` requires.
         """
         values, vectors = torch.linalg.eigh(covariance)
         values = values.flip(0)
@@ -97,14 +101,15 @@ class LowRankModel:
 
     @classmethod
     def of_factor(cls, factor: Tensor, rule: RankRule, floor: float) -> LowRankModel:
-        """From a thin factor F of C_fused = F F^T, (d_in, n) float64, without ever forming C_fused.
+        """The model of C_fused = F F^T from a thin factor F, (d_in, n) float64. C_fused is never formed.
 
-        The other arguments, and what is raised, as in ``of_covariance``.
+        The other arguments and the errors are those of ``of_covariance``.
         """
         values, vectors = torch.linalg.eigh(factor.T @ factor)
         values = values.flip(0)
         rank = rule.choose(values, len(factor))
-        # Orthonormal to rounding even where an eigenvalue is far below the largest, as F V Lambda^(-1/2) is not.
+        # QR gives an orthonormal basis up to rounding, even if an eigenvalue is far below the largest.
+        # F V Lambda^(-1/2) would not.
         basis, _ = torch.linalg.qr(factor @ vectors.flip(1)[:, :rank])
         return cls._of_eigenvectors(basis, values[:rank], factor.square().sum(1), floor)
 
@@ -125,11 +130,12 @@ def prior(weight: Tensor, rank: int) -> Tensor:
     """A factor of C_prior = V_r Lambda_v V_r^T, from the layer's own projection [FastEdit, eq. 10].
 
     Args:
-        weight: (d_out, d_in) of the projection; V_r are its leading right singular vectors.
-        rank: r; at most ``min(d_out, d_in)`` count.
+        weight: weight of the projection, (d_out, d_in). V_r holds its leading right singular vectors.
+        rank: r, limited to ``min(d_out, d_in)``.
 
     Returns:
-        V_r S_r, (d_in, r) float64: Lambda_v are the squared singular values, whose scale is left to the fusion.
+        V_r S_r, (d_in, r) float64. Lambda_v holds the squared singular values. ``fused_covariance`` and
+        ``fused_factor`` scale them.
     """
     weight = weight.double()
     if weight.shape[0] <= weight.shape[1]:
@@ -143,12 +149,12 @@ def prior(weight: Tensor, rank: int) -> Tensor:
 
 
 def fused_covariance(covariance: Tensor, prior: Tensor | None, fraction: float) -> Tensor:
-    """C_fused = (1 - a) C_data + a C_prior, C_prior scaled to C_data's Frobenius norm [FastEdit, eq. 11].
+    """C_fused = (1 - a) C_data + a C_prior, with C_prior scaled to C_data's Frobenius norm [FastEdit, eq. 11].
 
     Args:
         covariance: C_data, (d_in, d_in) float64.
-        prior: a factor of C_prior, (d_in, r) float64; ``None`` where ``fraction`` is 0.
-        fraction: a.
+        prior: a factor of C_prior, (d_in, r) float64; ``None`` if ``fraction`` is 0.
+        fraction: a, the weight of C_prior.
     """
     if prior is None or fraction == 0:
         return covariance
@@ -158,13 +164,13 @@ def fused_covariance(covariance: Tensor, prior: Tensor | None, fraction: float) 
 
 
 def fused_factor(keys: Tensor, prior: Tensor | None, fraction: float, *, centred: bool = True) -> Tensor:
-    """F with C_fused = F F^T, for fewer keys than are needed to fill C_data.
+    """A thin factor F of C_fused = F F^T, for too few keys to give C_data full rank.
 
     Args:
-        keys: (n, d_in); C_data is their sample covariance, centred, 1 / (n - 1), or the mean of k k^T.
-        prior: a factor of C_prior, (d_in, r) float64; ``None`` where ``fraction`` is 0.
-        fraction: a.
-        centred: which of the two.
+        keys: (n, d_in).
+        prior: a factor of C_prior, (d_in, r) float64; ``None`` if ``fraction`` is 0.
+        fraction: a, the weight of C_prior.
+        centred: whether C_data is the keys' sample covariance (centred, with 1 / (n - 1)) or their mean of k k^T.
 
     Returns:
         (d_in, n + r) float64.

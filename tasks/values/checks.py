@@ -1,4 +1,4 @@
-"""Whether a request can be written into a model at all, seen from its tokens before anything is computed."""
+"""Checks of edit requests that need only the tokenizer, so they run before anything is computed."""
 
 from __future__ import annotations
 
@@ -13,22 +13,23 @@ from factsmith.tasks.values.optimiser import ESSENCE_TEMPLATE
 
 __all__ = ["check_requests"]
 
-_AT_ONCE = 1024
+_TEXTS_PER_CALL = 1024
 
 
 def check_requests(
     tokenizer: PreTrainedTokenizerFast, requests: Sequence[EditRequest], templates: Sequence[str], context_length: int
 ) -> None:
-    """See that each request has tokens to be written at and with, and fits the model in every context.
+    """Check that each request has tokens for its subject and its targets, and fits the model in every context.
 
     Args:
-        tokenizer: the model's.
-        requests: to be written.
+        tokenizer: the model's tokenizer.
+        requests: the requests to write.
         templates: context templates, each with one ``{}`` for the prompt.
-        context_length: most tokens the model takes. The last one of a target is only predicted, so it does not count.
+        context_length: most tokens that the model takes. The last token of a target is only predicted, so it does not
+            count.
 
     Raises:
-        InputError: names the case.
+        InputError: a request cannot be written; names the case.
     """
     for request in requests:
         _check_tokens(tokenizer, request)
@@ -36,21 +37,21 @@ def check_requests(
         (request, template) for request in requests for template in templates
     ]
     asked += [(request, None) for request in requests]
-    for first in range(0, len(asked), _AT_ONCE):
-        some = asked[first : first + _AT_ONCE]
-        encodings = tokenizer([_text(*one) for one in some], return_attention_mask=False)["input_ids"]
-        for (request, template), tokens in zip(some, encodings, strict=True):
+    for first in range(0, len(asked), _TEXTS_PER_CALL):
+        group = asked[first : first + _TEXTS_PER_CALL]
+        encodings = tokenizer([_text(*one) for one in group], return_attention_mask=False)["input_ids"]
+        for (request, template), tokens in zip(group, encodings, strict=True):
             if len(tokens) - (template is not None) > context_length:
                 raise InputError(
                     f"Case {request.case_id} does not fit the model.",
-                    got=f"{len(tokens):,} tokens, {_place(template)}: {_text(request, template)[:200]!r}",
-                    expected=f"at most {context_length:,} tokens and one more of the target",
-                    remedy="shorten it or leave it out",
+                    got=f"{len(tokens):,} tokens {_place(template)}: {_text(request, template)[:200]!r}",
+                    expected=f"at most {context_length:,} tokens, not counting the last token of the target",
+                    remedy="shorten the case or leave it out",
                 )
 
 
 def _text(request: EditRequest, template: str | None) -> str:
-    """The longest text a request is fed as in a context; without one, the prompt of the divergence."""
+    """The longest text of a request in a context. Without a template, the prompt of the KL term."""
     if template is None:
         return ESSENCE_TEMPLATE.replace(PLACEHOLDER, request.subject, 1)
     prompt = template.replace(PLACEHOLDER, request.template, 1).replace(PLACEHOLDER, request.subject, 1)
@@ -58,7 +59,7 @@ def _text(request: EditRequest, template: str | None) -> str:
 
 
 def _place(template: str | None) -> str:
-    return f"in {ESSENCE_TEMPLATE!r}" if template is None else f"in context {template[:80]!r}"
+    return f"in the prompt {ESSENCE_TEMPLATE!r}" if template is None else f"in context {template[:80]!r}"
 
 
 def _check_tokens(tokenizer: PreTrainedTokenizerFast, request: EditRequest) -> None:
@@ -66,10 +67,10 @@ def _check_tokens(tokenizer: PreTrainedTokenizerFast, request: EditRequest) -> N
         if target is None:
             continue
         encoded = encode_prompt(tokenizer, request.template, request.subject, target)
-        nothing = None
+        missing = None
         if encoded.lookup < 0:
-            nothing = f"its subject {request.subject!r}"
+            missing = f"its subject {request.subject!r}"
         elif not encoded.continued or encoded.lookup >= len(encoded.tokens) - encoded.continued:
-            nothing = f"its {name} {target!r}"
-        if nothing:
-            raise InputError(f"Case {request.case_id}: the model's tokenizer has no token for {nothing}.")
+            missing = f"its {name} {target!r}"
+        if missing:
+            raise InputError(f"Case {request.case_id}: the model's tokenizer has no token for {missing}.")

@@ -1,10 +1,10 @@
-"""Value vectors: what block L should put out at a subject's last token for the model to say the new object.
+"""Value vectors: the output of block L at a subject's last token that makes the model give the new object.
 
-Meng et al. 2022b, section 4.2 and eq. 16, as the public memit code computes it, but many facts at a time. While the
-change ``delta`` is optimised, everything before it stands still. So blocks up to L run once; positions before the
-lookup token run once, and their attention keys and values are kept; logits are taken where the loss reads them. Each
-step runs the blocks above L on the positions from the lookup token on, and nothing else. Prompts run in groups of
-equal length, whichever facts they belong to, so that no position is padding.
+Meng et al. 2022b, section 4.2 and eq. 16, as the public memit code computes them, but for many facts together. While
+the change ``delta`` is optimised, everything before it stays the same. So blocks up to L run only once. Positions
+before the lookup token also run only once, and their attention keys and values are kept. Each step runs only the
+blocks above L, on the positions from the lookup token on, and computes logits only where the loss reads them. Prompts
+run in groups of about equal length, whichever facts they belong to, so that few positions are padding.
 """
 
 from __future__ import annotations
@@ -26,18 +26,20 @@ from factsmith.tasks.values.suffixes import Suffixes
 __all__ = ["NonFiniteValueError", "ValueVector", "optimise_values"]
 
 ESSENCE_TEMPLATE = "{} is a"
-"""What the model says here should not change: the prompt of the KL term."""
+"""The essence prompt, which the KL term uses: what the model predicts for it should not change."""
 
 
 @dataclass(frozen=True)
 class ValueVector:
-    """One fact's optimised value.
+    """The optimised value vector of one fact.
 
     Attributes:
-        value: (d_model,) float32, the wanted output of block L at the lookup token.
-        start: (d_model,) float32, that output before the change (clean prompt).
-        loss: the last loss, of which ``nll`` and kl_weight ``divergence`` are parts.
-        steps: evaluations of the loss.
+        value: (d_model,) float32, wanted output of block L, or of its MLP, at the lookup token.
+        start: (d_model,) float32, the same output before the change, on the clean prompt.
+        loss: last loss, the sum of ``nll``, kl_weight ``divergence`` and the weight decay.
+        nll: mean NLL per token of the target, averaged over contexts.
+        divergence: KL divergence on the essence prompt.
+        steps: number of evaluations of the loss.
     """
 
     value: Tensor
@@ -49,14 +51,14 @@ class ValueVector:
 
 
 class NonFiniteValueError(Exception):
-    """Optimisation left the numbers.
+    """A value vector is NaN or infinite.
 
     Attributes:
         request: the fact.
     """
 
     def __init__(self, request: EditRequest) -> None:
-        super().__init__(f"value of case {request.case_id} holds NaN or infinity")
+        super().__init__(f"the value vector of case {request.case_id} is NaN or infinite")
         self.request = request
 
 
@@ -70,31 +72,32 @@ def optimise_values(
     memory: int,
     advance: Callable[[int], None] = lambda facts: None,
 ) -> list[ValueVector]:
-    """Value vectors of ``requests``, each independent of the others it is computed with.
+    """Optimise the value vectors of ``requests``. A vector does not depend on the other facts in ``requests``.
 
-    Minimises, for each fact over delta, the mean over contexts of the target's mean NLL per token
+    For each fact, Adam minimises over delta
+    the mean over contexts of the target's mean NLL per token
     + kl_weight KL(changed || unchanged) on "{subject} is a", read at the subject's last token
     + weight_decay ||delta|| / ||start||^2      [Meng et al. 2022b eq. 16; the norm of delta is not squared in the code]
-    with Adam, ||delta|| held below clamp ||start||.
+    with ||delta|| kept at or below clamp ||start||.
 
     Args:
-        decoder: the model, with the weights the edit starts from.
+        decoder: the model, with the weights that the edit starts from.
         requests: facts to write.
-        contexts: templates with one ``{}`` for the prompt, the clean one first.
+        contexts: context templates with one ``{}`` for the prompt, the clean one first.
         layer: L, the last edited layer.
-        settings: of the optimiser.
-        memory: bytes that activations, and what is kept of the prompts, may take; decides how many run together.
-        advance: told how many more facts are done.
+        settings: settings of the optimiser.
+        memory: bytes for activations and for what is kept of the prompts; decides how many facts run together.
+        advance: called with the number of facts just finished.
 
     Returns:
-        One vector a request, in their order.
+        One vector for each request, in the same order.
 
     Raises:
-        NonFiniteValueError: NaN or infinity; names the fact.
+        NonFiniteValueError: a vector is NaN or infinite; names the fact.
     """
     facts = [_Fact.encode(decoder, request, contexts) for request in requests]
     found: list[ValueVector] = []
-    for first, last in _together(decoder, facts, layer, memory):
+    for first, last in _ranges(decoder, facts, layer, memory):
         mlp = FactActivations(decoder, requests[first:last]).mlp_outputs(layer).T if settings.site == "mlp" else None
         found += _optimise(decoder, facts[first:last], layer, settings, mlp)
         for request, vector in zip(requests[first:last], found[first:], strict=True):
@@ -106,7 +109,7 @@ def optimise_values(
 
 @dataclass(frozen=True)
 class _Fact:
-    """A request as the model is fed it: the prompt in every context (the clean one first), and the essence prompt."""
+    """A request as tokens: the prompt in every context (the clean one first), and the essence prompt."""
 
     rewrites: tuple[EncodedPrompt, ...]
     essence: EncodedPrompt
@@ -120,10 +123,10 @@ class _Fact:
         )
 
 
-def _together(decoder: Decoder, facts: Sequence[_Fact], layer: int, memory: int) -> Iterator[tuple[int, int]]:
-    """Ranges of facts that run together, so that what is kept of them fits ``memory``: constants and activations."""
+def _ranges(decoder: Decoder, facts: Sequence[_Fact], layer: int, memory: int) -> Iterator[tuple[int, int]]:
+    """Ranges of facts that run together, so that their constants and activations fit into ``memory``."""
     blocks = decoder.block_count - layer - 1
-    constant = 4 * decoder.width * 2 * (2 * blocks + 1)  # twice: as they are gathered, and in their groups
+    constant = 4 * decoder.width * 2 * (2 * blocks + 1)  # Twice: the joined rows, and their copies in groups.
     activation = 4 * blocks * (12 * decoder.width + 4 * decoder.key_width)
     scores = 4 * 3 * decoder.vocabulary_size
     first, used = 0, 0
@@ -144,10 +147,11 @@ def _together(decoder: Decoder, facts: Sequence[_Fact], layer: int, memory: int)
 def _optimise(
     decoder: Decoder, facts: Sequence[_Fact], layer: int, settings: ValueSettings, mlp: Tensor | None
 ) -> list[ValueVector]:
-    """Value vectors of facts that take their steps together; one that is done drops out of every later pass.
+    """Value vectors of facts that take their steps together. Later passes leave out facts that are finished.
 
-    A block adds its MLP's output to the rest, so a change of either is the same change; only what it is measured
-    against differs: ``mlp`` (facts, d_model), or the block's output if that is not given.
+    A block adds its MLP's output to the residual stream, so changing either output by delta has the same effect. Only
+    the output that delta is added to and measured against differs: ``mlp`` (facts, d_model), or the block's output if
+    ``mlp`` is ``None``.
     """
     contexts = [[fact.rewrites[context] for fact in facts] for context in range(len(facts[0].rewrites))]
     parts = [Suffixes.prepare(decoder, layer, prompts) for prompts in (*contexts, [fact.essence for fact in facts])]
@@ -195,15 +199,15 @@ def _optimise(
 
 @dataclass(frozen=True)
 class _Group:
-    """Prompts of about equal length, and where the loss reads them.
+    """Prompts of about equal length, and the positions where the loss reads them.
 
     Attributes:
-        suffixes: the prompts.
-        facts: (prompts,) the fact each belongs to.
-        rows: (reads,) the prompt of each read.
-        places: (reads,) where behind the lookup token it is read.
-        labels: (reads,) the token to be predicted there; -1 for the essence prompt, where all of them matter.
-        weights: (reads,) of the label in its prompt's mean.
+        suffixes: the prompts, from the lookup token on.
+        facts: (prompts,) fact that each prompt belongs to.
+        rows: (reads,) prompt of each read.
+        places: (reads,) position of each read, counted from the lookup token.
+        labels: (reads,) token to predict there; -1 for an essence prompt, where the loss reads all tokens.
+        weights: (reads,) weight of the label in its prompt's mean.
     """
 
     suffixes: Suffixes
@@ -218,7 +222,7 @@ class _Group:
         return self.suffixes.run(deltas[self.facts])[self.rows, self.places]
 
     def without(self, done: Tensor) -> _Group | None:
-        """The prompts of facts that are not done; ``None`` if none is left."""
+        """The group without the facts that are done; ``None`` if no prompt is left."""
         kept = ~done[self.facts]
         if kept.all():
             return self
@@ -237,7 +241,13 @@ class _Group:
 
 
 def _grouped(suffixes: Suffixes, rewrites: Sequence[EncodedPrompt], facts: int) -> list[_Group]:
-    """Rows of ``suffixes`` (the rewrites, context by context, then the essences) in groups of about equal length."""
+    """The rows of ``suffixes`` in groups of about equal length.
+
+    Args:
+        suffixes: rows of the rewrite prompts, context by context, then of the essence prompts.
+        rewrites: the rewrite prompts.
+        facts: number of facts.
+    """
     groups = []
     device = suffixes.hidden.device
     for batch in length_batches(suffixes.lengths.tolist(), len(suffixes.lengths) * suffixes.hidden.shape[1]):
@@ -268,12 +278,12 @@ class _Reads:
     """What the loss reads of all prompts.
 
     Attributes:
-        scores: (labels, vocabulary) where a label is to be predicted.
-        labels: (labels,) the tokens.
-        weights: (labels,) in their prompts' means.
-        facts: (labels,) they belong to.
-        essence: (essences, vocabulary) log-probabilities behind the essence prompts' lookup tokens.
-        essence_facts: (essences,) they belong to.
+        scores: (labels, vocabulary) logits at the positions where labels are predicted.
+        labels: (labels,) tokens to predict.
+        weights: (labels,) weight of each label in its prompt's mean.
+        facts: (labels,) fact that each label belongs to.
+        essence: (essences, vocabulary) log-probabilities at the essence prompts' lookup tokens.
+        essence_facts: (essences,) fact that each essence prompt belongs to.
     """
 
     scores: Tensor
@@ -288,7 +298,7 @@ class _Reads:
         labels = torch.cat([group.labels for group in groups])
         facts = torch.cat([group.facts[group.rows] for group in groups])
         weights = torch.cat([group.weights for group in groups])
-        order = labels.argsort(descending=True, stable=True)  # essences, which have no label, last
+        order = labels.argsort(descending=True, stable=True)  # Essence prompts come last: their label is -1.
         count = int((labels >= 0).sum())
         hidden = torch.cat([group.hidden(deltas) for group in groups])[order]
         return cls(
@@ -301,11 +311,11 @@ class _Reads:
         )
 
     def nll(self, facts: int) -> Tensor:
-        """(facts,): sum over a fact's prompts of the mean NLL per label."""
+        """(facts,) sum over a fact's prompts of the mean NLL per label."""
         each = torch.nn.functional.cross_entropy(self.scores, self.labels, reduction="none") * self.weights
         return each.new_zeros(facts).index_add(0, self.facts, each)
 
     def divergence(self, unchanged: Tensor, facts: int) -> Tensor:
-        """(facts,): KL(changed || unchanged) behind the essence prompt."""
+        """(facts,) KL(changed || unchanged) at the essence prompt's lookup token."""
         each = (self.essence.exp() * (self.essence - unchanged)).sum(1)
         return each.new_zeros(facts).index_add(0, self.essence_facts, each)

@@ -1,7 +1,7 @@
-"""Prompts from the lookup token on, with everything before it computed once and kept.
+"""Prompts from the lookup token on. Everything before it is computed once and kept.
 
-A change at the lookup token reaches neither the blocks up to the edited one nor the positions before it. What the
-prompts of one context begin with alike (its prefix sentence) is computed once for all of them.
+A change at the lookup token affects neither the blocks up to the edited one nor the positions before it. The prompts of
+one context start with the same tokens (its prefix sentence), which are computed once for all of them.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ __all__ = ["Suffixes"]
 
 @dataclass(frozen=True)
 class Suffixes:
-    """Rows of prompts behind block ``layer``.
+    """Prompts from the lookup token on, as outputs of block ``layer``. Each row is a prompt.
 
     Attributes:
         decoder: the model.
-        layer: L, the block whose output is going to be changed.
-        lookups: (rows,) the lookup index of each prompt.
-        lengths: (rows,) positions from the lookup token on.
+        layer: L, the block whose output is changed.
+        lookups: (rows,) lookup index of each prompt.
+        lengths: (rows,) number of positions from the lookup token on.
         hidden: (rows, longest, d_model) output of block L from the lookup token on, right-padded.
-        prefix: attention keys and values of the positions before, in the blocks above L; a row's are the first
-            ``lookups[row]``, whatever follows is padding.
+        prefix: attention keys and values of the positions before the lookup token, in the blocks above L. The first
+            ``lookups[row]`` positions of a row are real, the rest is padding.
     """
 
     decoder: Decoder
@@ -45,20 +45,20 @@ class Suffixes:
     @classmethod
     @torch.no_grad()
     def prepare(cls, decoder: Decoder, layer: int, prompts: Sequence[EncodedPrompt]) -> Suffixes:
-        """Run blocks up to ``layer`` on ``prompts``, and the blocks above on what comes before their lookup tokens."""
+        """Run the blocks up to ``layer`` on ``prompts``, and those above on the positions before the lookup tokens."""
         device = decoder.device
         inputs = [prompt.inputs for prompt in prompts]
         lookups = torch.tensor([prompt.lookup for prompt in prompts], device=device)
         lengths = torch.tensor([len(tokens) for tokens in inputs], device=device) - lookups
-        shared = min(_alike(inputs), int(lookups.min())) if len(inputs) > 1 else 0
+        shared = min(_common_length(inputs), int(lookups.min())) if len(inputs) > 1 else 0
         trunk = PrefixCache()
         if shared:
-            alike = decoder.embed(torch.tensor([inputs[0][:shared]], device=device))
-            trunk = _recorded(decoder, alike, 0, PrefixCache())
+            start = decoder.embed(torch.tensor([inputs[0][:shared]], device=device))
+            trunk = _recorded(decoder, start, 0, PrefixCache())
 
         tokens = pad([one[shared:] for one in inputs], device)
         positions = shared + torch.arange(tokens.shape[1], device=device)[None]
-        # Beside a prefix, attention is no longer plainly causal and must be told who sees whom.
+        # After a shared prefix, the default causal mask no longer fits: queries also attend to the prefix.
         mask = (torch.arange(shared + tokens.shape[1], device=device) <= positions.T)[None, None] if shared else None
         full = decoder.run(decoder.embed(tokens, positions), 0, layer + 1, positions=positions, mask=mask, cache=trunk)
         own = max(1, int(lookups.max()) - shared)
@@ -78,7 +78,7 @@ class Suffixes:
 
     @classmethod
     def join(cls, parts: Sequence[Suffixes]) -> Suffixes:
-        """The rows of several under each other."""
+        """The rows of all ``parts``, in their order."""
         longest = max(part.hidden.shape[1] for part in parts)
         hidden = [torch.nn.functional.pad(part.hidden, (0, 0, 0, longest - part.hidden.shape[1])) for part in parts]
         return cls(
@@ -91,7 +91,7 @@ class Suffixes:
         )
 
     def select(self, rows: Tensor) -> Suffixes:
-        """Some rows, in that order, without the padding they do not need."""
+        """Some rows, in the given order, without the padding that they do not need."""
         lookups, lengths = self.lookups[rows], self.lengths[rows]
         return Suffixes(
             self.decoder,
@@ -103,7 +103,11 @@ class Suffixes:
         )
 
     def run(self, changes: Tensor) -> Tensor:
-        """(rows, longest, d_model) output of the last block, with ``changes`` (rows, d_model) added at the lookups."""
+        """(rows, longest, d_model) output of the last block.
+
+        Args:
+            changes: (rows, d_model), added to the output of block L at the lookup tokens.
+        """
         changed = self.hidden[:, :1] + changes[:, None].to(self.hidden.dtype)
         steps = torch.arange(self.hidden.shape[1], device=self.hidden.device)
         before = torch.arange(int(self.lookups.max()), device=self.hidden.device)
@@ -119,8 +123,8 @@ class Suffixes:
         )
 
 
-def _alike(sequences: Sequence[tuple[int, ...]]) -> int:
-    """How many tokens all sequences begin with alike."""
+def _common_length(sequences: Sequence[tuple[int, ...]]) -> int:
+    """The length of the longest prefix that all sequences share."""
     first, last = min(sequences), max(sequences)
     return next(
         (place for place, pair in enumerate(zip(first, last, strict=False)) if pair[0] != pair[1]),
@@ -132,12 +136,12 @@ def _recorded(
     decoder: Decoder,
     hidden: Tensor,
     start: int,
-    behind: PrefixCache,
+    prefix: PrefixCache,
     positions: Tensor | None = None,
     mask: Tensor | None = None,
 ) -> PrefixCache:
-    """What the blocks from ``start`` on attend to at ``hidden`` and ``behind`` it."""
-    recorder = behind.recorder(decoder.block_count - 1)
+    """Attention keys and values of the blocks from ``start`` on, for ``prefix`` followed by ``hidden``."""
+    recorder = prefix.recorder(decoder.block_count - 1)
     with suppress(PrefixCompleteError):
         decoder.run(hidden, start, decoder.block_count, positions=positions, mask=mask, cache=recorder)
     return recorder.recorded()

@@ -81,14 +81,14 @@ def test_a_run_is_found_by_its_id(pipeline, home):
     assert find_run(home, "latest").id == second.mlflow_run_id
     assert [run.flow for run in past_runs(home)] == ["run", "run"]
     for word in ("zzzz", second.mlflow_run_id[:2], ""):
-        with pytest.raises(InputError, match="runs go by"):
+        with pytest.raises(InputError, match="runs match"):
             find_run(home, word)
 
 
 def test_what_the_edit_depends_on_cannot_be_changed_any_more(arguments):
     content = json.loads(compose(arguments()).model_dump_json())
     for word in ("method=emmet", "method.batch_size=2", "dataset.limit=1", "corpus.tokens=9"):
-        with pytest.raises(InputError, match="was settled when the edit was made"):
+        with pytest.raises(InputError, match="was decided when the edit was made"):
             compose_again(content, [word])
     assert compose_again(content, ["runtime.tokens_per_pass=9"]).runtime.tokens_per_pass == 9
     with pytest.raises(InputError, match=r"dataset\.metrics"):
@@ -100,8 +100,9 @@ def test_the_command_line(pipeline, factsmith, refused, home):
     found = factsmith("evaluate", report.mlflow_run_id[:6], "--json")
     assert found.code == 0, found.err
     assert json.loads(found.out)["metrics"] == report.metrics
-    assert "There is no metric 'counterfat'" in refused("evaluate", "latest", "--metrics", "counterfat", clean=False)
-    assert "settled" in refused("evaluate", "latest", "method=emmet", clean=False)
+    message = refused("evaluate", "latest", "--metrics", "counterfat", clean=False)
+    assert "There is no metric family 'counterfat'" in message
+    assert "was decided" in refused("evaluate", "latest", "method=emmet", clean=False)
 
 
 def test_no_runs_yet(refused):

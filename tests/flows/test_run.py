@@ -282,7 +282,7 @@ def test_an_edited_model_is_handed_over(prefect_server, store, arguments, tmp_pa
         assert not torch.equal(found(input_ids=tokens).logits, load(folder).model(input_ids=tokens).logits)
     assert {path.name for path in out.iterdir()} >= {"config.json", "tokenizer.json", "factsmith.json"}
     assert [path.name for path in out.parent.iterdir()] == ["edited"]
-    with pytest.raises(InputError, match="is there already"):
+    with pytest.raises(InputError, match="exists already"):
         edit(settings, out)
 
 

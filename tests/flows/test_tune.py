@@ -138,9 +138,9 @@ def test_what_cannot_be_tuned_on_is_refused(refused, arguments, tmp_path):
     assert "too few records" in refused("tune", *given)
     here = tmp_path / "mine.yaml"
     here.write_text("name: mine\n")
-    assert "is there already" in refused("tune", *arguments(), "--out", here)
+    assert "exists already" in refused("tune", *arguments(), "--out", here)
     assert ".yaml" in refused("tune", *arguments(), "--out", tmp_path / "mine.txt")
-    assert "no folder" in refused("tune", *arguments(), "--out", tmp_path / "nowhere" / "mine.yaml")
+    assert "not a writable folder" in refused("tune", *arguments(), "--out", tmp_path / "nowhere" / "mine.yaml")
     assert here.read_text() == "name: mine\n"
 
 

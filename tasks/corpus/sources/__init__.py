@@ -1,1 +1,1 @@
-"""Where corpus text comes from, one file a source."""
+"""The sources of corpus text, one module per source."""

@@ -1,4 +1,4 @@
-"""The embedded model's own corpus: documents about its invented world, as many as one likes."""
+"""The embedded model's own corpus: an unlimited number of documents about its invented world."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ __all__ = ["EmbeddedCorpus", "open_source"]
 
 
 def open_source(settings: CorpusSettings, checksum: Callable[[Path], str]) -> EmbeddedCorpus:
-    """The documents of ``corpus.seed``. They are random draws, so the first ones are shuffled already."""
+    """The documents drawn with ``corpus.seed``. They are independent random draws and need no shuffling."""
     return EmbeddedCorpus(settings.seed)
 
 
 class EmbeddedCorpus:
-    """Documents drawn from the world, each from a seed of its own.
+    """Documents drawn from the world, each with its own seed.
 
     Args:
-        seed: of the documents.
+        seed: the seed from which each document's seed is derived.
     """
 
     def __init__(self, seed: int) -> None:

@@ -1,4 +1,4 @@
-"""Corpus text from a dataset of the hub, or a folder that is laid out as one, read only as far as it is needed."""
+"""Corpus text from a dataset on the hub, or a local folder with the same layout. It is read only as far as needed."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ __all__ = ["HubCorpus", "open_hub", "open_source", "parquet_rows"]
 logger = logging.getLogger(__name__)
 
 _RECENT = 1024
-"""Documents kept behind the stream. Whoever tokenizes reads some ahead, and asks for them again after the shard."""
+"""Number of documents kept after they were read. The tokenizer reads ahead, and the next shard reads those again."""
 
 
 def open_source(settings: CorpusSettings, checksum: Callable[[Path], str]) -> HubCorpus:
     """The documents in ``corpus.repository``.
 
     Raises:
-        InputError: no such dataset, revision, subset, split or field, or the hub does not answer.
+        InputError: there is no such dataset, revision, subset, split or field, or the hub does not answer.
     """
     if settings.repository is None:
         raise InputError(f"corpus={settings.name} needs a dataset.", remedy="set corpus.repository=OWNER/NAME")
@@ -61,37 +61,38 @@ def open_hub(
     Args:
         repository: ``owner/name`` on the hub, or a folder of Parquet, JSON lines, CSV or text files.
         revision: branch, tag or commit on the hub; ``None`` for its main branch.
-        subset: of the dataset (``datasets`` says configuration); ``None`` if it has one only.
-        split: of the subset.
-        field: of a row that holds the text.
-        seed: of the documents' order; ``None`` for that of the dataset.
-        pool: documents that the stream is shuffled among.
-        checksum: gives the SHA-256 of a file.
+        subset: subset of the dataset (called configuration in ``datasets``); ``None`` if it has only one.
+        split: split of the subset, or several as ``a+b``.
+        field: field of a row that holds the text.
+        seed: seed of the order of documents; ``None`` for the dataset's order.
+        pool: number of rows in the shuffle buffer.
+        checksum: returns the SHA-256 of a file.
 
     Raises:
-        InputError: no such dataset, revision, subset, split or field, or a hub that does not answer.
+        InputError: there is no such dataset, revision, subset, split or field, or the hub does not answer.
     """
     found = find_dataset(repository, revision)
     corpus = HubCorpus(found, subset=subset, split=split, field=field, seed=seed, pool=pool, checksum=checksum)
-    if found.snapshot is None or found.folder is None:  # offline, what has been tokenized already can still be used
+    # Offline, the check is left out: shards in the store can be used even if the dataset is not in the cache.
+    if found.snapshot is None or found.folder is None:
         corpus.check()
     return corpus
 
 
 class HubCorpus:
-    """Rows of a dataset that hold any text, as they stand or shuffled as they stream by.
+    """The rows of a dataset that contain text, in the dataset's order or shuffled as they are streamed.
 
-    A stream has no places to jump to: documents are cheap in ascending order, and an earlier one that is no longer
-    kept starts the stream again. The index of a document is the number of its row in the stream.
+    A stream has no random access. Documents are cheap in ascending order. An earlier document that is no longer kept
+    restarts the stream. The index of a document is the number of its row in the stream.
 
     Args:
-        dataset: where they are.
-        subset: of the dataset.
-        split: of the subset, or several as ``a+b``.
-        field: of a row that holds the text.
-        seed: of the documents' order; ``None`` for that of the dataset.
-        pool: documents that the stream is shuffled among.
-        checksum: gives the SHA-256 of a file.
+        dataset: the dataset.
+        subset: subset of the dataset; ``None`` if it has only one.
+        split: split of the subset, or several as ``a+b``.
+        field: field of a row that holds the text.
+        seed: seed of the order of documents; ``None`` for the dataset's order.
+        pool: number of rows in the shuffle buffer.
+        checksum: returns the SHA-256 of a file.
     """
 
     def __init__(
@@ -120,7 +121,7 @@ class HubCorpus:
             data: dict[str, Any] = {"repository": dataset.name, "commit": dataset.snapshot.commit}
             data |= {"subset": self.subset, "split": self.split}
         else:
-            # What the files are called does not matter, only which ones are read, in which order and how.
+            # The names of the files do not matter, only which files are read, in which order and how.
             data = {
                 "files": [self.checksum(Path(file)) for file in self._files],
                 "format": self._format,
@@ -141,10 +142,10 @@ class HubCorpus:
         return self._recent[place - self._reached]
 
     def check(self) -> None:
-        """Look whether subset, split and field are there, as far as can be told without reading the text.
+        """Check that subset, split and field exist, as far as this is possible without reading the text.
 
         Raises:
-            InputError: one is not.
+            InputError: one of them does not exist.
         """
         _ = self._rows
 
@@ -154,7 +155,7 @@ class HubCorpus:
         self._reached = 0
 
     def _documents(self) -> Iterator[tuple[int, str]]:
-        """Index and text of one document after the other."""
+        """The index and text of each document, in order."""
         for index, row in enumerate(self._read()):
             if self.field not in row:
                 raise self._no_field(f"row {index}", [name for name, value in row.items() if isinstance(value, str)])
@@ -165,13 +166,14 @@ class HubCorpus:
                     got=f"{type(text).__name__} in row {index}",
                     remedy="set corpus.field",
                 )
-            if text and not text.isspace():  # WikiText, for one, has a row a line, and blank ones between paragraphs
+            # WikiText, for example, has one row per line, and blank rows between paragraphs.
+            if text and not text.isspace():
                 yield index, text
 
     def _read(self) -> Iterator[dict[str, Any]]:
         rows = self._rows
         if self.seed is not None:
-            logger.info("%s: reading %s rows to shuffle among", self.dataset.name, f"{self.pool:,}")
+            logger.info("%s: filling the shuffle buffer with %s rows", self.dataset.name, f"{self.pool:,}")
             rows = rows.shuffle(seed=self.seed, buffer_size=self.pool)
         with self.dataset.errors_explained():
             yield from rows
@@ -182,12 +184,12 @@ class HubCorpus:
 
     @property
     def _format(self) -> str:
-        """What `datasets` calls the reader of these files: parquet, json, csv, text, ..."""
+        """The name of the reader of these files in `datasets`: parquet, json, csv, text, ..."""
         return type(self._builder.config).__module__.rpartition(".")[2]
 
     @cached_property
     def _files(self) -> list[str]:
-        """Data files of the split, in the order in which they are read."""
+        """The data files of the split, in the order in which they are read."""
         known = {str(name): files for name, files in self._builder.config.data_files.items()}
         names = [name.strip() for name in self.split.split("+")]
         for name in names:
@@ -201,13 +203,13 @@ class HubCorpus:
 
     @cached_property
     def _rows(self) -> Any:
-        """The ``datasets.IterableDataset``, without columns that nobody asks for where the format allows it."""
+        """The ``datasets.IterableDataset``, without unused columns if the format allows that."""
         from datasets import IterableDataset
 
         self.dataset.check_complete(self._files)
         with self.dataset.errors_explained():
             rows = self._builder.as_streaming_dataset(self.split)
-            if rows.features is None:  # JSON lines tell with the first row
+            if rows.features is None:  # The fields of JSON lines are known only after the first row is read.
                 return rows
             if self.field not in rows.features:
                 texts = [name for name, kind in rows.features.items() if getattr(kind, "dtype", "").endswith("string")]
@@ -227,13 +229,13 @@ class HubCorpus:
 
 
 def parquet_rows(files: list[str], field: str) -> Iterator[dict[str, Any]]:
-    """One column of Parquet files, fetched a row group at a time in the thread that asks.
+    """The rows of one column of Parquet files. They are read one row group at a time, in the calling thread.
 
-    The reader of `datasets` has Arrow fetch ahead in threads of its own; a process that leaves while they are at it
-    crashes or hangs (pyarrow 25, apache/arrow#45214), and it reads more than the column.
+    The reader of `datasets` lets Arrow prefetch in background threads. A process that exits while these threads run
+    crashes or hangs (pyarrow 25, apache/arrow#45214). That reader also reads more than the column.
 
     Args:
-        files: paths or URLs that fsspec knows.
+        files: paths or URLs that fsspec supports.
         field: name of the column.
     """
     for file in files:

@@ -1,4 +1,4 @@
-"""Corpus text from a file of one's own: JSON lines, plain text or Parquet."""
+"""Corpus text from a local file: JSON lines, plain text or Parquet."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ def open_source(settings: CorpusSettings, checksum: Callable[[Path], str]) -> Lo
 
 
 def open_local(path: Path, *, field: str, seed: int | None, checksum: Callable[[Path], str]) -> LocalCorpus:
-    """The corpus in ``path``, read as its suffix says.
+    """The corpus in ``path``. The suffix of the file determines its format.
 
     Args:
-        path: ``.jsonl`` (one object a line), ``.txt`` (documents apart by blank lines) or ``.parquet``.
-        field: of the object or the column that holds the text; unused for ``.txt``.
-        seed: of the documents' order; ``None`` for that of the file.
-        checksum: gives the SHA-256 of a file.
+        path: ``.jsonl`` (one object per line), ``.txt`` (documents separated by blank lines) or ``.parquet``.
+        field: field or column that holds the text; unused for ``.txt``.
+        seed: seed of the order of documents; ``None`` for the order of the file.
+        checksum: returns the SHA-256 of a file.
 
     Raises:
-        InputError: no such file, or a suffix that is not known.
+        InputError: there is no such file, or its suffix is not known.
     """
     if path.suffix not in _READERS:
         raise InputError(
@@ -56,7 +56,7 @@ def open_local(path: Path, *, field: str, seed: int | None, checksum: Callable[[
 
 
 class LocalCorpus(ABC):
-    """Documents of one file, as they stand or in the order of a seeded permutation."""
+    """The documents of one file, in the order of the file or of a seeded permutation."""
 
     def __init__(self, path: Path, field: str, seed: int | None, checksum: Callable[[Path], str]) -> None:
         self.path = path
@@ -92,18 +92,18 @@ class LocalCorpus(ABC):
 
     @abstractmethod
     def text(self, index: int) -> str:
-        """Text of the document at ``index`` of the file."""
+        """The text of the document at ``index`` in the file."""
 
 
 class _Lines(LocalCorpus):
-    """Documents found by where they begin in the file, so that only those asked for are read."""
+    """Documents located by their byte offsets in the file, so that only the requested ones are loaded."""
 
     def _begins(self, line: bytes, after_blank: bool) -> bool:
         raise NotImplementedError
 
     @cached_property
     def _spans(self) -> np.ndarray:
-        """(documents, 2): first byte and end of each."""
+        """Byte offsets of the start and the end of each document, (documents, 2)."""
         starts, ends, position, after_blank = [], [], 0, True
         with self.path.open("rb") as file:
             for line in file:
@@ -135,7 +135,7 @@ class _Lines(LocalCorpus):
 
 
 class JsonLinesCorpus(_Lines):
-    """One JSON object a line."""
+    """One JSON object per line."""
 
     def _begins(self, line: bytes, after_blank: bool) -> bool:
         return True
@@ -168,7 +168,7 @@ class TextCorpus(_Lines):
 
 
 class ParquetCorpus(LocalCorpus):
-    """One document a row."""
+    """One document per row."""
 
     @cached_property
     def _column(self) -> pa.ChunkedArray:

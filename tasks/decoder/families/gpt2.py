@@ -26,7 +26,7 @@ class GPT2Layout(Layout):
 
     def check(self, config: PretrainedConfig) -> None:
         if config.add_cross_attention:
-            raise InputError("A GPT-2 with cross-attention cannot be edited: it is not a decoder alone.")
+            raise InputError("A GPT-2 with cross-attention cannot be edited, because it is not a decoder-only model.")
 
     def blocks(self, model: HFModel) -> nn.ModuleList:
         return model.transformer.h

@@ -1,4 +1,4 @@
-"""GPT-NeoX and Pythia: rotary positions, attention and MLP side by side or one after the other."""
+"""GPT-NeoX and Pythia: rotary positions, attention and MLP in parallel or in sequence."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""GPT-J: rotary positions inside the attention, attention and MLP side by side, ``Linear`` projections."""
+"""GPT-J: rotary positions inside the attention, attention and MLP in parallel, ``Linear`` projections."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from factsmith.tasks.decoder.prefix_cache import PrefixCache
 
 class GPTJLayout(Layout):
     model_type = "gptj"
-    attention_implementation = "eager"  # transformers has no other for it that runs everywhere
+    attention_implementation = "eager"  # The only implementation for GPT-J that runs everywhere.
 
     def block_count(self, config: PretrainedConfig) -> int:
         return int(config.n_layer)
@@ -45,13 +45,13 @@ class GPTJLayout(Layout):
     def run_block(
         self, block: HFModule, hidden: Tensor, mask: Tensor | None, cache: PrefixCache | None, shared: dict[str, Any]
     ) -> Tensor:
-        # Its attention knows no causality of its own: it adds what it is given to its scores.
+        # GPT-J's attention has no causal mask of its own. It adds the given mask to its scores.
         penalty = shared["causal"] if mask is None else _penalty(mask)
         return block(hidden, layer_past=cache, attention_mask=penalty, position_ids=shared["position_ids"])[0]
 
 
 def _penalty(mask: Tensor) -> Tensor:
-    """0 where a query may look, the least float32 where it may not."""
+    """0 where a query may attend, the lowest float32 elsewhere."""
     return torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, torch.finfo(torch.float32).min)
 
 

@@ -1,4 +1,4 @@
-"""Llama 2 and 3, and the shape of many after them: rotary positions, gated MLPs, ``Linear`` projections."""
+"""Llama 2 and 3, which many later families resemble: rotary positions, gated MLPs, ``Linear`` projections."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class LlamaLayout(Layout):
 
     def context_length(self, config: PretrainedConfig) -> int:
         longest = int(config.max_position_embeddings)
-        # Within a sliding window attention is plainly causal, as we run it: what is longer is not taken.
+        # Blocks run with plain causal attention. This equals a sliding window only for texts no longer than the window.
         slides = "sliding_attention" in (getattr(config, "layer_types", None) or ["sliding_attention"])
         if slides and getattr(config, "sliding_window", None):
             longest = min(longest, int(config.sliding_window))
-        # LongRoPE turns by other angles once a pass is longer than this, and so would change its shorter rows.
+        # In a pass longer than this, LongRoPE uses other angles for every row, which would change the shorter rows.
         rotary = getattr(config, "rope_parameters", None) or {}
         if rotary.get("rope_type") == "longrope":
             longest = min(longest, int(rotary["original_max_position_embeddings"]))

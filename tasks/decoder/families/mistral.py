@@ -1,4 +1,4 @@
-"""Mistral: Llama's blocks; its first version attends to a sliding window."""
+"""Mistral: Llama's blocks. The first version uses sliding-window attention."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Qwen 2 and 2.5: Llama's blocks with biases in the attention; some attend to a sliding window."""
+"""Qwen 2 and 2.5: Llama's blocks with biases in the attention. Some use sliding-window attention."""
 
 from __future__ import annotations
 

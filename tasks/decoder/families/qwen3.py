@@ -1,4 +1,4 @@
-"""Qwen 3: Llama's blocks with norms on queries and keys; some attend to a sliding window."""
+"""Qwen 3: Llama's blocks with norms on queries and keys. Some use sliding-window attention."""
 
 from __future__ import annotations
 

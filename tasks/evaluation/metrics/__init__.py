@@ -1,1 +1,1 @@
-"""Families of metrics, found by their name: one file each, with a ``FAMILY``."""
+"""Metric families. Each module defines one as ``FAMILY``, and it is found by its name."""

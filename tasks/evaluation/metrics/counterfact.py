@@ -1,10 +1,11 @@
 """CounterFact's metrics, from the likelihoods of both objects after each prompt.
 
-Lower NLL is likelier. ES, PS: share of rewrite and paraphrase prompts where the new object is likelier than the true
-one; NS: share of neighbourhood prompts where the true one still is; S: their harmonic mean. EM, PM, NM: the matching
-difference of geometric-mean token probabilities. Eff*, Gen*, Spe*: share of prompts where every token of the wanted
-object is the first choice. Means are taken within a record, then over records.  [Meng et al. 2022a, section 3.4;
-Meng et al. 2022b, section 5.2.2; the starred ones as in Fang et al. 2025]
+An object is likelier than another if its mean NLL per token is lower. ES and PS are the share of rewrite and paraphrase
+prompts where the new object is likelier than the true one. NS is the share of neighbourhood prompts where the true
+object is still the likelier one. S is the harmonic mean of the three. EM, PM and NM are the corresponding differences
+of geometric-mean token probabilities. Eff*, Gen* and Spe* are the share of prompts where every token of the wanted
+object is the model's first choice. Means are taken within a record, then over records.  [Meng et al. 2022a, section
+3.4; Meng et al. 2022b, section 5.2.2; the starred metrics as in Fang et al. 2025]
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ _METRICS_OF = {
 
 
 class CounterFact(MetricFamily):
-    """ES, PS, NS and what goes with them. A record without a true object leaves its columns null."""
+    """ES, PS, NS and the related metrics. If a record has no true object, the columns of the true object are null."""
 
     name = "counterfact"
     version = 1
@@ -49,16 +50,16 @@ class CounterFact(MetricFamily):
         ]
     )
     metrics: ClassVar[Mapping[str, str]] = {
-        "ES": "efficacy: the new object beats the true one",
-        "PS": "paraphrase: so it does in other words",
-        "NS": "neighbourhood: other subjects keep theirs",
-        "S": "score: harmonic mean of the three",
-        "EM": "by how much, rewrite prompts",
-        "PM": "by how much, paraphrases",
-        "NM": "by how much, neighbours",
-        "Eff*": "the new object is the model's first choice",
-        "Gen*": "so it is in other words",
-        "Spe*": "neighbours: the true object is",
+        "ES": "efficacy: new object likelier than true object",
+        "PS": "paraphrase: new object likelier than true object",
+        "NS": "neighbourhood: true object likelier than new object",
+        "S": "score: harmonic mean of ES, PS and NS",
+        "EM": "efficacy magnitude: P(new) - P(true)",
+        "PM": "paraphrase magnitude: P(new) - P(true)",
+        "NM": "neighbourhood magnitude: P(true) - P(new)",
+        "Eff*": "efficacy: new object is the first choice",
+        "Gen*": "paraphrase: new object is the first choice",
+        "Spe*": "neighbourhood: true object is the first choice",
     }
     mean = ("S", ("ES", "PS", "NS"))
 
@@ -87,10 +88,10 @@ class CounterFact(MetricFamily):
         found = continuation_likelihoods(decoder, encoded, most_tokens=most_tokens, advance=advance)
         measured = [
             {
-                f"{what}_{target}": value
+                f"{column}_{target}": value
                 for target, place in zip(("new", "true"), pair, strict=True)
                 if place is not None
-                for what, value in found[place].columns.items()
+                for column, value in found[place].columns.items()
             }
             for pair in places
         ]
@@ -118,7 +119,7 @@ class CounterFact(MetricFamily):
 
 
 def _continued(tokenizer: PreTrainedTokenizerFast, asked: Asked) -> list[EncodedPrompt | None]:
-    """The prompt with each of the two objects behind it."""
+    """The prompt continued with the new and with the true object; ``None`` if the true object is not known."""
     targets = (asked.record.request.target_new, asked.record.request.target_true)
     return [None if one is None else encode_prompt(tokenizer, asked.prompt, target=one) for one in targets]
 

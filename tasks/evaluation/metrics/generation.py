@@ -1,16 +1,17 @@
-"""GE, the fluency of what a model goes on to say: how little its words repeat.
+"""GE, the fluency of generated text: how little its words repeat.
 
-Each text is a ``generation`` prompt and its continuation, at most 100 tokens in all, every token drawn among the 5
-likeliest. With H_n the entropy in bits of the n-grams of its words, GE = (2/3 H_2 + 4/3 H_3) / 2, mean over texts; it
-is shown times 100, as in most tables.  [Meng et al. 2022a, section 3.4, after Zhang et al. 2018]
+Each text is a ``generation`` prompt and its continuation, at most 100 tokens together. Every token is drawn among the 5
+likeliest. With H_n the entropy in bits of the n-grams of its words, GE is the mean over texts of
+(2/3 H_2 + 4/3 H_3) / 2. It is shown times 100, as in most tables.  [Meng et al. 2022a, section 3.4, after Zhang et al.
+2018]
 
-As in the public code, the prompt counts as text and a text goes on behind an end token: the entropy of a short text
-is small for no other reason than its length. Unlike there, draws are seeded, and a prompt that a record repeats is
-continued once and counts as often as it is asked.
+As in the public code, the prompt counts as part of the text, and a text continues after an end token, because a short
+text has a small entropy only because it is short. Unlike in the public code, draws are seeded. A prompt that occurs
+several times in a record is continued only once, and counts as often as it is asked.
 
-Words are runs of letters and digits, with the apostrophes inside them, and every other mark is a word of its own.
-NLTK's ``word_tokenize``, which the public code uses and which needs a download, also parts ``don't`` into ``do`` and
-``n't``, and leaves ``well-known``, ``3.14`` and ``U.S.`` whole: values differ a little from published ones.
+Words are runs of letters and digits, with the apostrophes inside them. Every other mark is a separate word. The public
+code uses NLTK's ``word_tokenize``, which needs a download. It also splits ``don't`` into ``do`` and ``n't``, and keeps
+``well-known``, ``3.14`` and ``U.S.`` whole, so values differ a little from published ones.
 """
 
 from __future__ import annotations
@@ -37,23 +38,23 @@ __all__ = ["FAMILY", "entropy", "words"]
 _WORD = re.compile(r"\w+(?:['’]\w+)*|[^\w\s]")
 
 _WEIGHTS = {2: 2 / 3, 3: 4 / 3}
-"""Of the entropy of n-grams, by n."""
+"""Weights of the entropies of the n-grams, by n."""
 
 
 def words(text: str) -> list[str]:
-    """The words and marks of ``text``, after Unicode NFC."""
+    """The words and punctuation marks of ``text``, after Unicode NFC normalisation."""
     return _WORD.findall(unicodedata.normalize("NFC", text))
 
 
 def entropy(parts: Sequence[str], n: int) -> float:
-    """Entropy in bits of the ``n``-grams of ``parts``; 0 if there is none."""
+    """Entropy in bits of the ``n``-grams of ``parts``; 0 if there are none."""
     counts = Counter(zip(*(parts[first:] for first in range(n)), strict=False))
     total = counts.total()
     return math.fsum(count / total * math.log2(total / count) for count in counts.values())
 
 
 class Generation(MetricFamily):
-    """GE. A prompt that leaves the model no token to say is not scored."""
+    """GE. A prompt that leaves no room for a generated token is not scored."""
 
     name = "generation"
     version = 1
@@ -82,12 +83,14 @@ class Generation(MetricFamily):
             advance=advance,
         )
         measured: dict[str, dict[str, Any]] = {}
-        for (prompt, tokens), said in zip(prompts.items(), continued, strict=True):
+        for (prompt, tokens), generated in zip(prompts.items(), continued, strict=True):
             text = str(
-                decoder.tokenizer.decode([*tokens, *said], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+                decoder.tokenizer.decode(
+                    [*tokens, *generated], skip_special_tokens=True, clean_up_tokenization_spaces=False
+                )
             )
             bits = {f"bits_{n}": entropy(words(text), n) for n in _WEIGHTS}
-            measured[prompt] = {"text": text, **bits} if said else {}
+            measured[prompt] = {"text": text, **bits} if generated else {}
         return self.table(asked, [measured[one.prompt] for one in asked])
 
     def by_record(self, rows: pa.Table) -> pa.Table:
@@ -98,7 +101,7 @@ class Generation(MetricFamily):
         length = self.parameters["length"]
         prompts = {one.prompt for one in self.asked([record])}
         room = [length - len(encode_prompt(tokenizer, prompt).tokens) for prompt in prompts]
-        return [(length - 1, said) for said in room if said > 0]
+        return [(length - 1, count) for count in room if count > 0]
 
 
 FAMILY = Generation()

@@ -1,13 +1,13 @@
-"""What a model says by itself: FreeEff, FreeGen, the share of prompts it answers with the new object.
+"""FreeEff and FreeGen: the share of prompts that a model answers with the new object, without teacher forcing.
 
-A model is given a rewrite prompt (FreeEff) or a paraphrase (FreeGen) and goes on with its first choices, without
-teacher forcing. Its answer counts when it opens with the new object as whole words, after Unicode NFC and with runs of
-white space as one space: ``Englishman`` is not ``English``. Scripts that write no spaces between words are judged too
-strictly. Means are taken within a record, then over records.  [Yang et al. 2025, The Mirage of Model Editing]
+A model continues a rewrite prompt (FreeEff) or a paraphrase (FreeGen) with its first choices. Its answer counts if it
+starts with the new object as whole words: ``Englishman`` is not ``English``. Texts are compared after Unicode NFC
+normalisation, with each run of white space replaced by one space. This is too strict for scripts that write no spaces
+between words. Means are taken within a record, then over records.  [Yang et al. 2025, The Mirage of Model Editing]
 
-Where Eff* or Gen* counts a prompt, every token of the object is the first choice behind those before it, and the answer
-begins with these very tokens. So Eff* implies FreeEff unless the answer goes on inside the last word, and FreeEff
-implies Eff* unless the answer spells the object in other tokens.
+If Eff* or Gen* counts a prompt, every token of the object is the first choice after the tokens before it, so the answer
+starts with exactly these tokens. So Eff* implies FreeEff unless the answer continues inside the last word, and FreeEff
+implies Eff* unless the answer spells the object with other tokens.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ _METRIC_OF = {"rewrite": "FreeEff", "paraphrase": "FreeGen"}
 
 
 class Greedy(MetricFamily):
-    """FreeEff and FreeGen. A prompt is not scored if the object does not fit behind it."""
+    """FreeEff and FreeGen. A prompt is not scored if prompt and object do not fit the model."""
 
     name = "greedy"
     version = 1
     kinds = tuple(_METRIC_OF)
-    # Tokens beyond the object's: for what follows it, and for other spellings of it.
+    # Tokens generated beyond the object's own number, for what follows it and for longer spellings of it.
     parameters: ClassVar[Mapping[str, Any]] = {"more": 5}
     schema = pa.schema([*ASKED, ("answer", pa.string()), ("correct", pa.bool_())])
     metrics: ClassVar[Mapping[str, str]] = {
-        "FreeEff": "greedy text opens with the new object",
-        "FreeGen": "so it does in other words",
+        "FreeEff": "efficacy: greedy answer starts with new object",
+        "FreeGen": "paraphrase: greedy answer starts with new object",
     }
 
     def score(
@@ -62,43 +62,44 @@ class Greedy(MetricFamily):
             decoder, prompts, limits, most_tokens=most_tokens, ends=end_tokens(decoder), advance=advance
         )
         measured: list[dict[str, Any]] = []
-        for one, prompt, said in zip(asked, prompts, continued, strict=True):
-            answer = _text_behind(decoder.tokenizer, prompt, said)
-            measured.append({"answer": answer, "correct": opens_with(answer, one.answer, one.prompt)} if said else {})
+        for one, prompt, generated in zip(asked, prompts, continued, strict=True):
+            answer = _text_after(decoder.tokenizer, prompt, generated)
+            correct = opens_with(answer, one.answer, one.prompt)
+            measured.append({"answer": answer, "correct": correct} if generated else {})
         return self.table(asked, measured)
 
     def by_record(self, rows: pa.Table) -> pa.Table:
         return mean_by_kind(rows, _METRIC_OF, lambda asked: asked["correct"])
 
     def passes(self, tokenizer: PreTrainedTokenizerFast, record: Record) -> Passes:
-        said = [(one, _answer_length(tokenizer, one) + self.parameters["more"]) for one in self.asked([record])]
-        return [(len(encode_prompt(tokenizer, one.prompt).tokens) + count - 1, count) for one, count in said]
+        counts = [(one, _answer_length(tokenizer, one) + self.parameters["more"]) for one in self.asked([record])]
+        return [(len(encode_prompt(tokenizer, one.prompt).tokens) + count - 1, count) for one, count in counts]
 
 
 def _answer_length(tokenizer: PreTrainedTokenizerFast, asked: Asked) -> int:
-    """Tokens of what is right behind a prompt."""
+    """The number of tokens of a prompt's correct answer."""
     return encode_prompt(tokenizer, asked.prompt, target=asked.answer).continued
 
 
-def _text_behind(tokenizer: PreTrainedTokenizerFast, prompt: Sequence[int], said: Sequence[int]) -> str:
-    """The text of ``said`` behind ``prompt``. Decoded alone it could lose the space that it begins with."""
+def _text_after(tokenizer: PreTrainedTokenizerFast, prompt: Sequence[int], generated: Sequence[int]) -> str:
+    """The text of ``generated`` after ``prompt``. If it were decoded alone, it could lose its leading space."""
     before, whole = (
         str(tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False))
-        for tokens in ([*prompt], [*prompt, *said])
+        for tokens in ([*prompt], [*prompt, *generated])
     )
     return whole[len(before) :]
 
 
 def opens_with(answer: str, wanted: str, prompt: str) -> bool:
-    """Whether ``answer``, as it stands behind ``prompt``, opens with ``wanted`` as whole words."""
+    """Whether ``answer``, which follows ``prompt``, starts with ``wanted`` as whole words."""
     plain, wanted = (" ".join(unicodedata.normalize("NFC", text).split()) for text in (answer, wanted))
     inside = _in_word(prompt[-1:]) and _in_word(answer[:1])
-    goes_on = _in_word(wanted[-1:]) and _in_word(plain[len(wanted) :][:1])
-    return plain.startswith(wanted) and not inside and not goes_on
+    continues = _in_word(wanted[-1:]) and _in_word(plain[len(wanted) :][:1])
+    return plain.startswith(wanted) and not inside and not continues
 
 
 def _in_word(character: str) -> bool:
-    """Whether a letter, a digit, or a mark that belongs to one; no character does not."""
+    """Whether ``character`` is a letter, a digit or a combining mark; false for an empty string."""
     return bool(character) and unicodedata.category(character)[0] in "LMN"
 
 

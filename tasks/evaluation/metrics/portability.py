@@ -1,6 +1,6 @@
-"""Portability: does a model that was told a fact say what follows from it?
+"""Portability: whether a model also knows what follows from a fact that was written.
 
-Por is the share of the tokens of a portability question's answer that are the model's first choice, under teacher
+Por is the share of tokens of the answer to a portability question that are the model's first choice, under teacher
 forcing. Records without such a question do not count.  [Yao et al. 2023, section 5.1; accuracy as in their EasyEdit]
 """
 
@@ -15,13 +15,13 @@ __all__ = ["FAMILY"]
 
 
 class Portability(AnswerAccuracy):
-    """Por."""
+    """The metric Por."""
 
     name = "portability"
     version = 1
     metric_of: ClassVar[Mapping[str, str]] = {"portability": "Por"}
     kinds = tuple(metric_of)
-    metrics: ClassVar[Mapping[str, str]] = {"Por": "portability: tokens of what follows that come first"}
+    metrics: ClassVar[Mapping[str, str]] = {"Por": "portability: share of correct tokens, implied facts"}
 
 
 FAMILY = Portability()

@@ -1,1 +1,1 @@
-"""Datasets: records to edit with, and the prompts that score the edit. One file a suite, found by its name."""
+"""Dataset formats: edit requests and the prompts that score the edits. One module per format, found by its name."""

@@ -1,6 +1,6 @@
-"""CounterFact (Meng et al. 2022a, section 3.4): counterfactual objects, paraphrases, neighbours that must not move.
+"""CounterFact (Meng et al. 2022a, section 3.4): counterfactual objects, paraphrases, and a neighbourhood to preserve.
 
-Records of later editions carry ``portability``, a question of what follows from the new object and its answer
+Records of later editions have ``portability``: a question about a consequence of the new object, and its answer
 (Yao et al. 2023).
 """
 
@@ -17,19 +17,19 @@ __all__ = ["load", "parse", "portability", "scored"]
 
 
 def load(settings: DatasetSettings) -> list[Record]:
-    """Records of a CounterFact file (a JSON list, or JSON lines)."""
+    """The records of a CounterFact file (a JSON list or JSON lines)."""
     return [parse(raw) for raw in read_records(settings.required_path())]
 
 
 def parse(raw: RawRecord) -> Record:
-    """One record of CounterFact's schema.
+    """The record of an object in CounterFact's schema.
 
     Raises:
-        InputError: names the file, the index and the field that is wrong.
+        InputError: a field is missing or wrong. The message names the file, the index and the field.
     """
     case_id = raw.fields.get("case_id", raw.index)
     if type(case_id) is not int or abs(case_id) >= 2**63:
-        raise raw.error("field 'case_id' is not a whole number of 64 bits", got=repr(case_id)[:80])
+        raise raw.error("field 'case_id' is not a 64-bit integer", got=repr(case_id)[:80])
     subject = raw.text("requested_rewrite", "subject")
     request = EditRequest(
         case_id=case_id,
@@ -44,7 +44,7 @@ def parse(raw: RawRecord) -> Record:
 
 
 def scored(raw: RawRecord, request: EditRequest, relation: str | None = None) -> Record:
-    """``request`` with the scoring prompts of ``raw``."""
+    """The record of ``request`` with the scoring prompts of ``raw``."""
     prompts = {
         "rewrite": (request.prompt,),
         "paraphrase": raw.texts("paraphrase_prompts"),
@@ -53,7 +53,8 @@ def scored(raw: RawRecord, request: EditRequest, relation: str | None = None) ->
     }
     answers = {}
     given = raw.fields.get("portability")
-    if isinstance(given, Mapping) and given.keys() & {"New Question", "New Answer"}:  # else of another dataset's form
+    # Other datasets have a field of this name with another schema.
+    if isinstance(given, Mapping) and given.keys() & {"New Question", "New Answer"}:
         question, answer = portability(raw)
         prompts["portability"] = (question,)
         answers["portability"] = (answer,)

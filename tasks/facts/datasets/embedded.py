@@ -15,6 +15,6 @@ LOADS_SPLITS = True
 
 
 def load(settings: DatasetSettings) -> list[Record]:
-    """One record a person of the world, of the split that is asked for."""
+    """One record per person of the world, from the split in the settings."""
     records = World().records(settings.split)
     return [counterfact.parse(RawRecord("the embedded world", index, fields)) for index, fields in enumerate(records)]

@@ -1,9 +1,10 @@
-"""A file of facts of one's own, in CounterFact's words without its nesting.
+"""A user's own file of facts, with CounterFact's field names but without its nesting.
 
 The file is a JSON list, JSON lines (``.jsonl``) or a table (``.csv``, ``.tsv``). A record needs ``subject``, ``prompt``
-(the subject in it, or ``{}`` in its place) and ``target_new``. It may add ``target_true``, ``paraphrase_prompts``,
-``neighborhood_prompts`` and ``portability`` to be scored with, and whatever else it likes. In a table, prompts that
-share a cell are apart by ``|``. Records of CounterFact's own schema are read too.
+(which contains the subject, or ``{}`` in its place) and ``target_new``. For scoring, it may add ``target_true``,
+``paraphrase_prompts``, ``neighborhood_prompts`` and ``portability``. Other fields are ignored, unless they look like a
+misspelt known one. In a table, prompts in one cell are separated by ``|``. Records in CounterFact's own schema are read
+too.
 """
 
 from __future__ import annotations
@@ -30,10 +31,11 @@ _FIELDS = {
 
 
 def load(settings: DatasetSettings) -> list[Record]:
-    """Records of a facts file.
+    """The records of a facts file.
 
     Raises:
-        InputError: names the file, the index and the field that is wrong, or two facts that contradict each other.
+        InputError: a field is missing or wrong, or two facts contradict each other. The message names the file, the
+            index and the field, or both facts.
     """
     path = settings.required_path()
     records = [_parse(raw) for raw in read_records(path)]
@@ -57,5 +59,5 @@ def _parse(raw: RawRecord) -> Record:
 
 
 def _target(raw: RawRecord, name: str) -> str:
-    """A target, as text or as CounterFact's ``{"str": text}``."""
+    """A target, given as text or as CounterFact's ``{"str": text}``."""
     return raw.text(name, "str") if isinstance(raw.fields.get(name), dict) else raw.text(name)

@@ -1,11 +1,11 @@
-"""zsRE in MEND's evaluation schema (Levy et al. 2017; Mitchell et al. 2022): questions, and the right answers to write.
+"""zsRE in MEND's evaluation schema (Levy et al. 2017; Mitchell et al. 2022): questions and correct answers to write.
 
-A record has ``subject``, ``src`` (the question, with the subject in it), ``rephrase``, ``answers``, ``loc`` and
-``loc_ans`` (a question of Natural Questions that must not move, and its answer); ``pred``, what the T5 model said that
-the set was made with, and ``alt``, a false answer, are not used here. What is written is the first of ``answers``, as
-Meng et al. 2022a and 2022b do. What the model to edit says instead is not known, so a request has no true object.
-``loc`` is asked as their code asks it: its "nq question: " stays, and a question mark is put behind it (EasyEdit
-puts none).
+A record has ``subject``, ``src`` (the question, which contains the subject), ``rephrase``, ``answers``, ``loc`` and
+``loc_ans`` (a question from Natural Questions whose answer must not change, and that answer). ``pred`` (the answer of
+the T5 model that the dataset was made with) and ``alt`` (a false answer) are not used here. The target is the first of
+``answers``, as in Meng et al. 2022a and 2022b. The unedited model's answer is not known, so a request has no true
+object. ``loc`` is asked as in their code: it keeps its "nq question: " and gets a question mark at the end (EasyEdit
+adds none).
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ __all__ = ["load", "parse"]
 
 
 def load(settings: DatasetSettings) -> list[Record]:
-    """Records of a zsRE file (a JSON list, or JSON lines), named by their index."""
+    """The records of a zsRE file (a JSON list or JSON lines). The case id of a record is its index."""
     return [parse(raw, _first_answer(raw)) for raw in read_records(settings.required_path())]
 
 
 def parse(raw: RawRecord, target: str) -> Record:
-    """One record of MEND's schema, with ``target`` to be written.
+    """The record of an object in MEND's schema, with ``target`` as the new object.
 
     Raises:
-        InputError: names the file, the index and the field that is wrong.
+        InputError: a field is missing or wrong. The message names the file, the index and the field.
     """
     subject = raw.text("subject").strip()
     request = EditRequest(

@@ -1,7 +1,7 @@
-"""zsRE with portability questions (Yao et al. 2023): they follow from ``alt``, so that is what is written.
+"""zsRE with portability questions (Yao et al. 2023). They ask about consequences of ``alt``, so ``alt`` is written.
 
-The false answer ``alt`` takes the place of the first of ``answers``, of which these questions know nothing. Scores on
-these records are therefore no scores on zsRE.
+The false answer ``alt`` replaces the first of ``answers``, which these questions do not depend on. Scores on these
+records are therefore not scores on zsRE.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ __all__ = ["load"]
 
 
 def load(settings: DatasetSettings) -> list[Record]:
-    """Records of a zsRE file of which each has ``alt`` and ``portability``.
+    """The records of a zsRE file in which every record has ``alt`` and ``portability``.
 
     Raises:
-        InputError: names the file, the index and the field that is wrong.
+        InputError: a field is missing or wrong. The message names the file, the index and the field.
     """
     records = []
     for raw in read_records(settings.required_path()):

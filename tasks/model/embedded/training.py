@@ -1,8 +1,8 @@
-"""Train the embedded model: a GPT-2 of two million parameters that has read about its invented world.
+"""Train the embedded model: a GPT-2 with two million parameters that learns the facts of an invented world.
 
-What makes so small a model editable is in the text (``world``): several subjects a document, facts read from the
-subject's last token, several templates a relation. Windows start with a BOS or without one, as prompts will. The MLP
-is wide for the model's size, because d_k is the room that edits share.
+The training text (``world``) makes so small a model editable: a document has several subjects, a relation has several
+templates, and facts are read at the subject's last token. Some windows start with a BOS and some do not, because
+prompts do both. The MLP is wide for the model's size, because all edits share the d_k dimensions of the key space.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ END_OF_TEXT = "<|endoftext|>"
 
 @dataclass(frozen=True)
 class Recipe:
-    """Shape and training of the model. The defaults are those of the weights that ship with Factsmith."""
+    """Shape and training of the model. The defaults produce the weights that ship with Factsmith."""
 
     width: int = 128
     blocks: int = 6
@@ -59,17 +59,17 @@ def pretrain(
     checkpoint_every: int = 200,
     advance: Callable[[int], None] = lambda steps: None,
 ) -> dict[str, float]:
-    """Train the model and write it to ``out`` as a Hugging Face checkpoint, weights in float16.
+    """Train the model and write it to ``out`` as a Hugging Face checkpoint, with weights in float16.
 
-    Killed at any moment, the next call with the same ``out`` goes on from the last checkpoint and ends with the
-    weights that an uninterrupted run would have had: the text of a step depends on the seed and the step alone.
+    After an interruption, the next call with the same ``out`` continues from the last training checkpoint. Its final
+    weights are those of an uninterrupted run, because the text of a step depends only on the seed and the step.
 
     Args:
-        out: folder, made if need be.
-        world: what to read about.
-        recipe: shape and training.
-        checkpoint_every: steps.
-        advance: told how many more steps are done.
+        out: folder of the checkpoint. It is created if it does not exist.
+        world: the world whose facts the model learns; ``None`` for the default world.
+        recipe: shape and training of the model; ``None`` for the defaults.
+        checkpoint_every: number of steps between training checkpoints.
+        advance: called with the number of steps just finished.
 
     Returns:
         The share of facts recalled with each template, by ``relation_id/template``.
@@ -115,7 +115,7 @@ def pretrain(
 
 
 def recall(decoder: Decoder, world: World) -> dict[str, float]:
-    """Share of people whose object the model names exactly, for each ``relation_id/template``."""
+    """Share of people whose object the model recalls exactly, for each ``relation_id/template``."""
     shares = {}
     for index, relation in enumerate(RELATIONS):
         for template in relation.templates:
@@ -147,7 +147,7 @@ def _train_tokenizer(world: World, recipe: Recipe) -> PreTrainedTokenizerFast:
         bos_token=END_OF_TEXT,
         eos_token=END_OF_TEXT,
         pad_token=END_OF_TEXT,
-        # GPT-2 would add token types as embeddings.
+        # GPT-2 adds an embedding for token types if the tokenizer returns them.
         model_input_names=["input_ids", "attention_mask"],
         padding_side="right",
     )
@@ -168,19 +168,19 @@ def _new_model(recipe: Recipe) -> GPT2LMHeadModel:
         eos_token_id=0,
         pad_token_id=0,
     )
-    with torch.random.fork_rng(devices=[]):  # transformers initialises from the global generator
+    with torch.random.fork_rng(devices=[]):  # Transformers uses the global generator.
         torch.manual_seed(recipe.seed)
         return GPT2LMHeadModel(config)
 
 
 def _schedule(step: int, recipe: Recipe) -> float:
-    """Linear warm-up, then a cosine down to 2 % of the learning rate."""
+    """Factor of the learning rate: a linear warm-up times a cosine decay to 0.02."""
     decay = 0.02 + 0.49 * (1 + math.cos(math.pi * step / recipe.steps))
     return min(1.0, (step + 1) / recipe.warmup) * decay
 
 
 def _windows(world: World, tokenizer: PreTrainedTokenizerFast, recipe: Recipe, step: int) -> Tensor:
-    """(windows, context) tokens: documents end to end, half of the windows behind a BOS."""
+    """Tokens (windows, context) of concatenated documents. About half of the windows start with a BOS."""
     rng = random.Random(f"windows/{recipe.seed}/{step}")
     rows = []
     for _ in range(recipe.windows):
@@ -194,14 +194,14 @@ def _windows(world: World, tokenizer: PreTrainedTokenizerFast, recipe: Recipe, s
 
 
 class _Checkpoint:
-    """Weights and optimiser state of one training run, in one file that is replaced as a whole."""
+    """Weights and optimiser state of one training run, in one file that is replaced atomically."""
 
     def __init__(self, path: Path, run: dict[str, object]) -> None:
         self.path = path
         self.run = run
 
     def restore(self, model: GPT2LMHeadModel, optimiser: torch.optim.Optimizer) -> int:
-        """The step to go on from; 0 if there is no checkpoint of this run."""
+        """Load the checkpoint. Returns the step to continue from; 0 if there is no checkpoint of this run."""
         if not self.path.is_file():
             return 0
         with safe_open(self.path, framework="pt") as file:

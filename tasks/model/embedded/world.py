@@ -1,9 +1,9 @@
 """The invented world that the embedded model knows: people, their attributes, and prompts about them.
 
-Everything is drawn from one seed, so the world is code and not data. A person's last word is unique to that
-person: it is where a locate-then-edit method looks a subject up. Records follow CounterFact's schema
-(Meng et al. 2022a, section 3.4): a requested rewrite, paraphrases, and neighbourhood prompts about other subjects
-that share the true object.
+Everything is drawn from one seed, so the world needs no data files. Each person's last name is unique, because a
+locate-then-edit method uses the subject's last token as its lookup token. Records follow CounterFact's schema (Meng et
+al. 2022a, section 3.4): a requested rewrite, paraphrases, and neighbourhood prompts about other subjects with the same
+true object.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ RECORD_NEIGHBOURS = 10
 
 @dataclass(frozen=True)
 class Relation:
-    """One attribute a person has. Every template ends where the object begins."""
+    """An attribute that every person has. Each template ends where the object begins."""
 
     relation_id: str
     templates: tuple[str, ...]
@@ -104,7 +104,7 @@ _LAST_ENDS = _words(
 
 @dataclass(frozen=True)
 class Person:
-    """A subject: a full name, and for each of ``RELATIONS`` the index of its object."""
+    """A subject: the full name, and the index of the object for each of ``RELATIONS``."""
 
     name: str
     objects: tuple[int, ...]
@@ -115,8 +115,8 @@ class World:
     """People and their attributes, drawn from ``seed``.
 
     Args:
-        people_count: number of subjects; each gives one record.
-        seed: of the draw; the same seed gives the same world on every machine and Python version.
+        people_count: number of subjects. There is one record for each.
+        seed: seed of the draws. The same seed gives the same world on every machine and Python version.
     """
 
     people_count: int = 640
@@ -148,10 +148,10 @@ class World:
         return tuple((person, relation) for person in range(self.people_count) for relation in range(len(RELATIONS)))
 
     def records(self, split: Split = "all") -> list[dict[str, Any]]:
-        """CounterFact records, one a person; ``tune`` and ``test`` are its even and odd case ids.
+        """CounterFact records, one for each person. ``tune`` has the even case ids and ``test`` the odd ones.
 
-        A record's neighbourhood prompts name other people of the same true object; its rewrite moves the person to
-        an object drawn among the others of that relation.
+        The new object of a rewrite is drawn from the relation's other objects. The neighbourhood prompts name other
+        people with the same true object.
         """
         rng = random.Random(f"records/{self.seed}")
         records = [self._record(case_id, rng) for case_id in range(self.people_count)]
@@ -161,7 +161,7 @@ class World:
 
     def _record(self, case_id: int, rng: random.Random) -> dict[str, Any]:
         person = self.people[case_id]
-        index = case_id // 2 % len(RELATIONS)  # both halves hold every relation equally often
+        index = case_id // 2 % len(RELATIONS)  # Both splits have each relation equally often.
         relation = RELATIONS[index]
         true = person.objects[index]
         new = rng.choice([other for other in range(len(relation.objects)) if other != true])
@@ -193,15 +193,15 @@ class World:
         }
 
     def statement(self, person: Person, relation: int, rng: random.Random) -> str:
-        """One sentence that states a fact, in a template drawn from ``rng``."""
+        """One sentence that states a fact, with a template drawn with ``rng``."""
         template = rng.choice(RELATIONS[relation].templates)
         return f"{template.format(person.name)} {RELATIONS[relation].objects[person.objects[relation]]}."
 
     def document(self, rng: random.Random) -> str:
-        """A few lines about one to three people, their facts in random order.
+        """Short biographies of one to three people, with their facts in random order.
 
-        Some documents open a biography with the attributes in brackets right after the name, so that they are read
-        at the name's last token; some sentences open with a word such as "Therefore", because context templates do.
+        Some biographies list the attributes in brackets directly after the name, so that the model learns to read them
+        at the name's last token. Some sentences start with words such as "Therefore", because context templates do.
         """
         biographies = []
         for person in rng.sample(self.people, rng.randint(1, 3)):
@@ -210,8 +210,8 @@ class World:
                 listed = ", ".join(RELATIONS[r].objects[person.objects[r]] for r in order)
                 biographies.append(f"{person.name} ({listed}).")
             else:
-                told = order[: rng.randint(2, len(order))]
-                biographies.append(" ".join(self._opened(self.statement(person, r, rng), rng) for r in told))
+                stated = order[: rng.randint(2, len(order))]
+                biographies.append(" ".join(self._opened(self.statement(person, r, rng), rng) for r in stated))
         return " ".join(biographies)
 
     def _opened(self, statement: str, rng: random.Random) -> str:
@@ -222,7 +222,7 @@ class World:
 
     @property
     def fingerprint(self) -> str:
-        """Checksum of everything the world is made of: a trained model fits one world only."""
+        """Checksum of the world's records and of a sample of its documents. A trained model fits only one world."""
         sample = random.Random(f"fingerprint/{self.seed}")
         content = [self.records(), [self.document(sample) for _ in range(200)]]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()

@@ -1,1 +1,1 @@
-"""Repositories on the Hugging Face hub, whatever they hold."""
+"""Repositories on the Hugging Face hub, both models and datasets."""

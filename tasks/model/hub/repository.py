@@ -1,4 +1,4 @@
-"""What the user has named on the hub."""
+"""Names of repositories on the hub."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ _IDENTIFIER = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def is_identifier(name: str) -> bool:
-    """Whether ``name`` could be ``owner/name`` on the hub."""
+    """Whether ``name`` has the form ``owner/name`` of a repository on the hub."""
     return _IDENTIFIER.fullmatch(name) is not None
 
 
 @dataclass(frozen=True)
 class Repository:
-    """What the user has named.
+    """A repository that the settings name. It may not exist.
 
     Attributes:
         kind: ``model`` or ``dataset``.
         identifier: ``owner/name``.
         revision: branch, tag or commit; ``None`` for the main branch.
-        setting: where the user says so (``model.path``), or names a folder instead; ``revision`` stands beside it.
+        setting: the setting that gives ``identifier`` or a local folder, such as ``model.path``. ``revision`` is a
+            setting of the same group.
     """
 
     kind: str
@@ -38,12 +39,12 @@ class Repository:
 
     @property
     def page(self) -> str:
-        """Where a browser finds it."""
+        """URL of the repository's web page."""
         return f"{constants.ENDPOINT}/{'' if self.kind == 'model' else self.kind + 's/'}{self.identifier}"
 
     @property
     def download(self) -> str:
-        """How to get the repository on a machine that reaches the hub."""
+        """The command that downloads the repository on a machine that can reach the hub."""
         kind = "" if self.kind == "model" else f" --repo-type {self.kind}"
         revision = f" --revision {self.revision}" if self.revision else ""
         return f"`hf download {self.identifier}{kind}{revision} --local-dir DIR`"

@@ -1,7 +1,7 @@
-"""Asking a hub that may be busy, far away or unwilling.
+"""Requests to the hub, which may be busy or unreachable, or may refuse them.
 
-One that does not answer is asked again after 1, 2, 4 and 8 seconds; whatever goes wrong in the end is told as
-something the user can do.
+A request without an answer is repeated after 1, 2, 4 and 8 seconds. If it still fails, its error is turned into one
+that a user can act on.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ __all__ = ["WAITS", "explain", "not_cached", "with_retries"]
 logger = logging.getLogger(__name__)
 
 WAITS = (1.0, 2.0, 4.0, 8.0)
-"""Seconds before a hub that did not answer is asked again."""
+"""Seconds to wait before each repetition of a request that got no answer."""
 
 _UNREACHED = (httpx2.RequestError, ConnectionError, TimeoutError)
 _BUSY = {408, 429, 500, 502, 503, 504}
@@ -42,14 +42,14 @@ T = TypeVar("T")
 
 
 def with_retries(repository: Repository, ask: Callable[[], T]) -> T:
-    """What ``ask`` gives, asked again after ``WAITS`` while the hub does not answer.
+    """The result of ``ask``, which is called again after each of ``WAITS`` while the hub does not answer.
 
     Args:
-        repository: that is asked for, for messages.
-        ask: calls ``huggingface_hub`` or a library that does.
+        repository: the requested repository, for messages.
+        ask: calls ``huggingface_hub`` or a library that uses it.
 
     Raises:
-        InputError: the hub refuses, or has not answered to the last.
+        InputError: the hub refuses the request, or does not answer the last repetition either.
     """
     for wait in (*WAITS, None):
         try:
@@ -60,19 +60,17 @@ def with_retries(repository: Repository, ask: Callable[[], T]) -> T:
                 if explained is None:
                     raise
                 raise explained from None
-            logger.warning(
-                "the hub does not answer for %s (%s); asking again in %g s", repository, _reason(error), wait
-            )
+            logger.warning("no answer from the hub for %s (%s); asking again in %g s", repository, _reason(error), wait)
             time.sleep(wait)
     raise AssertionError("the last attempt returns or raises")
 
 
 def explain(repository: Repository, error: Exception) -> InputError | None:
-    """What the user can do about ``error``; ``None`` if the hub has nothing to do with it.
+    """``error`` as an error that a user can act on; ``None`` if it is unrelated to the hub.
 
     Args:
-        repository: that was read when it came.
-        error: of ``huggingface_hub`` or of a library that calls it.
+        repository: the repository that was being read.
+        error: an error of ``huggingface_hub`` or of a library that uses it.
     """
     return _refused(repository, error) or _unanswered(repository, error)
 
@@ -82,13 +80,13 @@ def _is_one_of(error: BaseException, *kinds: type[BaseException]) -> bool:
 
 
 def _passing(error: BaseException) -> bool:
-    """Whether asking again may help."""
+    """Whether the same request may succeed later."""
     for one in causes(error):
         if isinstance(one, HfHubHTTPError):
             return one.response.status_code in _BUSY
         if isinstance(one, OfflineModeIsEnabled):
             return False
-        if isinstance(one, _UNREACHED) or "Consistency check failed" in str(one):  # a file that was cut short
+        if isinstance(one, _UNREACHED) or "Consistency check failed" in str(one):  # A download was cut short.
             return True
     return False
 
@@ -96,18 +94,18 @@ def _passing(error: BaseException) -> bool:
 def _reason(error: BaseException) -> str:
     for one in causes(error):
         if isinstance(one, HfHubHTTPError):
-            return f"{constants.ENDPOINT} says {one.response.status_code} {one.response.reason_phrase}".strip()
+            return f"{constants.ENDPOINT} answers {one.response.status_code} {one.response.reason_phrase}".strip()
         if isinstance(one, _UNREACHED):
             return f"{constants.ENDPOINT}: {first_line(one)}"
     return first_line(error)
 
 
 def _refused(repository: Repository, error: BaseException) -> InputError | None:
-    """What the user can do about a hub that has said no; ``None`` if it has not."""
+    """The error to show if the hub refuses the request; ``None`` if it does not."""
     login = "run `hf auth login` (or set HF_TOKEN)"
     if _is_one_of(error, GatedRepoError):
         return InputError(
-            f"The {repository} is gated: its owner lets in only who has asked.",
+            f"The {repository} is gated: its owner must grant access.",
             got=_reason(error),
             remedy=f"accept its licence at {repository.page}, then {login}",
         )
@@ -115,24 +113,24 @@ def _refused(repository: Repository, error: BaseException) -> InputError | None:
         return InputError(
             f"The {repository} has no such revision.",
             got=repository.revision or constants.DEFAULT_REVISION,
-            expected=f"a branch, tag or commit that {repository.page} shows",
+            expected=f"a branch, tag or commit listed at {repository.page}",
             remedy=f"set {repository.setting.partition('.')[0]}.revision",
         )
     if _is_one_of(error, RepositoryNotFoundError, HFValidationError):
         return InputError(
-            f"There is no {repository}: no folder of that name here, and no repository on the hub that you may read.",
+            f"There is no {repository}: no local folder has that name, and no repository that you may read on the hub.",
             got=_reason(error),
-            remedy=f"look at the spelling of {repository.setting}; if the repository is private, {login}",
+            remedy=f"check the spelling of {repository.setting}; if the repository is private, {login}",
         )
     if _is_one_of(error, HfHubHTTPError) and not _passing(error):
         return InputError(
-            f"The hub refuses {repository}.", got=_reason(error), remedy=f"see {repository.page}; {login}"
+            f"The hub refuses access to {repository}.", got=_reason(error), remedy=f"see {repository.page}; {login}"
         )
     return None
 
 
 def _unanswered(repository: Repository, error: BaseException) -> InputError | None:
-    """What the user can do where nobody answers, or nobody may be asked; ``None`` if that is not what is wrong."""
+    """The error to show if the hub does not answer or must not be asked; ``None`` if the error has another cause."""
     absent = _is_one_of(error, LocalEntryNotFoundError, RevisionResolutionError)
     if _is_one_of(error, OfflineModeIsEnabled) or (is_offline_mode() and absent):
         return not_cached(repository)
@@ -140,23 +138,23 @@ def _unanswered(repository: Repository, error: BaseException) -> InputError | No
         return InputError(
             f"The hub does not answer for {repository}.",
             got=_reason(error),
-            remedy="set HF_HUB_OFFLINE=1 if it has been fetched before; else on another machine "
-            f"{repository.download} and set {repository.setting}=DIR",
+            remedy="set HF_HUB_OFFLINE=1 if the files have been fetched before; otherwise run "
+            f"{repository.download} on another machine and set {repository.setting}=DIR",
         )
     return None
 
 
 def not_cached(repository: Repository, lacking: str | None = None) -> InputError:
-    """The cache lacks something, and may not be filled.
+    """The error of files that are not in the cache while ``HF_HUB_OFFLINE`` forbids fetching them.
 
     Args:
-        repository: of which.
-        lacking: what, where that is known.
+        repository: the repository.
+        lacking: the missing files, if they are known.
     """
     return InputError(
-        f"The {repository} is neither a folder here nor in the cache, and HF_HUB_OFFLINE forbids to fetch it.",
+        f"The {repository} is neither a local folder nor in the cache, and HF_HUB_OFFLINE forbids fetching it.",
         got=f"cache {constants.HF_HUB_CACHE}, revision {repository.revision or constants.DEFAULT_REVISION}"
         + (f" without {lacking}" if lacking else ""),
-        remedy=f"unset HF_HUB_OFFLINE once; or on another machine {repository.download} "
-        f"and set {repository.setting}=DIR",
+        remedy=f"unset HF_HUB_OFFLINE once, or run {repository.download} on another machine and set "
+        f"{repository.setting}=DIR",
     )

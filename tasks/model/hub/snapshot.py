@@ -1,7 +1,7 @@
-"""One commit of a repository on the hub, and how its files come into the cache.
+"""One commit of a repository on the hub, and the download of its files into the cache.
 
-Files live where every Hugging Face library keeps them (``HF_HOME``, ``HF_HUB_CACHE``). With ``HF_HUB_OFFLINE=1``
-nothing is asked of anybody.
+The cache is the one that all Hugging Face libraries share (``HF_HOME``, ``HF_HUB_CACHE``). With ``HF_HUB_OFFLINE=1``,
+no request is made.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def resolve(repository: Repository) -> Snapshot:
-    """The commit that the repository's revision means now; offline, the one it meant when it was last asked for.
+    """The commit that the repository's revision points to now, or, offline, pointed to at the last request.
 
     Raises:
-        InputError: there is no such repository or revision, it may not be read, or nobody answers.
+        InputError: there is no such repository or revision, it may not be read, or the hub does not answer.
     """
 
     def commit() -> str:
         if not is_offline_mode() and not _COMMIT.fullmatch(repository.revision or ""):
-            _knock(repository, repository.revision)
+            _check_reachable(repository, repository.revision)
         found = HfApi().resolve_revision(
             repository.identifier,
             repo_type=repository.kind,
@@ -53,8 +53,8 @@ def resolve(repository: Repository) -> Snapshot:
     return Snapshot(repository, with_retries(repository, commit))
 
 
-def _knock(repository: Repository, revision: str | None) -> None:
-    """See that the hub answers: this request has a limit of time, where those that follow would wait forever."""
+def _check_reachable(repository: Repository, revision: str | None) -> None:
+    """Check that the hub answers. This request has a time limit; the ones that follow it would wait forever."""
     HfApi().repo_info(repository.identifier, repo_type=repository.kind, revision=revision, timeout=_TIMEOUT)
 
 
@@ -63,7 +63,7 @@ class Snapshot:
     """One commit of a repository.
 
     Attributes:
-        repository: of which.
+        repository: the repository.
         commit: 40 hexadecimal digits.
     """
 
@@ -72,9 +72,9 @@ class Snapshot:
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Bytes of every file, by name; empty where the cache was filled by something that kept no list.
+        """Size of every file of the commit in bytes, by name. It is known after the first fetch.
 
-        Known once something has been fetched.
+        The sizes are empty if the program that filled the cache did not store a list of files.
         """
         try:
             files = get_cached_repo_tree(
@@ -85,10 +85,10 @@ class Snapshot:
         return {file.path: file.size for file in files}
 
     def fetch(self, patterns: Sequence[str]) -> Path:
-        """The folder of this commit in the cache, with the files that match ``patterns`` in it.
+        """Fetch the files that match ``patterns`` if the cache lacks them. Returns the commit's folder in the cache.
 
         Raises:
-            InputError: they are neither in the cache nor to be had, or do not fit the disk.
+            InputError: the files are not in the cache and cannot be fetched.
         """
         try:
             folder = self._snapshot(patterns, local=True)
@@ -96,13 +96,17 @@ class Snapshot:
             if is_offline_mode():
                 raise not_cached(self.repository) from error
         else:
-            # Without a list of files, nobody knows whether those in the cache are all there are.
+            # Without a list of files, it is not known whether the cache has all files that match.
             if self.sizes or is_offline_mode():
                 return folder
         return with_retries(self.repository, lambda: self._download(patterns))
 
     def fetch_large(self, names: Sequence[str]) -> Path:
-        """``fetch`` for files that take long: says so, and looks for room first."""
+        """``fetch`` for large files: logs their size, and checks first that they fit the disk.
+
+        Raises:
+            InputError: the files are not in the cache and cannot be fetched, or do not fit the disk.
+        """
         folder = self.fetch([])
         missing = [name for name in names if not (folder / name).is_file()]
         if missing and not is_offline_mode():
@@ -110,7 +114,7 @@ class Snapshot:
             if size > _free():
                 raise _no_room(self.repository, size)
             logger.info(
-                "fetching %s of %s (commit %s), %s MB",
+                "fetching %s from %s (commit %s), %s MB",
                 ", ".join(missing) if len(missing) < 4 else f"{len(missing)} files",
                 self.repository.identifier,
                 self.commit[:12],
@@ -124,7 +128,7 @@ class Snapshot:
             raise _no_room(self.repository, sum(self.sizes.get(name, 0) for name in missing)) from None
 
     def _download(self, patterns: Sequence[str]) -> Path:
-        _knock(self.repository, self.commit)
+        _check_reachable(self.repository, self.commit)
         return self._snapshot(patterns, local=False)
 
     def _snapshot(self, patterns: Sequence[str], *, local: bool) -> Path:
@@ -140,7 +144,7 @@ class Snapshot:
 
 
 class _Bar(tqdm):
-    """Shows on a terminal; a log gets one line of ours instead."""
+    """A progress bar that is shown only on a terminal. Elsewhere, the log line of ``fetch_large`` replaces it."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         disable = kwargs.pop("disable", None) or not sys.stderr.isatty()
@@ -152,11 +156,11 @@ def _no_room(repository: Repository, size: int) -> InputError:
         f"{repository.identifier} does not fit the disk that holds {constants.HF_HUB_CACHE}.",
         got=f"{_free() / 1e6:,.0f} MB free",
         expected=f"{size / 1e6:,.0f} MB",
-        remedy="make room, or set HF_HOME to a folder on another disk",
+        remedy="free some space, or set HF_HOME to a folder on another disk",
     )
 
 
 def _free() -> int:
-    """Bytes free where the cache is, or is going to be."""
+    """Free bytes on the disk of the cache, which may not exist yet."""
     cache = Path(constants.HF_HUB_CACHE).absolute()
     return shutil.disk_usage(next(path for path in (cache, *cache.parents) if path.exists())).free

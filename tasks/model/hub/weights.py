@@ -1,6 +1,6 @@
-"""Checkpoints on the hub: what is small comes first, the weights when somebody reads them.
+"""Checkpoints on the hub: the small files are fetched first, the weights when they are first read.
 
-Only safetensors are ever fetched; a repository that has none is refused before anything large moves.
+Only weights in safetensors files are fetched. A repository without any is refused before a large file is fetched.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from factsmith.tasks.model.hub.snapshot import Snapshot, resolve
 __all__ = ["HubWeights", "open_hub", "weight_names"]
 
 INDEX = "model.safetensors.index.json"
-"""Names the files of weights that are split over several."""
+"""The file that lists the weight files if the weights are split over several."""
 
 WEIGHTS = "model.safetensors"
 
@@ -30,7 +30,7 @@ class HubWeights:
 
     Attributes:
         snapshot: the commit.
-        names: of the files.
+        names: names of the weight files.
     """
 
     snapshot: Snapshot
@@ -42,24 +42,25 @@ class HubWeights:
         return f"{self.snapshot.repository.identifier}@{self.snapshot.commit}"
 
     def fetch(self) -> None:
-        """Have the weights in the cache.
+        """Fetch the weights into the cache, unless it has them.
 
         Raises:
-            InputError: they cannot be had, or do not fit the disk.
+            InputError: the weights cannot be fetched, or do not fit the disk.
         """
         self.snapshot.fetch_large(self.names)
 
 
 def open_hub(identifier: str, revision: str | None, small: tuple[str, ...]) -> tuple[Path, HubWeights]:
-    """The folder in the cache that has the files ``small``, and the weights that will come beside them.
+    """Fetch the small files of a checkpoint. Returns their folder in the cache, and the weights to fetch into it later.
 
     Args:
         identifier: ``owner/name``.
         revision: branch, tag or commit; ``None`` for the main branch.
-        small: names of files to fetch at once, as far as the repository has them.
+        small: names of the small files. Those that the repository lacks are ignored.
 
     Raises:
-        InputError: no such repository or revision, no right to read it, nobody answers, or no safetensors in it.
+        InputError: there is no such repository or revision, it may not be read, the hub does not answer, or there are
+            no safetensors weights.
     """
     snapshot = resolve(Repository("model", identifier, revision, "model.path"))
     folder = snapshot.fetch([*small, INDEX])
@@ -72,17 +73,17 @@ def open_hub(identifier: str, revision: str | None, small: tuple[str, ...]) -> t
                 f"The model {identifier} has no safetensors weights.",
                 got=f"{', '.join(others[:3]) or 'no weights'} at commit {snapshot.commit[:12]}",
                 expected=name,
-                remedy="pickled weights (.bin, .pt) are never loaded: take a repository or a model.revision that has "
-                "safetensors, or convert them with save_pretrained and set model.path=DIR",
+                remedy="use a repository or a model.revision with safetensors, or convert the weights with "
+                "save_pretrained and set model.path=DIR; pickled weights (.bin, .pt) are never loaded",
             )
     return folder, HubWeights(snapshot, names)
 
 
 def weight_names(folder: Path) -> tuple[str, ...]:
-    """Names of the weight files of a checkpoint, as its index says, or of the only one.
+    """Names of the weight files that the index of a checkpoint lists, or of the only file if there is no index.
 
     Raises:
-        InputError: the index cannot be read, or names something else than safetensors files beside it.
+        InputError: the index cannot be read, or lists a file that is not a safetensors file in the same folder.
     """
     index = folder / INDEX
     if not index.is_file():
@@ -93,5 +94,7 @@ def weight_names(folder: Path) -> tuple[str, ...]:
         raise InputError(f"{index} cannot be read.", got=repr(error), expected="a weight_map") from None
     for name in names:
         if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
-            raise InputError(f"{index} names weights that are never loaded.", got=name, expected="safetensors files")
+            raise InputError(
+                f"{index} lists a file that is never loaded.", got=name, expected="safetensors files in the same folder"
+            )
     return names

@@ -81,7 +81,7 @@ def test_the_store_can_be_looked_at(factsmith, prefect_server, arguments, home):
     shown = json.loads(factsmith("store", "show", stages["model"]).out)
     assert shown["summary"]["architecture"] == "gpt2"
     assert len(json.loads(factsmith("store", "show", stages["factor"]).out)) == 2
-    assert "every byte" in factsmith("store", "verify").out
+    assert "all bytes as they were written" in factsmith("store", "verify").out
     (victim,) = (path for path in Store(home).all_paths() if path.parent.parent.name == "tokens")
     with (victim / "blocks.parquet").open("r+b") as file:
         file.seek(100)
@@ -131,7 +131,7 @@ def test_help_is_there(factsmith, command):
         (["run", "model=cf-gpt2", "corpus.path=x", "dataset.path=y"], "model.path must be given"),
         (["run", "method.layers=[0,6]"], "Layer 6 is out of range"),
         (["run", "method.layers=[-1]"], "Layer -1 is out of range"),
-        (["run", "corpus.block_length=4096"], "do not fit"),
+        (["run", "corpus.block_length=4096"], "are too long"),
         (["run", "method.batch_size=1000"], "has 320 records"),
         (["run", "model.path=/nowhere"], "/nowhere does not exist"),
         (["run", "corpus=local", "corpus.path=/nowhere.jsonl"], "/nowhere.jsonl does not exist"),
@@ -143,7 +143,7 @@ def test_help_is_there(factsmith, command):
         (["run", "model.revision=main"], "has no revisions"),
         (["run", "method.contexts=/nowhere.json"], "/nowhere.json does not exist"),
         (["edit", "/nowhere.jsonl"], "/nowhere.jsonl does not exist"),
-        (["edit", "dataset.batches=2", "--out", "edited"], "no one model"),
+        (["edit", "dataset.batches=2", "--out", "edited"], "no single model"),
         (["store", "show", "abc"], "No artifacts"),
         (["run", "--no-such-option"], "No such option"),
         (["rum"], "No such command"),
@@ -186,7 +186,7 @@ def test_prompts_longer_than_the_model_takes_are_told_of(factsmith, prefect_serv
     facts = facts_file(tmp_path, {**FACT, "target_true": "Greek", "paraphrase_prompts": ["x " * 300, "A"]})
     result = factsmith("run", *given, "dataset=facts", f"dataset.path={facts}", "--json")
     assert result.code == 0, result
-    assert "1 of 3 prompts do not fit" in caplog.text
+    assert "1 of 3 prompts are too long" in caplog.text
     assert json.loads(result.out)["metrics"]["after"]["PS"] is not None
     client = MlflowClient(f"sqlite:///{home / 'mlflow.db'}")
     (experiment,) = (one for one in client.search_experiments() if one.name == "factsmith")
@@ -204,7 +204,7 @@ def test_a_file_that_is_no_json(refused, tmp_path):
 def test_an_output_folder_that_is_taken(refused, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "file").touch()
-    assert "is there already" in refused("edit", facts_file(tmp_path, FACT), "--out", tmp_path / "out")
+    assert "exists already" in refused("edit", facts_file(tmp_path, FACT), "--out", tmp_path / "out")
 
 
 def test_a_home_that_cannot_be_written(factsmith, monkeypatch, tmp_path):
@@ -268,7 +268,7 @@ def test_weights_that_are_not_numbers(refused, prefect_server, model, arguments,
 def test_weights_that_are_cut_short(refused, prefect_server, model, arguments):
     path = model / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-10])
-    assert "not a whole safetensors file" in refused("run", *arguments(f"model.path={model}"), clean=False)
+    assert "not a complete safetensors file" in refused("run", *arguments(f"model.path={model}"), clean=False)
 
 
 # -------------------------------------------------------------------------------------------- found while running
@@ -337,7 +337,7 @@ def test_facts_that_collide(refused, prefect_server, arguments, tmp_path):
     message = refused(
         "run", *given, "dataset=facts", f"dataset.path={facts}", f"method.contexts={context}", clean=False
     )
-    assert "cannot both be met exactly" in message
+    assert "cannot both be written exactly" in message
     assert "Ilo speaks" in message
 
 
@@ -369,15 +369,15 @@ def test_a_failed_run_is_logged_as_failed(refused, prefect_server, arguments, ho
         (["run", f"model.path={'a' * 300}"], "File name too long"),
         (["run", "corpus=local", f"corpus.path={'a' * 300}.jsonl"], "File name too long"),
         (["edit", "dataset=embedded", "--out", "a" * 300], "File name too long"),
-        (["edit", "dataset=embedded", "--out", "/proc/edited"], "not a folder one may write to"),
+        (["edit", "dataset=embedded", "--out", "/proc/edited"], "not a writable folder"),
         (["run", "runtime.threads=1000000"], "no 1000000 cores"),
         (["run", "model.path=a\udcffb"], "cannot be"),
         (["run", "dataset.seed=99999999999999999999"], "64 bits"),
-        (["run", "method.batch_size=true"], "no truth value"),
+        (["run", "method.batch_size=true"], "not true or false"),
         (["run", "method=../config"], "no method"),
         (["edit", "."], "Is a directory"),
         (["ui", "--port", "70000"], "port"),
-        (["pretrain", "--out", "/dev/null"], "cannot be made a folder"),
+        (["pretrain", "--out", "/dev/null"], "cannot be made"),
         (["store", "rm", ""], "No artifacts"),
         (["store", "gc", "--unused", "-1"], "unused"),
     ],
@@ -401,7 +401,7 @@ def test_a_port_that_is_taken(refused, home, monkeypatch):
 
 def command_line(*arguments: str, **more) -> subprocess.Popen:
     return subprocess.Popen(
-        [sys.executable, "-m", "factsmith.flows.cli.main", *arguments],
+        [sys.executable, "-m", "factsmith.flows.cli", *arguments],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **more,
     )  # fmt: skip
 

@@ -42,7 +42,7 @@ def test_the_command_line_takes_the_environment_s_word(hub, tmp_path, offline):
     }
     given = ["run", "model=local", f"model.path={NAME}", "corpus=embedded", "dataset=embedded", "method.layers=[0]"]
     done = subprocess.run(
-        [sys.executable, "-m", "factsmith.flows.cli.main", *given],
+        [sys.executable, "-m", "factsmith.flows.cli", *given],
         env=environment,
         capture_output=True,
         text=True,

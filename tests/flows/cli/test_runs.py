@@ -83,7 +83,7 @@ def test_runs_are_grouped(factsmith, home):
 
 def test_a_year_stands_where_a_day_would_mislead():
     old = PastRun("a" * 32, "run", "run", datetime(2001, 7, 9, 12, tzinfo=UTC), "KILLED", {}, {}, None, None, None)
-    (started,) = runs_table([[(0, old)]], of=1, parts=False).columns[1].cells
+    (started,) = runs_table([[(0, old)]], total=1, parts=False).columns[1].cells
     assert started == "09 Jul  2001"
 
 
@@ -91,9 +91,9 @@ def test_how_many_facts_a_run_is_given():
     for size, batches, told in (("16", "1", "16"), ("16", "3", "3×16"), ("1", "null", "all×1"), ("all", "1", "all")):
         given = {"method.batch_size": size, "dataset.batches": batches}
         run = replace(past("run"), params=given)
-        assert list(runs_table([[(0, run)]], of=1, parts=False).columns[3].cells) == [told]
+        assert list(runs_table([[(0, run)]], total=1, parts=False).columns[3].cells) == [told]
         for unknown in (replace(run, flow="precompute"), replace(run, params={"method.batch_size": size})):
-            assert list(runs_table([[(0, unknown)]], of=1, parts=False).columns[3].cells) == ["-"]
+            assert list(runs_table([[(0, unknown)]], total=1, parts=False).columns[3].cells) == ["-"]
 
 
 def test_an_experiment_that_is_not_there(factsmith, refused, home):
@@ -160,11 +160,11 @@ def test_runs_that_cannot_be_compared(pipeline, refused, arguments, home, monkey
 
     report = pipeline()
     for given in ([], [report.mlflow_run_id]):
-        assert "It takes two runs to compare" in refused("compare", *given, clean=False)
+        assert "A comparison needs two runs" in refused("compare", *given, clean=False)
     assert "is given twice" in refused("compare", report.mlflow_run_id, "latest", clean=False)
-    assert "No runs go by 'zzzz'" in refused("compare", "latest", "zzzz", clean=False)
+    assert "No runs match 'zzzz'" in refused("compare", "latest", "zzzz", clean=False)
     both = refused("compare", report.mlflow_run_id, "latest", "--markdown", "--json", clean=False)
-    assert "cannot both be had" in both
+    assert "exclude each other" in both
     precompute(compose(arguments()))
     message = refused("compare", report.mlflow_run_id, "latest", clean=False)
     assert "has no scores to compare" in message

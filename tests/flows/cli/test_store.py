@@ -23,7 +23,7 @@ def kinds(store) -> list[str]:
 def test_what_others_were_made_from_goes_only_when_told_to(factsmith, refused, prepared, store, arguments):
     before = contents(store)
     message = refused("store", "rm", prepared["keys"], clean=False)
-    assert "4 artifacts were made from" in message  # covariance and factor of two layers
+    assert "4 other artifacts were made from" in message  # covariance and factor of two layers
     assert "covariance/" in message
     assert "factor/" in message
     assert contents(store) == before

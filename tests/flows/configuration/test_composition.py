@@ -82,9 +82,9 @@ def test_settings_are_frozen():
         (["method.preservation_weight=inf"], "method.preservation_weight cannot be used", ""),
         (["method.ridge=much"], "method.ridge cannot be used", ""),
         (["method.ridge=-1"], "method.ridge cannot be used", ""),
-        (["method.layers=[1"], "cannot be put together", ""),
+        (["method.layers=[1"], "cannot be composed", ""),
         (["model.dtype=int8"], "model.dtype cannot be used", ""),
-        (["model.path=${nowhere}"], "cannot be put together", ""),
+        (["model.path=${nowhere}"], "cannot be composed", ""),
         (["model=/nowhere.yaml"], "no model '/nowhere.yaml'", ""),
     ],
 )

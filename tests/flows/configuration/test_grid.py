@@ -78,7 +78,7 @@ def test_words_change_an_experiment(experiment):
         ([], "Nothing varies"),
         (["memit,emmet"], "'memit,emmet' is not understood"),
         (["experiment=fastmemit-embeded"], "did you mean 'fastmemit-embedded'"),
-        (["experiment=a,b"], "of one experiment"),
+        (["experiment=a,b"], "runs one experiment"),
         (["corpus.seed=" + ",".join(map(str, range(200))), "dataset.seed=" + ",".join(map(str, range(200)))], "40,000"),
     ],
 )

@@ -62,12 +62,13 @@ def test_settings_pass_as_they_are():
 
 @pytest.mark.parametrize("flow", [precompute, edit, evaluate, run])
 def test_every_flow_takes_the_form(schema, flow):
-    assert parameter_schema(flow.fn).model_dump_for_openapi()["properties"]["settings"]["$ref"].endswith("Form")
+    schema = parameter_schema(flow.fn).model_dump_for_openapi()
+    assert schema["properties"]["settings"]["$ref"].endswith("DeploymentParameters")
 
 
 def test_the_form_offers_every_choice_and_tells_every_setting(schema):
     definitions = schema["definitions"]
-    form = definitions["Form"]["properties"]
+    form = definitions["DeploymentParameters"]["properties"]
     for group in GROUPS:
         assert form[group]["description"]
         assert form[group]["anyOf"][0]["enum"] == list(choices(group))

@@ -178,7 +178,7 @@ def test_in_a_narrow_terminal_a_long_name_breaks_and_an_id_does_not():
     sheet.add("72523f7e", "method.sequence.evaluate_at=[10,25,50] method.sequence.history=full")
     console = Console(width=40)
     with console.capture() as captured:
-        console.print(sheet.table())
+        console.print(sheet.terminal())
     text = captured.get()
     assert "72523f7e" in text
     assert "…" not in text

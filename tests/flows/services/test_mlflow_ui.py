@@ -69,7 +69,7 @@ def address(reports: dict[str, Report]) -> Iterator[str]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     process = subprocess.Popen(
-        [sys.executable, "-m", "factsmith.flows.cli.main", "ui", "--port", str(port)],
+        [sys.executable, "-m", "factsmith.flows.cli", "ui", "--port", str(port)],
         stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True,
     )  # fmt: skip
     try:

@@ -112,7 +112,7 @@ def test_a_schedule_fires_and_its_second_run_finds_everything_there(server: Serv
     shutil.copytree(gpt2_folder, tmp_path / "model")
     given = tiny_arguments(Path("model"), "method.ridge=auto")
     environment = server.environment | {"FACTSMITH_HOME": "home"}  # relative, as the model's path
-    arguments = ["factsmith.flows.cli.main", "serve", *given, "--only", "evaluate", "--interval", "5", "--name", "tiny"]
+    arguments = ["factsmith.flows.cli", "serve", *given, "--only", "evaluate", "--interval", "5", "--name", "tiny"]
 
     def finished(count: int) -> list[dict[str, Any]]:
         state = {"type": {"any_": ["COMPLETED", "FAILED", "CRASHED"]}}

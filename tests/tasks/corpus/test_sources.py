@@ -126,7 +126,7 @@ def test_blocks_never_cross_a_document_and_start_as_a_text_starts(tmp_path, toke
 def test_blocks_may_begin_at_any_document(tmp_path, tokenizer):
     corpus = read(write(tmp_path, ".jsonl"))
     blocks = list(document_blocks(corpus, tokenizer, first=0, length=12, per_document=None))
-    later = list(document_blocks(corpus, tokenizer, first=17, length=12, per_document=None, documents_at_once=3))
+    later = list(document_blocks(corpus, tokenizer, first=17, length=12, per_document=None, documents_per_call=3))
     assert later == [block for block in blocks if block.place >= 17]
     assert len(list(islice(later, 3))) == 3
 
@@ -152,7 +152,7 @@ def topical(tmp_path):
 
 def opened(path, **more):
     settings = CorpusSettings(name="local", source="local", path=path, topics=3, **more)
-    return open_corpus(settings, checksum=Checksums.read, progress=progress)
+    return open_corpus(settings, checksum=Checksums.read, progress=progress).source
 
 
 def test_first_is_the_order_of_the_file(tmp_path):

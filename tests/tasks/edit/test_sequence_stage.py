@@ -27,7 +27,8 @@ from tests.conftest import load
 from tests.runs import artifacts, contents, count_scoring, states
 
 STAGES = [
-    "model", "tokens", "keys", "covariance", "factor", "contexts", "directions", "edit", "evaluation", "trajectory",
+    "model", "tokens", "keys", "covariance", "factor", "contexts", "principal directions", "edit", "evaluation",
+    "trajectory",
 ]  # fmt: skip
 ONES = ("method.sequence.history=full", "method.batch_size=1", "method.sequence.checkpoint_every=2")
 
@@ -109,7 +110,7 @@ def test_a_model_that_is_worn_out_loses_nothing_that_was_written(pipeline, write
 
     with monkeypatch.context() as patch:
         patch.setattr(SequenceWriter, "write", wear_out)
-        with pytest.raises(InputError, match=r"NaN or infinite[^$]*dataset.batches=3 scores what is written"):
+        with pytest.raises(InputError, match=r"NaN or infinite[^$]*dataset.batches=3 scores the batches"):
             pipeline(*ones(5, "method.sequence.checkpoint_every=50"))
     pipeline(*ones(3))
     assert writes == [1] * 3
@@ -164,8 +165,8 @@ def test_a_sequence_is_scored_later_at_other_counts_and_not_written_again(pipeli
 
 def test_counts_are_scored_on_exactly_the_facts_so_far(pipeline, store, home):
     report = pipeline(*ones(5, "method.sequence.evaluate_at=[2]"))
-    (course,) = artifacts(store, "trajectory")
-    table = pq.read_table(course.path / "course.parquet").to_pylist()
+    (kept,) = artifacts(store, "course")
+    table = pq.read_table(kept.path / "course.parquet").to_pylist()
     assert sorted({row["edits"] for row in table}) == [0, 2, 5]
     found = {(row["edits"], row["scope"], row["metric"]): row["value"] for row in table}
     for name in ("ES", "PS", "NS", "S"):
@@ -198,7 +199,7 @@ def test_curves_have_the_number_of_edits_as_step(pipeline, home):
     attached = {file.path for file in client.list_artifacts(report.mlflow_run_id)}
     assert {"sequence.png", "before_after.png", "edits.json"} <= attached
     tables = {file.path for file in client.list_artifacts(report.mlflow_run_id, "sequence")}
-    assert tables == {"sequence/course.parquet", "sequence/measures.parquet", "sequence/facts.parquet"}
+    assert tables == {"sequence/trajectory.parquet", "sequence/measures.parquet", "sequence/facts.parquet"}
 
 
 def test_the_edits_of_a_sequence_are_scored_by_an_earlier_run(pipeline, home, writes):

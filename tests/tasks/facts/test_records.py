@@ -311,6 +311,6 @@ def test_a_fault_in_json_lines_is_named_with_its_line(tmp_path):
 def test_a_case_that_two_records_go_by_is_not_asked_for(tmp_path):
     records = World(people_count=60).records()[:3]
     records[2]["case_id"] = 1
-    with pytest.raises(InputError, match="go by case 1"):
+    with pytest.raises(InputError, match="have case id 1"):
         select_batches(counterfact(tmp_path, records, cases=[1]), 1)
     assert len(select_batches(counterfact(tmp_path, records, cases=[0]), 1)) == 1

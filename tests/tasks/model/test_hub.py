@@ -143,7 +143,7 @@ def test_an_index_may_name_nothing_but_safetensors_beside_it(gpt2_folder, tmp_pa
 def test_a_repository_that_is_not_there(hub, gpt2_folder):
     hub.publish(NAME, gpt2_folder)
     error = refusal("somebody/tiny-gtp2")
-    assert "no folder of that name here" in error.what
+    assert "no local folder has that name" in error.what
     assert "spelling of model.path" in error.details["remedy"]
     assert sum(hub.asked.values()) == 1  # a clear no is not asked again
 

@@ -150,22 +150,22 @@ def test_without_preservation_an_edit_is_ridge_regression(pipeline, store):
         (
             ["method=memit-f", "method.low_rank.n_samples=25", "method.low_rank.prior_fraction=0",
              "method.low_rank.rank=30"],
-            "Layer 0 of local: the covariance of 25 keys has no rank of 30",
+            "Layer 0 of local: the covariance of 25 keys does not have rank 30",
             "lower method.low_rank.rank to 24, or raise method.low_rank.n_samples",
         ),
         (
             ["method=memit-f", *MANY, "method.low_rank.rank=50"],
-            "Layer 0 of local: the covariance of 800 keys has no rank of 50",
+            "Layer 0 of local: the covariance of 800 keys does not have rank 50",
             "lower method.low_rank.rank to 40",
         ),
         (
             ["method=alphaedit", "method.null_space.threshold=1e-12"],
-            "Layer 0 of local has no direction that may be written",
+            "Layer 0 of local: no direction may be written",
             "set a higher method.null_space.threshold",
         ),
         (
             ["method=alphaedit-f", *MANY, "method.low_rank.rank=40"],
-            "Layer 0 of local has no direction that may be written",
+            "Layer 0 of local: no direction may be written",
             "set a lower method.low_rank.energy or rank",
         ),
     ],

@@ -1,0 +1,105 @@
+"""A new method, architecture family, dataset format or metric family is one new file: nothing else changes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from transformers import GPT2Config
+
+from factsmith.flows.configuration.composition import compose
+from factsmith.tasks.decoder import families, layout
+from factsmith.tasks.evaluation import family, metrics
+from factsmith.tasks.facts import datasets
+from factsmith.tasks.facts.selection import load_records
+from factsmith.tasks.facts.settings import DatasetSettings
+
+FAMILY = """
+from factsmith.tasks.decoder.families.gpt2 import GPT2Layout
+
+
+class NewLayout(GPT2Layout):
+    model_type = "gpt_new"
+
+
+LAYOUT = NewLayout()
+"""
+
+DATASET = """
+from factsmith.tasks.facts.reading import read_records
+from factsmith.tasks.facts.record import Record
+from factsmith.tasks.facts.request import EditRequest
+
+
+def load(settings):
+    return [
+        Record(EditRequest(raw.index, raw.text("s"), "{} is", raw.text("o")), {"rewrite": ()}, raw.index)
+        for raw in read_records(settings.required_path())
+    ]
+"""
+
+METRIC = """
+from factsmith.tasks.evaluation.answers import AnswerAccuracy
+
+
+class Rewrites(AnswerAccuracy):
+    name = "rewrites"
+    version = 1
+    metric_of = {"rewrite": "Rew"}
+    kinds = tuple(metric_of)
+    metrics = {"Rew": "share of the new answer's tokens that come first"}
+
+
+FAMILY = Rewrites()
+"""
+
+METHOD = """
+# MEMIT with a looser fit.
+name: loose
+preservation: full
+slack: 2
+"""
+
+
+@pytest.fixture
+def add(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Adds a module to a package, as a new file in its folder would."""
+
+    def call(package, name: str, text: str) -> None:
+        (tmp_path / f"{name}.py").write_text(text)
+        monkeypatch.setattr(package, "__path__", [*package.__path__, str(tmp_path)])
+        for cached in (layout._families, family._families):
+            cached.cache_clear()
+
+    yield call
+    for cached in (layout._families, family._families):
+        cached.cache_clear()
+
+
+def test_an_architecture_family(add):
+    add(families, "gpt_new", FAMILY)
+    config = GPT2Config()
+    config.model_type = "gpt_new"
+    assert layout.layout_for(config, "here").model_type == "gpt_new"
+
+
+def test_a_dataset_format(add, tmp_path):
+    add(datasets, "triples", DATASET)
+    path = tmp_path / "records.json"
+    path.write_text(json.dumps([{"s": "Ilo", "o": "golf"}]))
+    (record,) = load_records(DatasetSettings(name="mine", format="triples", path=path))
+    assert record.request.prompt == "Ilo is"
+
+
+def test_a_metric_family(add):
+    add(metrics, "rewrites", METRIC)
+    (found,) = family.load_families(["rewrites"])
+    assert list(found.metrics) == ["Rew"]
+
+
+def test_a_method(tmp_path):
+    path = tmp_path / "loose.yaml"
+    path.write_text(METHOD)
+    method = compose([f"method={path}"]).method
+    assert (method.name, method.slack, method.layers) == ("loose", 2, [0, 1, 2])
