@@ -22,7 +22,8 @@ os.environ.setdefault("PREFECT_LOGGING_TO_API_ENABLED", "false")
 
 import torch
 
-SHARED = Path(__file__).resolve().parents[2] / "shared"
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared"
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -46,8 +47,8 @@ def _quiet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def prefect_server(_quiet: None) -> Iterator[None]:
-    """One Prefect for all tests that run flows."""
+def prefect_server(_quiet: None, _mlflow_tables: None) -> Iterator[None]:
+    """A Prefect server, for tests of how runs appear in Prefect and of commands from end to end."""
     from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
     from prefect.testing.utilities import prefect_test_harness
 
@@ -56,6 +57,17 @@ def prefect_server(_quiet: None) -> Iterator[None]:
         temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}),
     ):
         yield
+
+
+@pytest.fixture
+def plain_flows(_mlflow_tables: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flows and stages as plain functions, for tests of what a run computes and stores.
+
+    On a tiny model Prefect takes as long as the run itself.
+    """
+    from tests.runs import run_as_functions
+
+    run_as_functions(monkeypatch)
 
 
 @pytest.fixture
@@ -254,7 +266,7 @@ def _save(kind, config, tokenizer, folder: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def _mlflow_tables(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Run MLflow's migrations once, which take a second, and copy the database afterwards."""
+    """MLflow's migrations take a second. Run them once, and copy the database afterwards."""
     from mlflow.store.db import utils
 
     template = tmp_path_factory.mktemp("mlflow") / "empty.db"
@@ -282,9 +294,7 @@ def arguments(gpt2_folder: Path) -> Callable[..., list[str]]:
 
 
 @pytest.fixture
-def pipeline(
-    prefect_server: None, _mlflow_tables: None, home: Path, arguments: Callable[..., list[str]]
-) -> Callable[..., Any]:
+def pipeline(plain_flows: None, home: Path, arguments: Callable[..., list[str]]) -> Callable[..., Any]:
     """Runs the pipeline on the tiny model, with some more arguments."""
     from factsmith.flows.configuration.composition import compose
     from factsmith.flows.run import run
@@ -338,20 +348,17 @@ def refused(factsmith, home: Path) -> Callable[..., str]:
 
 
 @pytest.fixture
-def killed(prefect_server: None, home: Path, arguments, monkeypatch):
+def killed(home: Path, arguments, monkeypatch):
     """Run the pipeline in a process that is killed just before it publishes the n-th artifact of a kind."""
-    from prefect.settings import PREFECT_API_URL
-
     from factsmith.tasks.keys import stage as keys_stage
-    from tests.runs import KILLED_RUN
 
     monkeypatch.setattr(keys_stage, "_SHARD_ROWS", 400)
 
     def call(kind: str, number: int = 1, *more: str) -> None:
-        environment = {**os.environ, "PREFECT_API_URL": PREFECT_API_URL.value(), "OMP_NUM_THREADS": "1"}
         done = subprocess.run(
-            [sys.executable, "-c", KILLED_RUN, kind, str(number), *arguments(*more)],
-            env=environment, capture_output=True, text=True, timeout=300, check=False,
+            [sys.executable, "-m", "tests.killed_run", kind, str(number), *arguments(*more)],
+            cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"},
+            capture_output=True, text=True, timeout=300, check=False,
         )  # fmt: skip
         assert done.returncode == -signal.SIGKILL, done.stderr
 

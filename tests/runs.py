@@ -5,19 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
+
 from factsmith.artifacts.store import Artifact, Store
 from factsmith.flows.reporting.reports import Report
 from factsmith.tasks.decoder.decoder import Decoder
 from factsmith.tasks.evaluation.metrics.counterfact import CounterFact
 
 __all__ = [
-    "KILLED_RUN",
     "KINDS",
     "Result",
     "artifacts",
     "contents",
     "count_positions",
     "count_scoring",
+    "run_as_functions",
     "states",
     "tiny_arguments",
 ]
@@ -33,6 +35,14 @@ def tiny_arguments(folder: Path, *arguments: str) -> list[str]:
     ]  # fmt: skip
     names = {argument.partition("=")[0] for argument in arguments}
     return [*(argument for argument in defaults if argument.partition("=")[0] not in names), *arguments]
+
+
+def run_as_functions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make flows and stages the plain functions that Prefect would run."""
+    from prefect import Flow, Task
+
+    monkeypatch.setattr(Flow, "__call__", lambda self, *args, **given: self.fn(*args, **given))
+    monkeypatch.setattr(Task, "__call__", lambda self, *args, return_state, **given: self.fn(*args, **given))
 
 
 def artifacts(store: Store, kind: str) -> list[Artifact]:
@@ -88,32 +98,3 @@ def count_scoring(monkeypatch) -> list[int]:
 
 KINDS = ["model", "tokens", "keys", "covariance", "factor", "contexts", "values", "edit", "scores", "evaluation"]
 """Kinds of artifacts of a run, in the order in which they are published."""
-
-KILLED_RUN = """
-import os, signal, sys
-
-from factsmith.tasks.pipeline.environment import prepare_command_line
-
-prepare_command_line()
-from factsmith.artifacts.store import Store
-from factsmith.flows.configuration.composition import compose
-from factsmith.flows.run import run
-from factsmith.tasks.keys import stage as keys_stage
-
-kind, number, *arguments = sys.argv[1:]
-keys_stage._SHARD_ROWS = 400
-publish = Store._publish
-seen = 0
-
-def publish_or_die(self, draft, seconds):
-    global seen
-    if draft.recipe.series.kind == kind:
-        seen += 1
-        if seen == int(number):
-            os.kill(os.getpid(), signal.SIGKILL)
-    publish(self, draft, seconds)
-
-Store._publish = publish_or_die
-run(compose(arguments))
-"""
-"""A program that runs the pipeline and is killed before it publishes the n-th artifact of a kind."""

@@ -17,7 +17,7 @@ from tests.runs import artifacts, contents, states
 
 
 @pytest.fixture
-def traced(prefect_server, home):
+def traced(plain_flows, home):
     """Trace the embedded model, a little."""
 
     def call(*arguments):

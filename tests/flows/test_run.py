@@ -19,6 +19,7 @@ from factsmith.flows.configuration.composition import compose
 from factsmith.flows.edit import edit
 from factsmith.flows.evaluate import evaluate
 from factsmith.flows.precompute import precompute
+from factsmith.flows.run import run
 from factsmith.tasks.edit.batch import merge
 from factsmith.tasks.edit.stage import read_deltas
 from factsmith.tasks.keys import reader
@@ -41,11 +42,11 @@ def no_model(monkeypatch):
     return forbidden
 
 
-def test_a_second_run_is_cached_to_the_last_stage(pipeline, store, no_model):
-    first = pipeline()
+def test_a_second_run_is_cached_to_the_last_stage(prefect_server, home, arguments, store, no_model):
+    first = run(compose(arguments()))
     before = contents(store)
     no_model()
-    second = pipeline()
+    second = run(compose(arguments()))
     assert [stage.name for stage in first.stages] == STAGES
     assert set(states(first).values()) == {"built"}
     assert set(states(second).values()) == {"cached"}
@@ -66,7 +67,7 @@ def test_two_homes_hold_the_same_bytes(pipeline, store, tmp_path, monkeypatch):
     assert contents(Store(tmp_path / "there")) == here
 
 
-def test_a_hit_shows_as_cached_in_prefect(pipeline):
+def test_a_hit_shows_as_cached_in_prefect(prefect_server, home, arguments):
     from prefect import get_client
     from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId, FlowRunFilterParentFlowRunId
 
@@ -78,8 +79,8 @@ def test_a_hit_shows_as_cached_in_prefect(pipeline):
             runs = await client.read_task_runs(flow_run_filter=ids)
             return [(one.name.partition("-")[0], one.state.name) for one in runs if one.state and one.state.is_final()]
 
-    pipeline()
-    second = pipeline()
+    run(compose(arguments()))
+    second = run(compose(arguments()))
     deadline = time.monotonic() + 30
     found: list[tuple[str, str]] = []
     while len(found) < len(STAGES) and time.monotonic() < deadline:  # Prefect records task runs a little later
@@ -255,7 +256,7 @@ def test_whatever_is_damaged_is_built_again_to_the_same_bytes(pipeline, store, c
         assert again.metrics == first.metrics
 
 
-def test_each_flow_runs_alone(pipeline, arguments, tmp_path):
+def test_each_flow_runs_alone(prefect_server, home, arguments):
     settings = compose(arguments("dataset.batches=1"))
     assert list(states(precompute(settings))) == STAGES[:5]
     report = edit(settings)
@@ -267,7 +268,7 @@ def test_each_flow_runs_alone(pipeline, arguments, tmp_path):
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
-def test_an_edited_model_is_handed_over(prefect_server, store, arguments, tmp_path, request, family):
+def test_an_edited_model_is_handed_over(plain_flows, store, arguments, tmp_path, request, family):
     folder = request.getfixturevalue(f"{family}_folder")
     settings = compose(arguments(f"model.path={folder}", "dataset.batches=1"))
     out = tmp_path / "deep" / "edited"
@@ -291,24 +292,24 @@ def test_runs_are_logged_with_the_same_names(pipeline, home):
 
     client = MlflowClient(f"sqlite:///{home / 'mlflow.db'}")
     reports = [pipeline(), pipeline("method=emmet")]
-    runs = [client.get_run(report.mlflow_run_id) for report in reports]
-    assert runs[0].data.metrics.keys() == runs[1].data.metrics.keys()
-    assert runs[0].data.params.keys() == runs[1].data.params.keys()
-    for report, run in zip(reports, runs, strict=True):
-        assert run.info.status == "FINISHED"
-        assert run.data.params["method.value.steps"] == "4"
-        assert run.data.params["method.name"] in {"memit", "emmet"}
-        assert run.data.metrics["after/ES"] == report.metrics["after"]["ES"]
-        assert run.data.metrics["after/Eff_star"] == report.metrics["after"]["Eff*"]
-        assert {one.path for one in client.list_artifacts(run.info.run_id)} == {
+    logged = [client.get_run(report.mlflow_run_id) for report in reports]
+    assert logged[0].data.metrics.keys() == logged[1].data.metrics.keys()
+    assert logged[0].data.params.keys() == logged[1].data.params.keys()
+    for report, one in zip(reports, logged, strict=True):
+        assert one.info.status == "FINISHED"
+        assert one.data.params["method.value.steps"] == "4"
+        assert one.data.params["method.name"] in {"memit", "emmet"}
+        assert one.data.metrics["after/ES"] == report.metrics["after"]["ES"]
+        assert one.data.metrics["after/Eff_star"] == report.metrics["after"]["Eff*"]
+        assert {file.path for file in client.list_artifacts(one.info.run_id)} == {
             "config.json", "edits.json", "counterfact.parquet", "records.parquet", "before_after.png",
         }  # fmt: skip
         children = client.search_runs(
-            [run.info.experiment_id], f"tags.mlflow.parentRunId = '{run.info.run_id}'", max_results=50
+            [one.info.experiment_id], f"tags.mlflow.parentRunId = '{one.info.run_id}'", max_results=50
         )
         assert {child.info.run_name for child in children} == set(STAGES)
         for child in children:
-            (stage,) = (one for one in report.stages if one.name == child.info.run_name)
+            (stage,) = (stage for stage in report.stages if stage.name == child.info.run_name)
             assert child.data.tags["artifact"] == stage.artifact
             assert child.data.tags["state"] == stage.state
             assert child.data.metrics["seconds"] == pytest.approx(stage.seconds, abs=1e-2)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 
@@ -12,15 +14,18 @@ from factsmith.flows.reporting.sweeps import curves
 from factsmith.flows.run import run
 from factsmith.flows.sweep import run_sweep
 from factsmith.tasks.pipeline.environment import home
-from tests.runs import artifacts
+from tests.runs import artifacts, run_as_functions
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _home(tmp_path_factory, prefect_server):
-    """One home for all, since they share everything before the facts; and all threads, since they compute."""
+def _home(tmp_path_factory, _mlflow_tables):
+    """One home for all, in every process of pytest-xdist: they share everything but the edits."""
     threads = torch.get_num_threads()
+    base = tmp_path_factory.getbasetemp()
+    shared_base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FACTSMITH_HOME", str(tmp_path_factory.mktemp("scores")))
+        patch.setenv("FACTSMITH_HOME", str(shared_base / "scores"))
+        run_as_functions(patch)
         torch.set_num_threads(2)
         yield
         torch.set_num_threads(threads)

@@ -24,7 +24,7 @@ GRID = ("corpus.dynamic_multiplier=2,5,20", "method=memit,emmet", "method.batch_
 
 
 @pytest.fixture
-def sweep(prefect_server, home, arguments):
+def sweep(plain_flows, home, arguments):
     return lambda *more, **given: run_sweep(open_sweep(arguments(*more), **given))
 
 

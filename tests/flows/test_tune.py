@@ -26,7 +26,7 @@ def without_times(report):
     return [trial.model_copy(update={"seconds": 0}) for trial in report.trials]
 
 
-def test_a_rerun_loads_no_model_and_says_the_same(prefect_server, home, arguments, store, monkeypatch):
+def test_a_rerun_loads_no_model_and_says_the_same(plain_flows, home, arguments, store, monkeypatch):
     settings = compose(arguments("dataset.batches=1"))
     first = tune(settings, 4)
     before = contents(store)
@@ -54,7 +54,7 @@ def test_a_rerun_loads_no_model_and_says_the_same(prefect_server, home, argument
     assert logged["trial 1"].metrics["after/S"] == pytest.approx(first.trials[1].metrics["S"])
 
 
-def test_trials_and_judgement_are_ordinary_runs_on_two_halves(prefect_server, home, arguments):
+def test_trials_and_judgement_are_ordinary_runs_on_two_halves(plain_flows, home, arguments):
     settings = compose(arguments("dataset.batches=1"))
     report = tune(settings, 2)
     tuned = run(on_half(settings_at(settings, Point(weight=-2)), "tune"))
@@ -65,18 +65,18 @@ def test_trials_and_judgement_are_ordinary_runs_on_two_halves(prefect_server, ho
     assert {stage.state for stage in held_out.stages} == {"cached"}
 
 
-def test_lambdas_share_their_value_vectors(prefect_server, home, arguments, store):
+def test_lambdas_share_their_value_vectors(plain_flows, home, arguments, store):
     tune(compose(arguments("dataset.batches=1")), 3)
     # Three lambdas, one pair of clamp and learning rate: one artifact of vectors for each half.
     assert len(artifacts(store, "values")) == 2
     assert len({one.manifest.series for one in artifacts(store, "factor")}) == 3
 
 
-@pytest.mark.parametrize("suite", ["counterfact", "facts"])
-def test_any_dataset_falls_into_two_halves(suite, tmp_path):
+@pytest.mark.parametrize("dataset", ["counterfact", "facts"])
+def test_any_dataset_falls_into_two_halves(dataset, tmp_path):
     path = tmp_path / "records.json"
     path.write_text(json.dumps(World().records()[:7]))
-    given = [f"dataset={suite}", f"dataset.path={path}", "dataset.seed=5", "method.batch_size=all"]
+    given = [f"dataset={dataset}", f"dataset.path={path}", "dataset.seed=5", "method.batch_size=all"]
     halves = {
         split: {record.request.case_id for record in one.batches.records}
         for split in ("tune", "test", "all")
@@ -87,7 +87,7 @@ def test_any_dataset_falls_into_two_halves(suite, tmp_path):
     assert len(halves["tune"]) == 4
 
 
-def test_a_trial_that_fails_is_told_and_the_rest_go_on(prefect_server, home, arguments, monkeypatch):
+def test_a_trial_that_fails_is_told_and_the_rest_go_on(plain_flows, home, arguments, monkeypatch):
     optimise = values_stage.optimise_values
 
     def fail_on_others(*arguments, **named):
@@ -144,7 +144,7 @@ def test_what_cannot_be_tuned_on_is_refused(refused, arguments, tmp_path):
     assert here.read_text() == "name: mine\n"
 
 
-def test_what_is_found_for_rome_is_for_rome_alone(prefect_server, home, arguments, tmp_path):
+def test_what_is_found_for_rome_is_for_rome_alone(plain_flows, home, arguments, tmp_path):
     out = tmp_path / "tuned.yaml"
     given = arguments("method=rome", "method.layers=[1]", "method.batch_size=1", "dataset.batches=1")
     tune(compose(given), 1, out=out)

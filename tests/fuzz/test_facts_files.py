@@ -51,25 +51,25 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("facts")
 
 
-def load(folder, name: str, content: bytes, suite: str = "facts") -> list[Record]:
+def load(folder, name: str, content: bytes, format_name: str = "facts") -> list[Record]:
     path = folder / name
     path.write_bytes(content)
-    settings = DatasetSettings(name="x", format=suite, path=path, seed=None, batches=None)
+    settings = DatasetSettings(name="x", format=format_name, path=path, seed=None, batches=None)
     batches = select_batches(settings, "all")
     assert all(batches)
     return load_records(settings)
 
 
-def load_or_refuse(folder, name: str, content: bytes, suite: str) -> tuple[list[Record], str]:
+def load_or_refuse(folder, name: str, content: bytes, format_name: str) -> tuple[list[Record], str]:
     try:
-        return load(folder, name, content, suite), ""
+        return load(folder, name, content, format_name), ""
     except InputError as error:
         return [], str(error)
 
 
 def refused_or_sound(folder, name: str, content: bytes) -> None:
-    for suite in ("facts", "counterfact"):
-        records, refusal = load_or_refuse(folder, name, content, suite)
+    for format_name in ("facts", "counterfact"):
+        records, refusal = load_or_refuse(folder, name, content, format_name)
         if refusal:
             assert name in refusal
             assert len(refusal) < 10_000

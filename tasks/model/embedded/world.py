@@ -159,6 +159,15 @@ class World:
             return records
         return records[0::2] if split == "tune" else records[1::2]
 
+    @cached_property
+    def _names(self) -> dict[tuple[int, int], list[str]]:
+        """The people with each (relation, object)."""
+        names: dict[tuple[int, int], list[str]] = {}
+        for person in self.people:
+            for pair in enumerate(person.objects):
+                names.setdefault(pair, []).append(person.name)
+        return names
+
     def _record(self, case_id: int, rng: random.Random) -> dict[str, Any]:
         person = self.people[case_id]
         index = case_id // 2 % len(RELATIONS)  # Both splits have each relation equally often.
@@ -166,13 +175,14 @@ class World:
         true = person.objects[index]
         new = rng.choice([other for other in range(len(relation.objects)) if other != true])
         rewrite, *others = rng.sample(relation.templates, len(relation.templates))
-        same = [p.name for p in self.people if p.objects[index] == true and p is not person]
-        already_new = [p.name for p in self.people if p.objects[index] == new]
+        same = [name for name in self._names[index, true] if name != person.name]
+        already_new = self._names.get((index, new), [])
 
         def ask(names: list[str], count: int) -> list[str]:
             return [rng.choice(relation.templates).format(name) for name in rng.sample(names, min(count, len(names)))]
 
-        bystander = rng.choice([p for p in self.people if p is not person])
+        drawn = rng.randrange(self.people_count - 1)
+        bystander = self.people[drawn + (drawn >= case_id)]
         preamble = self.statement(bystander, rng.randrange(len(RELATIONS)), rng)
         return {
             "case_id": case_id,

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from factsmith.artifacts.errors import InputError
 from factsmith.flows.configuration.choices import GROUPS, choices
-from factsmith.flows.configuration.composition import compose
+from factsmith.flows.configuration.composition import compose, compose_again
 from factsmith.flows.configuration.keys import describe_settings
 
 CF = ["model=cf-gpt2", "model.path=m", "corpus.path=c.jsonl", "dataset.path=d.json"]
@@ -99,6 +99,22 @@ def test_a_yaml_with_an_unknown_key_is_refused(tmp_path):
     own.write_text("name: mine\npath: x\ndefaults: {corpus: embedded, dataset: embedded}\nediting: {layer: [1]}\n")
     with pytest.raises(InputError):
         compose([f"model={own}"])
+
+
+def test_an_old_name_is_refused_and_points_to_the_new_one(tmp_path):
+    own = tmp_path / "mine.yaml"
+    own.write_text("name: mine\nsuite: counterfact\npath: records.json\n")
+    for arguments in (["dataset.suite=zsre"], [f"dataset={own}"]):
+        with pytest.raises(InputError, match=r"'dataset.suite' has a new name") as refused:
+            compose(arguments)
+        assert refused.value.details["remedy"] == "use 'dataset.format'"
+
+
+def test_an_earlier_run_with_an_old_name_is_read():
+    content = compose().model_dump(mode="json")
+    content["dataset"]["suite"] = content["dataset"].pop("format")
+    assert compose_again(content, ["runtime.threads=1"]).dataset == compose().dataset
+    assert "suite" in content["dataset"], "the content of the earlier run was changed"
 
 
 @pytest.mark.parametrize("text", ["[1, 2]", "a: [", "", "\x00"])

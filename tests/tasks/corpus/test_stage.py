@@ -33,7 +33,7 @@ def words_of(store) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("sampling", ["first", "shuffled", "stratified"])
-def test_a_folder_becomes_keys_in_any_order(prefect_server, home, store, arguments, folder, sampling, monkeypatch):
+def test_a_folder_becomes_keys_in_any_order(plain_flows, home, store, arguments, folder, sampling, monkeypatch):
     monkeypatch.setattr(tokens_stage, "SHARD_TOKENS", 500)  # every shard asks again for what the last one read ahead
     given = arguments(
         "corpus=hub", f"corpus.repository={folder}", f"corpus.sampling={sampling}", "corpus.pool=40",
@@ -49,13 +49,13 @@ def test_a_folder_becomes_keys_in_any_order(prefect_server, home, store, argumen
     assert contents(store) == before
 
 
-def test_a_dataset_that_is_too_small_is_named(prefect_server, home, arguments, folder):
+def test_a_dataset_that_is_too_small_is_named(plain_flows, home, arguments, folder):
     given = arguments("corpus=hub", f"corpus.repository={folder}", "corpus.dynamic_multiplier=100000")
     with pytest.raises(InputError, match="dataset is too small"):
         precompute(compose(given))
 
 
-def test_nothing_is_left_behind_by_a_dataset_that_is_not_there(prefect_server, home, arguments, tmp_path):
+def test_nothing_is_left_behind_by_a_dataset_that_is_not_there(plain_flows, home, arguments, tmp_path):
     with pytest.raises(InputError, match="There is no dataset"):
         precompute(compose(arguments("corpus=hub", f"corpus.repository={tmp_path / 'nowhere'}")))
     assert not home.exists() or not list(home.rglob("manifest.json"))

@@ -22,7 +22,7 @@ class Killed(BaseException):
 
 
 @pytest.fixture(autouse=True)
-def _small_shards(prefect_server, home, monkeypatch):
+def _small_shards(plain_flows, home, monkeypatch):
     monkeypatch.setattr(keys_stage, "_SHARD_ROWS", 400)
 
 

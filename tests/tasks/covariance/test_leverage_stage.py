@@ -27,7 +27,7 @@ from tests.runs import artifacts, contents, count_positions, states
 AUTO = ("corpus.dynamic_multiplier=auto", "corpus.auto.held_out=800")
 WIDTH = 40
 
-pytestmark = pytest.mark.usefixtures("prefect_server", "home")
+pytestmark = pytest.mark.usefixtures("plain_flows", "home")
 
 
 @pytest.fixture
@@ -234,7 +234,7 @@ def test_a_report_of_what_cannot_be_measured(arguments, tmp_path):
     assert all(one.leverage is None and one.condition_number for one in ended.layers)
 
 
-def test_the_command_line(factsmith, arguments):
+def test_the_command_line(factsmith, prefect_server, arguments):
     shown = factsmith("precompute", *arguments(*AUTO), "--report")
     assert shown.code == 0, shown.err
     assert "320 tokens, d_m = 8" in shown.out

@@ -45,7 +45,7 @@ def test_a_run_leaves_the_same_bytes(request, pipeline, away, tmp_path, monkeypa
         assert all(one.manifest.made["device_map"] == {"": "cpu"} for one in artifacts(other, kind))
 
 
-def test_the_edited_model_is_handed_over_whole(prefect_server, home, arguments, away, tmp_path, monkeypatch):
+def test_the_edited_model_is_handed_over_whole(plain_flows, home, arguments, away, tmp_path, monkeypatch):
     settings = compose(arguments("dataset.batches=1"))
     edit(settings, tmp_path / "whole")
     monkeypatch.setenv("FACTSMITH_HOME", str(tmp_path / "other"))

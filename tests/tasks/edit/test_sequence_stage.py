@@ -212,7 +212,7 @@ def test_the_edits_of_a_sequence_are_scored_by_an_earlier_run(pipeline, home, wr
     assert not writes
 
 
-def test_the_edited_model_holds_all_batches(prefect_server, arguments, store, gpt2_folder, tmp_path):
+def test_the_edited_model_holds_all_batches(plain_flows, arguments, store, gpt2_folder, tmp_path):
     out = tmp_path / "edited"
     edit(compose(arguments(*ones(4))), out)
     (artifact,) = artifacts(store, "edit")

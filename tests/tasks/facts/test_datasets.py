@@ -22,13 +22,13 @@ QUESTION = {
     "loc_ans": "Haruka",
     "portability": {"New Question": "What are the sections of what it is for?", "New Answer": "strings and brass"},
 }
-SUITES = ("zsre", "zsre_portability")
+FORMATS = ("zsre", "zsre_portability")
 
 
-def dataset(tmp_path, suite: str, records: list) -> DatasetSettings:
+def dataset(tmp_path, format_name: str, records: list) -> DatasetSettings:
     path = tmp_path / "questions.json"
     path.write_text(json.dumps(records))
-    return DatasetSettings(name=suite, format=suite, path=path, seed=None)
+    return DatasetSettings(name=format_name, format=format_name, path=path, seed=None)
 
 
 def without(name: str) -> dict:
@@ -67,7 +67,7 @@ def test_zsre_needs_neither_an_alternative_nor_what_follows_from_it(tmp_path):
     assert load_records(dataset(tmp_path, "zsre", [few])) == load_records(dataset(tmp_path, "zsre", [QUESTION]))
 
 
-@pytest.mark.parametrize("suite", SUITES)
+@pytest.mark.parametrize("format_name", FORMATS)
 @pytest.mark.parametrize(
     ("record", "message"),
     [
@@ -79,13 +79,13 @@ def test_zsre_needs_neither_an_alternative_nor_what_follows_from_it(tmp_path):
         (without("loc_ans"), "field 'loc_ans' is missing"),
     ],
 )
-def test_a_bad_record_is_named_with_file_index_and_field(tmp_path, suite, record, message):
+def test_a_bad_record_is_named_with_file_index_and_field(tmp_path, format_name, record, message):
     with pytest.raises(InputError, match=rf"Record 1 of .*questions\.json \(counted from 0\): {message}"):
-        load_records(dataset(tmp_path, suite, [QUESTION, record]))
+        load_records(dataset(tmp_path, format_name, [QUESTION, record]))
 
 
 @pytest.mark.parametrize(
-    ("suite", "record", "message"),
+    ("format_name", "record", "message"),
     [
         ("zsre", without("answers"), "field 'answers' is missing or empty"),
         ("zsre", {**QUESTION, "answers": []}, "field 'answers' is missing or empty"),
@@ -101,9 +101,9 @@ def test_a_bad_record_is_named_with_file_index_and_field(tmp_path, suite, record
         ),
     ],
 )
-def test_what_is_to_be_written_must_be_there(tmp_path, suite, record, message):
+def test_what_is_to_be_written_must_be_there(tmp_path, format_name, record, message):
     with pytest.raises(InputError, match=rf"Record 1 of .*questions\.json \(counted from 0\): {message}"):
-        load_records(dataset(tmp_path, suite, [QUESTION, record]))
+        load_records(dataset(tmp_path, format_name, [QUESTION, record]))
 
 
 def test_a_question_asked_twice_is_written_once(tmp_path):
@@ -111,19 +111,19 @@ def test_a_question_asked_twice_is_written_once(tmp_path):
     assert [record.place for record in select_records(dataset(tmp_path, "zsre", records))] == [0, 2]
 
 
-@pytest.mark.parametrize("suite", ["counterfact", "facts"])
-def test_records_of_counterfact_may_carry_a_portability_question(tmp_path, suite):
+@pytest.mark.parametrize("format_name", ["counterfact", "facts"])
+def test_records_of_counterfact_may_carry_a_portability_question(tmp_path, format_name):
     one, other, foreign = World(people_count=60).records()[:3]
     one["portability"] = QUESTION["portability"]
     foreign["portability"] = {"Reasoning": []}
-    found = load_records(dataset(tmp_path, suite, [one, other, foreign]))
+    found = load_records(dataset(tmp_path, format_name, [one, other, foreign]))
     assert [record.prompts.get("portability") for record in found] == [
         ("What are the sections of what it is for?",), None, None,
     ]  # fmt: skip
     assert [record.answers for record in found] == [{"portability": ("strings and brass",)}, {}, {}]
     other["portability"] = {"New Question": "What is?"}
     with pytest.raises(InputError, match=r"Record 1 of .* field 'portability\.New Answer' is missing"):
-        load_records(dataset(tmp_path, suite, [one, other]))
+        load_records(dataset(tmp_path, format_name, [one, other]))
 
 
 def test_a_plain_fact_may_carry_a_portability_question(tmp_path):
@@ -132,15 +132,15 @@ def test_a_plain_fact_may_carry_a_portability_question(tmp_path):
     assert record.answers == {"portability": ("strings and brass",)}
 
 
-@pytest.mark.parametrize("suite", SUITES)
-def test_real_zsre(shared, suite):
+@pytest.mark.parametrize("format_name", FORMATS)
+def test_real_zsre(shared, format_name):
     path = shared / "data" / "zsre.json"
     raw = json.loads(path.read_text())
-    settings = DatasetSettings(name=suite, format=suite, path=path, seed=None)
+    settings = DatasetSettings(name=format_name, format=format_name, path=path, seed=None)
     records = select_records(settings)
     assert len(records) == len(raw) == 737
     for fields, record in zip(raw, records, strict=True):
         assert record.request.prompt == fields["src"]
-        assert record.request.target_new == (fields["answers"][0] if suite == "zsre" else fields["alt"].strip())
+        assert record.request.target_new == (fields["answers"][0] if format_name == "zsre" else fields["alt"].strip())
         assert record.prompts["neighborhood"] == (fields["loc"] + "?",)
-        assert ("portability" in record.prompts) == (suite == "zsre_portability")
+        assert ("portability" in record.prompts) == (format_name == "zsre_portability")

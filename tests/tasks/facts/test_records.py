@@ -215,7 +215,7 @@ def test_a_list_of_cases_that_is_none(tmp_path, content):
         select_batches(settings, 1)
 
 
-def test_an_unknown_suite_has_a_suggestion():
+def test_an_unknown_format_has_a_suggestion():
     with pytest.raises(InputError) as caught:
         load_records(DatasetSettings(name="x", format="counterfacts"))
     assert "did you mean 'counterfact'" in caught.value.details["remedy"]

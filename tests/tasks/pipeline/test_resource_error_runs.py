@@ -49,7 +49,7 @@ def test_a_log_on_a_full_disk_does_not_hide_what_went_wrong(pipeline, small_disk
     assert not list((disk / "staging").iterdir())
 
 
-def test_a_full_disk_leaves_no_half_of_an_edited_model(prefect_server, home, arguments, small_disk):
+def test_a_full_disk_leaves_no_half_of_an_edited_model(plain_flows, home, arguments, small_disk):
     disk, resize = small_disk
     resize(40)
     settings = compose(arguments("dataset.batches=1"))

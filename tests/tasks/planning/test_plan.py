@@ -65,7 +65,7 @@ def test_only_what_is_new_is_planned(planned, pipeline, arguments, monkeypatch):
     assert layer == 1
 
 
-def test_keys_that_are_not_kept_are_not_planned(planned, arguments, prefect_server):
+def test_keys_that_are_not_kept_are_not_planned(planned, arguments, plain_flows):
     unkept = planned("corpus.keep_keys=false", dataset=False)
     assert list(unkept) == ["model", "tokens", "covariance", "factor"]
     assert unkept["covariance"].memory > 3 * 8 * 40**2
@@ -73,7 +73,7 @@ def test_keys_that_are_not_kept_are_not_planned(planned, arguments, prefect_serv
     assert not any(stage.missing for stage in planned("corpus.keep_keys=false", dataset=False).values())
 
 
-def test_a_corpus_known_to_be_too_small_is_refused_as_in_a_run(planned, arguments, prefect_server, tmp_path):
+def test_a_corpus_known_to_be_too_small_is_refused_as_in_a_run(planned, arguments, plain_flows, tmp_path):
     path = tmp_path / "corpus.txt"
     path.write_text("A short document about Rome, and about Athens.\n" * 20)
     small = ["corpus=local", f"corpus.path={path}", "corpus.tokens=100"]

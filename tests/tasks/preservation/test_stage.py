@@ -64,7 +64,7 @@ def rows(store: Store, count: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("centred", [True, False])
-def test_the_low_rank_model_is_that_of_the_first_keys(prefect_server, arguments, store, gpt2_folder, centred):
+def test_the_low_rank_model_is_that_of_the_first_keys(plain_flows, arguments, store, gpt2_folder, centred):
     """By hand: covariance, the projection's part at its Frobenius norm, leading eigenvectors, the diagonal."""
     given = ["method.layers=[1]", "method.low_rank.prior_fraction=0.3", "method.low_rank.prior_rank=6"]
     given += ["method.low_rank.rank=11", f"method.low_rank.centred={centred}"]
