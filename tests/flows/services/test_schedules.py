@@ -23,9 +23,9 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from factsmith.artifacts.errors import InputError
 from factsmith.artifacts.store import Store
 from factsmith.flows.services.schedules import CRONS, When, check_server, deployments
+from tests.conftest import ROOT
 from tests.runs import contents, tiny_arguments
 
-ROOT = Path(__file__).resolve().parents[2]
 STAGES = {"model", "tokens", "keys", "covariance", "factor", "contexts", "values", "edit", "evaluation"}
 
 
@@ -47,10 +47,11 @@ class Server:
         return {f"{flows[one['flow_id']]}/{one['name']}": one for one in self.post("deployments/filter")}
 
     def prefect(self, *arguments: str) -> None:
-        subprocess.run(
+        done = subprocess.run(
             [sys.executable, "-m", "prefect", "--no-prompt", *arguments],
-            cwd=ROOT, env=self.environment, check=True, capture_output=True, timeout=180,
+            cwd=ROOT, env=self.environment, check=False, capture_output=True, text=True, timeout=180,
         )  # fmt: skip
+        assert done.returncode == 0, done.stderr + done.stdout
 
 
 @contextmanager
