@@ -1,4 +1,4 @@
-# make run: set everything up and run the pipeline on the model that ships.  make test: set up and test.
+# make run: install, and run the pipeline on the embedded model.  make test: install, and run the tests.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -14,7 +14,7 @@ run: $(INSTALLED)
 test: $(INSTALLED)
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
-# Those too that show in every case, by minutes, what others show in one.
+# Also the slow tests, which repeat in every case what others show in one.
 test-all: $(INSTALLED)
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m 'slow or not slow'
 
@@ -36,8 +36,8 @@ pretrain: $(INSTALLED)
 clean:
 	rm -rf $(VENV) build dist *.egg-info
 
-# The exact set that was tested. On Linux, PyPI's torch brings several gigabytes of CUDA; the README tells how to
-# install its CPU build first.
+# constraints.txt holds the versions that were tested. On Linux, PyPI's torch brings several gigabytes of CUDA. The
+# README shows how to install the CPU build first.
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Factsmith needs Python 3.11 or newer: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)

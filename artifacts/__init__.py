@@ -1,1 +1,1 @@
-"""Typed artifacts and the store that keeps them. Knows neither Prefect nor the science."""
+"""Typed artifacts and the store that keeps them. This package knows neither Prefect nor the science."""

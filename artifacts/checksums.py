@@ -1,7 +1,7 @@
 """SHA-256 of files, remembered while a file's size, times and inode stay the same.
 
 Checking a store of tens of gigabytes on every run would cost more than the run. A file is read again as soon as
-anything about it has moved; ``Checksums.read`` never trusts the memory.
+any of these changes. ``Checksums.read`` always reads it.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ _REMEMBER = "INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?)"
 
 
 class Checksums:
-    """Checksums of files, remembered in one SQLite file.
+    """Checksums of files, remembered in a SQLite file.
 
     Args:
-        database: where to remember; its folder must exist for anything to be remembered.
+        database: the SQLite file. If its folder does not exist, nothing is remembered.
     """
 
     def __init__(self, database: Path) -> None:
@@ -40,7 +40,7 @@ class Checksums:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
     def sha256(self, path: Path) -> str:
-        """SHA-256 of the file, from memory if the file has not been touched since it was last read."""
+        """SHA-256 of the file. It is only read if it has changed since it was last read."""
         if found := self._run(_RECALL, [_identity(path)]):
             return str(found[0][0])
         checksum = self.read(path)
@@ -48,22 +48,22 @@ class Checksums:
         return checksum
 
     def remember(self, checksums: Mapping[Path, str]) -> None:
-        """Note checksums that the caller has just computed from the files' bytes."""
+        """Remember checksums that the caller has just computed from the files' bytes."""
         self._run(_REMEMBER, [(*_identity(path), checksum) for path, checksum in checksums.items()])
 
     def forget_missing(self) -> None:
-        """Drop the checksums of files that are gone."""
+        """Forget the checksums of files that no longer exist."""
         gone = [(path,) for (path,) in self._run("SELECT path FROM files", [()]) if not Path(path).exists()]
         self._run("DELETE FROM files WHERE path = ?", gone)
 
     def _run(self, statement: str, rows: Iterable[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
-        """Run ``statement`` once a row. The memory only saves time: where it cannot be used, nothing is found."""
+        """Run ``statement`` once for each row. Finds nothing if the database cannot be used, which only costs time."""
         if not self.database.parent.is_dir():
             return []
         found: list[tuple[Any, ...]] = []
         try:
             with contextlib.closing(sqlite3.connect(self.database, timeout=10)) as connection, connection:
-                connection.execute("PRAGMA synchronous = OFF")  # what a power cut takes is read again
+                connection.execute("PRAGMA synchronous = OFF")  # After a power cut, files are read again.
                 connection.execute(_TABLE)
                 for row in rows:
                     found += connection.execute(statement, row).fetchall()

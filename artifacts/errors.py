@@ -1,7 +1,7 @@
-"""Errors a user can act on.
+"""Errors that a user can act on.
 
-Every message says what is wrong, what was found, what was expected and how to mend it. The command line prints it and
-leaves with the class's exit code; any other exception is a bug of ours and keeps its traceback.
+Every message says what is wrong, what was found, what was expected and how to mend it. The command line prints the
+message and exits with the code of its class. Any other exception is a bug of ours and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ _LONGEST = 1000
 
 
 class FactsmithError(Exception):
-    """What is wrong, in one sentence, and whatever helps to mend it.
+    """An error with a message for the user.
 
     Args:
-        what: the sentence, without jargon of the code.
-        got: what was found, if it is not already in ``what``.
+        what: what is wrong, in one sentence, in the user's terms.
+        got: what was found, if ``what`` does not say it.
         expected: what would have been right.
         remedy: what to do next.
     """
@@ -37,29 +37,29 @@ class FactsmithError(Exception):
 
 
 def _clipped(text: str) -> str:
-    """``text`` at a length that a terminal can show: what is wrong may be a megabyte of it."""
+    """The start of ``text``, short enough for a terminal. A bad value may have a megabyte."""
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}... ({len(text):,} characters)"
 
 
 class InputError(FactsmithError):
-    """The user's input cannot be used as it is: a typo, a bad file, settings that do not fit together."""
+    """The user's input cannot be used: a typo, a bad file, settings that contradict each other."""
 
     exit_code = 2
 
 
 class DamagedArtifactError(FactsmithError):
-    """Stored bytes differ from what was published."""
+    """Stored bytes differ from those that were published."""
 
 
-def closest(word: str, known: Iterable[str], *, cutoff: float = 0.5) -> str:
-    """A remedy for a word that is not known: the nearest known one, or the whole list."""
+def closest(name: str, known: Iterable[str], *, cutoff: float = 0.5) -> str:
+    """A remedy for an unknown name: the most similar known one, or all of them."""
     known = sorted(known)
-    matches = difflib.get_close_matches(word, known, n=1, cutoff=cutoff)
+    matches = difflib.get_close_matches(name, known, n=1, cutoff=cutoff)
     return f"did you mean {matches[0]!r}?" if matches else f"choose one of {', '.join(known)}"
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:
-    """``error`` and what it came from: libraries wrap what went wrong below them."""
+    """``error`` and the errors that it was raised from. Libraries wrap the errors of what they call."""
     seen: list[BaseException] = []
     current: BaseException | None = error
     while current is not None and current not in seen:
@@ -69,5 +69,5 @@ def causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def first_line(error: BaseException) -> str:
-    """What ``error`` says, to its first line break; its kind if it says nothing."""
+    """The first line of the error's message, or the name of its class if it has no message."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,4 +1,4 @@
-"""How artifacts hold tensors, tables and small documents. Bytes depend on the content alone."""
+"""Files for tensors, tables and small documents. Their bytes depend only on the content."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ __all__ = ["load_json", "load_table", "load_tensors", "save_json", "save_table",
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write a safetensors file. It carries no metadata: with several keys its bytes would differ from run to run."""
+    """Write a safetensors file without metadata. With several metadata keys, its bytes would differ from run to run."""
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
 
 
 def load_tensors(path: Path, device: str = "cpu", names: Sequence[str] | None = None) -> dict[str, Tensor]:
-    """The tensors called ``names`` of a safetensors file; all of them if it is not said which."""
+    """The tensors in a safetensors file: those called ``names``, or all of them."""
     if names is None:
         return load_file(path, device=device)
     with safe_open(path, framework="pt", device=device) as file:

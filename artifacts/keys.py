@@ -1,7 +1,7 @@
-"""Keys on disk: one Zarr array of rows a shard.
+"""Keys on disk: each shard is a Zarr array of rows.
 
-Raw bytes with a checksum a chunk: keys barely compress, and compressing them costs several times the write. Missing
-chunks must not read as zeros, so the fill value is NaN and empty chunks are written too.
+Chunks are raw bytes with a checksum each. Keys barely compress, and compressing them would cost several times the
+write. Missing chunks must not read as zeros, so the fill value is NaN and empty chunks are written too.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ _CHUNK_BYTES = 8 * 2**20
 
 
 def chunk_rows(width: int, dtype: np.dtype) -> int:
-    """Rows of a chunk: about 8 MiB, a power of two."""
+    """Rows of a chunk: a power of two that gives about 8 MiB."""
     rows = max(1, _CHUNK_BYTES // (width * dtype.itemsize))
     return 1 << (rows.bit_length() - 1)
 
 
 class KeyShardWriter:
-    """Writes a shard's rows in order, whole chunks at a time.
+    """Writes the rows of a shard in order, a whole chunk at a time.
 
     Args:
         path: folder of the artifact being built.
-        rows: that the shard will have.
+        rows: number of rows of the complete shard.
         width: d_k.
         dtype: float32 or float16.
     """
@@ -49,17 +49,17 @@ class KeyShardWriter:
             chunks=(min(self._chunk, rows), width),
             dtype=dtype,
             fill_value=float("nan"),
-            chunk_key_encoding={"name": "v2", "separator": "."},  # every chunk in one folder
+            chunk_key_encoding={"name": "v2", "separator": "."},  # All chunks are in one folder.
             serializer=BytesCodec(),
             compressors=[Crc32cCodec()],
             config={"write_empty_chunks": True},
         )
 
     def append(self, keys: np.ndarray) -> None:
-        """Add ``keys`` (n, d_k) behind the rows so far."""
+        """Append ``keys`` (n, d_k)."""
         while len(keys):
             space = len(self._pending) - self._filled
-            if self._filled == 0 and len(keys) >= space:  # a whole chunk needs no copy
+            if self._filled == 0 and len(keys) >= space:  # A whole chunk needs no copy.
                 self._flush(keys[:space])
             else:
                 taken = keys[:space]
@@ -77,7 +77,7 @@ class KeyShardWriter:
     def check_complete(self) -> None:
         """
         Raises:
-            ValueError: fewer or more rows were written than the shard was made for.
+            ValueError: the number of rows that were written is not the shard's.
         """
         if self.written != self.rows:
             raise ValueError(f"shard of {self.rows} rows was given {self.written + self._filled}")

@@ -1,4 +1,4 @@
-"""Locks between processes: files that the kernel unlocks when whoever holds one ends, however it ends."""
+"""Locks between processes. They are files, which the kernel unlocks when the holder ends, even if it is killed."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ __all__ = ["IN_USE", "held", "held_at_once", "shared"]
 logger = logging.getLogger(__name__)
 
 IN_USE = "in-use"
-"""Name of the lock that everybody shares who uses a store."""
+"""Name of the lock that all users of a store share."""
 
 
 @contextlib.contextmanager
 def held(path: Path, whom: str) -> Iterator[None]:
-    """Hold the lock ``path`` alone, waiting for ``whom`` if need be."""
+    """Hold the lock ``path`` exclusively. Waits for ``whom`` if necessary."""
     with _locked(path, fcntl.LOCK_EX, whom):
         yield
 
 
 @contextlib.contextmanager
 def shared(path: Path, whom: str) -> Iterator[None]:
-    """Hold the lock ``path`` with others, waiting for ``whom`` if need be."""
+    """Share the lock ``path`` with others. Waits for ``whom`` if necessary."""
     with _locked(path, fcntl.LOCK_SH, whom):
         yield
 
 
 @contextlib.contextmanager
 def held_at_once(path: Path) -> Iterator[None]:
-    """Hold the lock ``path`` alone, or not at all.
+    """Hold the lock ``path`` exclusively, without waiting.
 
     Raises:
-        BlockingIOError: somebody else holds it.
+        BlockingIOError: another process holds it.
     """
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,4 +1,4 @@
-"""The manifest: what an artifact is, where it comes from, and what its bytes must be."""
+"""The manifest of an artifact: its recipe, its lineage, and the checksums of its files."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ class FileEntry(BaseModel):
 
 
 class Manifest(BaseModel):
-    """Written last into an artifact, read before anything else of it is believed.
+    """The file that is written last into an artifact and read first.
 
     Attributes:
-        digest: of the recipe; the artifact's name.
-        series: digest of the series the artifact belongs to.
-        recipe: what it was made from, in full.
+        digest: digest of the recipe, which is the artifact's name.
+        series: digest of the artifact's series.
+        recipe: the whole recipe.
         lineage: addresses of the artifacts that were read to make it.
-        content: one checksum over all files; equal for equal bytes.
+        content: one checksum over all files. Equal bytes have equal checksums.
         files: size and checksum of every file, by relative path.
-        summary: what people want to know without opening it (tokens, layers, rank, ...).
-        made: versions, device and settings that do not belong to the recipe but may explain a last bit.
+        summary: what people want to know without opening the artifact (tokens, layers, rank, ...).
+        made: versions, device and settings that are not part of the recipe but may explain a different last bit.
         created: UTC, ISO 8601.
-        seconds: how long the build took.
+        seconds: duration of the build.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -74,7 +74,7 @@ class Manifest(BaseModel):
         return digest_of({path: entry.sha256 for path, entry in files.items()})
 
     def damage(self, folder: Path, checksum: Callable[[Path], str]) -> Iterator[str]:
-        """What differs between the files in ``folder`` and what was written, one line each."""
+        """Differences between the files in ``folder`` and those that were written, one line each."""
         for name, entry in self.files.items():
             file = folder / name
             try:
@@ -90,7 +90,7 @@ class Manifest(BaseModel):
                 yield f"{file} cannot be read: {error.strerror}"
 
     def dump(self) -> bytes:
-        """JSON text that carries its own checksum, so that a changed manifest is noticed too."""
+        """JSON text with its own checksum, so that a changed manifest is noticed too."""
         content = self.model_dump(mode="json")
         return json.dumps({**content, "checksum": _checksum(content)}, indent=1, ensure_ascii=False).encode()
 
@@ -99,7 +99,7 @@ class Manifest(BaseModel):
         """Read and check a manifest.
 
         Raises:
-            DamagedArtifactError: it is missing, is not what was written, or does not fit its own recipe.
+            DamagedArtifactError: the manifest is missing, was changed, or does not match its own recipe.
         """
         try:
             content = json.loads(path.read_bytes())
@@ -123,7 +123,7 @@ def _checksum(content: dict[str, Any]) -> str:
 
 @cache
 def code_versions() -> dict[str, str]:
-    """Versions of what computed an artifact. Recorded, not part of a recipe."""
+    """Versions of the packages that compute artifacts. They are recorded, and are not part of a recipe."""
     versions = {"python": platform.python_version()}
     for package in ("factsmith", "torch", "transformers", "numpy", "zarr", "pyarrow"):
         try:

@@ -1,7 +1,7 @@
-"""Recipes: what an artifact is made of, and the digest that names it.
+"""Recipes: everything that determines an artifact's bytes, and the digest that names it.
 
-A recipe holds everything that changes an artifact's bytes and nothing else: no paths, no worker counts, no batch
-sizes. Two machines that resolve the same recipe look for the same artifact.
+A recipe holds nothing that does not change the bytes: no paths, no worker counts, no batch sizes. Two machines with the
+same recipe look for the same artifact.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ DIGEST_LENGTH = 32
 
 
 def canonical_json(value: Any) -> bytes:
-    """The one JSON spelling of ``value``: sorted keys, no spaces, UTF-8, no NaN.
+    """The canonical JSON of ``value``: sorted keys, no spaces, UTF-8, no NaN.
 
     Raises:
         ValueError: ``value`` holds NaN or an infinity.
-        TypeError: ``value`` holds something JSON has no word for.
+        TypeError: ``value`` holds something that JSON cannot represent.
     """
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 
@@ -36,13 +36,13 @@ def digest_of(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Series:
-    """Artifacts that share everything but a small key: the shards of one key stream, the layers of one covariance.
+    """Artifacts whose recipes differ only in a small key: the shards of a key stream, the layers of a covariance.
 
     Args:
-        kind: what the artifacts are: ``keys``, ``covariance``, ...
-        version: of the code that writes them; raise it when the same parameters would give other bytes.
+        kind: the kind of artifact: ``keys``, ``covariance``, ...
+        version: version of the code that writes them. Raise it when the same parameters would give other bytes.
         parameters: JSON values that change the bytes.
-        inputs: digests of what they are made from, by role.
+        inputs: digests of the artifacts that they are made from, by role.
     """
 
     kind: str
@@ -65,7 +65,7 @@ class Series:
 
     @property
     def address(self) -> str:
-        """How people and logs name the series."""
+        """The name of the series in logs and commands."""
         return f"{self.kind}/{self.digest}"
 
     def member(self, **key: Any) -> Recipe:
@@ -75,7 +75,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Recipe:
-    """One artifact: a series and the key that tells its members apart."""
+    """The recipe of one artifact: its series, and its key within the series."""
 
     series: Series
     key: Mapping[str, Any]

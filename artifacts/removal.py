@@ -1,7 +1,7 @@
-"""Taking things out of a store: what nothing needs, what nobody used for long, and what somebody names.
+"""Removing things from a store: leftovers, artifacts that nobody has used for long, and artifacts by name.
 
-Whoever removes holds the store alone, so that no run is reading it. An artifact goes by one rename, out of every
-reader's sight, and is deleted afterwards.
+The store is held exclusively, so no run reads it meanwhile. An artifact disappears by one rename and is deleted
+afterwards.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ _TRASH = "trash"
 
 @contextlib.contextmanager
 def alone(store: Store) -> Iterator[None]:
-    """While open, nobody uses the store.
+    """Nobody else uses the store in this context.
 
     Raises:
-        InputError: somebody does, or the store cannot be written.
+        InputError: somebody uses it, or it cannot be written.
     """
     store.check_writable()
     with contextlib.ExitStack() as stack:
@@ -37,17 +37,17 @@ def alone(store: Store) -> Iterator[None]:
         except BlockingIOError:
             raise InputError(
                 f"The store {store.root} is in use.",
-                got="a run that is going on, and may be reading what would be removed",
+                got="a run is in progress and may be reading what would be removed",
                 remedy="wait until it has ended",
             ) from None
         yield
 
 
 def leftovers(store: Store) -> list[Path]:
-    """What nothing needs while nobody uses the store.
+    """Files and folders that are not needed while nobody uses the store.
 
-    Drafts of processes that were killed, damaged artifacts that were set aside, removed ones whose deletion was
-    interrupted, and locks that nobody holds.
+    These are drafts of processes that were killed, damaged artifacts that were moved aside, removed artifacts whose
+    deletion was interrupted, and locks that nobody holds.
     """
     folders = [store.root / name for name in ("staging", "damaged", _TRASH, "locks")]
     return [
@@ -60,9 +60,9 @@ def leftovers(store: Store) -> list[Path]:
 
 
 def unused(store: Store, days: float) -> list[Path]:
-    """Folders of the artifacts that no run has used for ``days``; those that made an artifact still in use stay.
+    """Folders of the artifacts that no run has used for ``days``, and that no artifact still in use was made from.
 
-    A run notes every artifact it finds, to the hour.
+    Times of use are known to the hour.
     """
     before = time.time() - 86_400 * days
     paths = {path for path in store.all_paths() if path.stat().st_mtime < before}
@@ -73,7 +73,7 @@ def unused(store: Store, days: float) -> list[Path]:
 
 
 def dependants(store: Store, paths: Iterable[Path]) -> list[Path]:
-    """Folders of the artifacts that were made from those at ``paths``, directly or not, without these themselves."""
+    """Folders of the artifacts that were made from those at ``paths``, directly or indirectly, without ``paths``."""
     users = _users(store)
     given = set(paths)
     found: set[Path] = set()
@@ -86,7 +86,7 @@ def dependants(store: Store, paths: Iterable[Path]) -> list[Path]:
 
 
 def _users(store: Store) -> dict[Path, set[Path]]:
-    """For each artifact, those that were made from it: they list it in their lineage, or their recipe names it."""
+    """For each artifact, those that were made from it: it is in their lineage or in their recipe."""
     paths = store.all_paths()
     by_digest: dict[str, Path] = {path.name: path for path in paths}
     users: dict[Path, set[Path]] = {path: set() for path in paths}
@@ -94,7 +94,7 @@ def _users(store: Store) -> dict[Path, set[Path]]:
         try:
             manifest = Manifest.load(path / MANIFEST_NAME)
         except DamagedArtifactError:
-            continue  # nothing can be made of it, and it cannot tell what it was made from
+            continue  # A damaged artifact is not used, and its sources are not known.
         sources = {address.rpartition("/")[2] for address in manifest.lineage}
         sources |= set(manifest.recipe["series"]["inputs"].values())
         for digest in sources & set(by_digest):
@@ -103,17 +103,17 @@ def _users(store: Store) -> dict[Path, set[Path]]:
 
 
 def remove(store: Store, paths: Iterable[Path], *, advance: Callable[[int], None] = lambda paths: None) -> None:
-    """Remove files and folders below the store's root; hold it ``alone`` around this.
+    """Remove files and folders below the store's root. The caller holds the store ``alone``.
 
     Raises:
-        InputError: one cannot be removed.
+        InputError: a file or folder cannot be removed.
     """
     trash = store.root / _TRASH
     try:
         for path in paths:
             if path.is_dir():
                 shutil.rmtree(path if path.parent == trash else _out_of_sight(store, path))
-                with contextlib.suppress(OSError):  # it holds others of its series
+                with contextlib.suppress(OSError):  # The folder may hold others of its series.
                     if path.parent.parent.parent == store.root / "artifacts":
                         path.parent.rmdir()
             else:
@@ -125,7 +125,7 @@ def remove(store: Store, paths: Iterable[Path], *, advance: Callable[[int], None
 
 
 def discard(store: Store, artifact: Artifact) -> None:
-    """Remove an artifact that only its own maker ever reads, while the store is in use."""
+    """Remove an artifact that only its maker ever reads, while the store is in use."""
     shutil.rmtree(_out_of_sight(store, artifact.path))
 
 

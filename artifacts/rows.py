@@ -1,7 +1,7 @@
 """Rows that are computed once and shared: value vectors by fact, scores by record.
 
-A series of artifacts, each holding some rows. Which artifact holds a row depends on who asked first; what the row
-holds does not, so whatever is built from rows names the series and the rows, never the artifact.
+Each artifact of a series holds some rows. Which artifact holds a row depends on the order of requests, but the row's
+content does not. A recipe that uses rows therefore names the series and the rows, and never the artifact.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ __all__ = ["Row", "RowSeries", "holders"]
 
 @dataclass(frozen=True)
 class Row:
-    """Where a row is: an artifact, and the row's place in it."""
+    """The location of a row: an artifact, and the row's index in it."""
 
     artifact: Artifact
     place: int
 
 
 def holders(rows: Iterable[Row]) -> list[Artifact]:
-    """The artifacts that hold ``rows``, each once, in the order in which they are first named."""
+    """The artifacts that hold ``rows``, each once, in the order of the rows."""
     return list({row.artifact.digest: row.artifact for row in rows}.values())
 
 
@@ -36,7 +36,7 @@ class RowSeries:
         self.series = series
 
     def find(self) -> dict[str, Row]:
-        """Every row there is, by its digest."""
+        """All rows in the store, by digest."""
         return {
             digest: Row(artifact, place)
             for artifact in self.store.members(self.series)
@@ -46,21 +46,21 @@ class RowSeries:
     def get_or_build(
         self, wanted: Sequence[str], build: Callable[[Draft, list[str]], None], *, at_once: int
     ) -> tuple[dict[str, Row], int]:
-        """The rows ``wanted``, and how many had to be built.
+        """All rows in the store, and the number of rows that were built now.
 
-        Missing rows are built ``at_once`` at a time, each group published when it is done, so that a killed process
-        loses one group at most.
+        Missing rows are built in groups of ``at_once``. Each group is published when it is complete, so a killed
+        process loses at most one group.
 
         Args:
-            wanted: digests.
+            wanted: digests of the rows that must exist afterwards.
             build: writes the rows of some digests, in that order, into a draft.
-            at_once: rows an artifact.
+            at_once: rows of an artifact.
         """
         found = self.find()
         if all(digest in found for digest in wanted):
             return found, 0
         with self.store.lock(self.series.digest):
-            found = self.find()  # another process may have built them while this one waited
+            found = self.find()  # Another process may have built them while this one waited.
             missing = [digest for digest in dict.fromkeys(wanted) if digest not in found]
             for first in range(0, len(missing), at_once):
                 group = missing[first : first + at_once]

@@ -1,9 +1,9 @@
 """The artifact store: a folder of immutable, checksummed artifacts, each found by its recipe.
 
-An artifact is built in a staging folder and becomes visible by one rename, so a reader never sees half of one. A build
-holds a file lock on its recipe: a second process waits, then finds what the first has built. The kernel drops the lock
-of a killed process, and the next build clears what that one left in staging. Whoever uses the store shares one more
-lock, and whoever removes from it holds that one alone, so that nothing goes while somebody may be reading it.
+An artifact is built in a staging folder and becomes visible by one rename, so a reader never sees half of it. A build
+holds a file lock on its recipe. A second process waits, and then finds the artifact. The kernel releases the lock of a
+killed process, and the next build removes what that process left in staging. All users of the store share another lock.
+Removing artifacts needs this lock exclusively, so nothing is removed while somebody may be reading it.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Artifact:
 
     @property
     def key(self) -> dict[str, Any]:
-        """What tells the artifact apart from the others of its series."""
+        """The artifact's key within its series."""
         return dict(self.manifest.recipe["key"])
 
     @property
@@ -64,12 +64,12 @@ class Artifact:
 
 
 class Draft:
-    """An artifact being built: write files below ``path``, then leave the ``with``.
+    """An artifact that is being built. Files are written below ``path``.
 
     Attributes:
         path: the staging folder.
-        summary: goes into the manifest.
-        made: device and settings worth recording, outside the recipe.
+        summary: the manifest's summary.
+        made: device and settings to record in the manifest, outside the recipe.
         lineage: addresses of the artifacts that were read.
     """
 
@@ -89,7 +89,7 @@ class Store:
     """Artifacts below ``root``.
 
     Args:
-        root: the folder; made on the first build.
+        root: the folder. The first build makes it.
     """
 
     def __init__(self, root: Path) -> None:
@@ -99,27 +99,27 @@ class Store:
     def check_writable(self) -> None:
         """
         Raises:
-            InputError: nothing can be written below ``root``.
+            InputError: ``root`` cannot be written.
         """
         self._writable("staging")
 
     # ---------------------------------------------------------------- finding
 
     def find(self, recipe: Recipe) -> Artifact | None:
-        """The artifact of ``recipe`` if it is there and undamaged.
+        """The artifact of ``recipe``, if it exists and is undamaged.
 
-        A damaged one is reported, moved aside and not found, so that the caller builds it again.
+        A damaged artifact is reported and moved aside, so that the caller builds it again.
         """
         path = self._path(recipe)
         return self._found(path) if os.path.lexists(path) else None
 
     def at(self, place: str) -> Artifact | None:
-        """The artifact at ``place``; not found if damaged, as in ``find``."""
+        """The artifact at ``place``. A damaged one is moved aside, as in ``find``."""
         path = self.root / "artifacts" / place
         return self._found(path) if os.path.lexists(path) else None
 
     def members(self, series: Series) -> list[Artifact]:
-        """The undamaged artifacts of ``series``, ordered by digest; damaged ones are set aside as in ``find``."""
+        """The artifacts of ``series``, ordered by digest. Damaged ones are moved aside, as in ``find``."""
         folder = self._series_path(series.kind, series.digest)
         if not folder.is_dir():
             return []
@@ -127,16 +127,16 @@ class Store:
         return [artifact for artifact in found if artifact is not None]
 
     def all_paths(self) -> list[Path]:
-        """The folders of all artifacts, damaged ones included, by kind, series and digest."""
+        """The folders of all artifacts, with damaged ones, ordered by kind, series and digest."""
         return sorted(path for path in self.root.glob("artifacts/*/*/*") if path.is_dir())
 
     def resolve(self, address: str) -> list[Path]:
-        """Folders of the artifacts that an address names: ``kind/digest`` or a digest, abbreviated or whole.
+        """Folders of the artifacts that an address names: ``kind/digest`` or a digest, which may be abbreviated.
 
         The digest of a series names all its artifacts.
 
         Raises:
-            InputError: nothing, or more than one thing, goes by that name.
+            InputError: no artifact or series, or more than one, has that address.
         """
         kind, _, digest = address.rpartition("/")
         by_name: dict[str, list[Path]] = {}
@@ -148,7 +148,7 @@ class Store:
         if len(by_name) == 1:
             return by_name.popitem()[1]
         raise InputError(
-            f"{len(by_name) or 'No'} artifacts or series go by {address!r}.",
+            f"{len(by_name) or 'No'} artifacts or series match {address!r}.",
             got=", ".join(sorted(by_name)[:8]) or None,
             expected="a digest as `factsmith store ls` shows it, or enough of its first letters",
         )
@@ -157,25 +157,25 @@ class Store:
 
     @contextlib.contextmanager
     def lock(self, digest: str) -> Iterator[None]:
-        """Hold the lock that goes with ``digest``, waiting for whoever holds it."""
-        with self.in_use(), held(self.lock_path(digest), f"whoever else is building {digest}"):
+        """Hold the lock of ``digest``. Waits while another process holds it."""
+        with self.in_use(), held(self.lock_path(digest), f"another process that builds {digest}"):
             yield
 
     @contextlib.contextmanager
     def in_use(self) -> Iterator[None]:
-        """While open, nothing is removed from the store."""
-        with shared(self.lock_path(IN_USE), "whoever is removing artifacts"):
+        """Nothing is removed from the store in this context."""
+        with shared(self.lock_path(IN_USE), "another process that removes artifacts"):
             yield
 
     def lock_path(self, name: str) -> Path:
-        """The file of a lock; its folder is made."""
+        """The file of a lock. Makes its folder."""
         return self._writable("locks") / name
 
     @contextlib.contextmanager
     def draft(self, recipe: Recipe) -> Iterator[Draft]:
-        """Build the artifact of ``recipe``; hold ``lock`` around it. Published when the ``with`` ends well.
+        """Build the artifact of ``recipe``. The caller holds ``lock``.
 
-        If it does not, the staging folder is removed and nothing is visible.
+        The artifact is published at the end of the context. After an error, nothing is visible.
         """
         staging = self._writable("staging")
         for stale in staging.glob(f"{recipe.digest}-*"):
@@ -191,7 +191,7 @@ class Store:
             shutil.rmtree(path, ignore_errors=True)
 
     def get_or_build(self, recipe: Recipe, build: Callable[[Draft], None]) -> tuple[Artifact, bool]:
-        """The artifact of ``recipe``, and whether it had to be built."""
+        """The artifact of ``recipe``, and whether it was built now."""
         if found := self.find(recipe):
             return found, False
         with self.lock(recipe.digest):
@@ -202,7 +202,7 @@ class Store:
         return self.get(recipe), True
 
     def get(self, recipe: Recipe) -> Artifact:
-        """The artifact of ``recipe``, which must be there."""
+        """The artifact of ``recipe``, which must exist."""
         found = self.find(recipe)
         if found is None:
             raise FactsmithError(f"{recipe.address} was built but cannot be read back from {self.root}.")
@@ -211,7 +211,7 @@ class Store:
     # -------------------------------------------------------------- verifying
 
     def verify(self, path: Path) -> list[str]:
-        """Read every byte of the artifact at ``path``; what is wrong with it, one line a file."""
+        """Read every byte of the artifact at ``path``. Returns what is wrong, one line for each file."""
         try:
             manifest = Manifest.load(path / MANIFEST_NAME)
         except DamagedArtifactError as error:
@@ -229,12 +229,12 @@ class Store:
         return Artifact(path, manifest)
 
     def _found(self, path: Path) -> Artifact | None:
-        """What is at ``path``, noted as used; nothing if it is damaged, which is reported and moved aside."""
+        """The artifact at ``path``, marked as used. A damaged one is reported and moved aside."""
         try:
             artifact = self._open(path)
         except DamagedArtifactError:
             with self.lock("damaged"):
-                try:  # another process may have moved it aside meanwhile, and built it again
+                try:  # Another process may have moved it aside and built it again.
                     artifact = self._open(path)
                 except DamagedArtifactError as error:
                     if os.path.lexists(path):
@@ -297,7 +297,7 @@ class Store:
 
 
 def unwritable(root: Path, reason: object) -> InputError:
-    """The store's folder cannot be written."""
+    """The error that the store's folder cannot be written."""
     return InputError(
         f"The store {root} cannot be written.",
         got=reason,
@@ -306,14 +306,14 @@ def unwritable(root: Path, reason: object) -> InputError:
 
 
 def _note_use(path: Path) -> None:
-    """Keep in the folder's own time when its artifact was last used, to the hour; its files stay untouched."""
-    with contextlib.suppress(OSError):  # a store that can only be read
+    """Set the folder's modification time to the time of this use, to the hour. Its files keep their times."""
+    with contextlib.suppress(OSError):  # The store may be read-only.
         if time.time() - path.stat().st_mtime > _HOUR:
             os.utime(path)
 
 
 def _sync(paths: Iterable[Path]) -> None:
-    """Have the disk hold ``paths`` and the folders that name them."""
+    """Flush ``paths`` and their folders to the disk."""
     paths = list(paths)
     for path in [*paths, *{path.parent for path in paths if path.is_file()}]:
         handle = os.open(path, os.O_RDONLY)

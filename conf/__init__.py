@@ -1,1 +1,1 @@
-"""One YAML a choice: models, corpora, methods and datasets. `flows/configuration.py` puts them together."""
+"""One YAML file for each choice of model, corpus, method, dataset and experiment. Read by ``flows/configuration``."""

@@ -1,8 +1,8 @@
-"""Run a module, as ``python -m`` does, for as long as the process that asked for it lives.
+"""Run a module as ``python -m`` does, and end with the parent process.
 
     python -m factsmith.flows.services.child_process PID MODULE [ARGUMENT ...]
 
-Nothing else ends what a killed process has started; and it would keep that process's output open for whoever reads it.
+Otherwise the children of a killed process would keep running, and would keep its output open for whoever reads it.
 """
 
 from __future__ import annotations
@@ -16,13 +16,12 @@ from threading import Thread
 
 __all__ = ["main"]
 
-_BETWEEN_LOOKS = 1.0
-_TO_END = 5.0
-"""Seconds."""
+_SECONDS_BETWEEN_CHECKS = 1.0
+_SECONDS_TO_END = 5.0
 
 
 def main() -> None:
-    """Of ``python -m``."""
+    """Run the module that ``sys.argv`` names, with its arguments."""
     parent, module, *arguments = sys.argv[1:]
     Thread(target=_end_after, args=(int(parent),), daemon=True).start()
     sys.argv = [module, *arguments]
@@ -31,9 +30,9 @@ def main() -> None:
 
 def _end_after(parent: int) -> None:
     while os.getppid() == parent:
-        time.sleep(_BETWEEN_LOOKS)
+        time.sleep(_SECONDS_BETWEEN_CHECKS)
     os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(_TO_END)
+    time.sleep(_SECONDS_TO_END)
     os.kill(os.getpid(), signal.SIGKILL)
 
 

@@ -1,8 +1,8 @@
-"""Where MLflow's UI shows runs with their scores.
+"""Addresses at which MLflow's UI shows runs with their scores.
 
-Left to itself, the UI opens an experiment on pages for chat applications, and its list of runs shows no metric before
-each user has picked some. An address leads past both: it names the pages for training, and a view that the UI keeps as
-a tag of the experiment.
+By default, the UI opens an experiment on pages for chat applications, and its list of runs shows no metrics until the
+user picks some. The addresses name the pages for training, and a view with the scores, which is stored as a tag of the
+experiment.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ _SETTINGS = ("model.name", "method.name", "dataset.name", "method.batch_size")
 
 
 def score_pages(uri: str) -> dict[str, str]:
-    """Pages of all experiments that hold runs, by name, the one used last first; each is given the view.
+    """The pages of all experiments that have runs, by name, the last used one first. Stores the view in each of them.
 
     Args:
-        uri: where MLflow keeps runs.
+        uri: MLflow's tracking URI.
 
     Returns:
         Paths below the server's address.
 
     Raises:
-        InputError: nothing can be read there.
+        InputError: MLflow cannot read the URI.
     """
     try:
         client = MlflowClient(tracking_uri=uri)
@@ -55,7 +55,7 @@ def score_pages(uri: str) -> dict[str, str]:
 
 
 def _view() -> str:
-    """A saved view as MLflow's UI reads it: what sums up each family of metrics, and what people compare by."""
+    """A saved view in the format of MLflow's UI: the main scores of each metric family, and the main settings."""
     metrics = [name for one in load_families() for name in ([one.mean[0], *one.mean[1]] if one.mean else one.metrics)]
     columns = [f"metrics.`after/{name}`" for name in metrics] + [f"params.`{name}`" for name in _SETTINGS]
     state = {"selectedColumns": columns}

@@ -1,4 +1,4 @@
-"""The deployments that `factsmith serve` keeps running on this machine: which flow, when, and with what form."""
+"""The deployments that `factsmith serve` runs on this machine: their flows, schedules and parameters."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ __all__ = ["CRONS", "When", "check_server", "deployments", "keep_serving"]
 _FLOWS: dict[str, Flow[..., Any]] = {flow.name: flow for flow in (precompute, evaluate, run)}
 
 CRONS = {"precompute": "0 2 * * *", "evaluate": "0 * * * *", "run": None}
-"""When each flow runs unless it is said otherwise; ``run`` when somebody asks for it."""
+"""The default schedule of each flow. ``run`` has none: it runs when somebody asks for it."""
 
 
 @dataclass(frozen=True)
 class When:
-    """When a deployment's runs begin; at most one of ``cron`` and ``interval``, and with neither nothing is scheduled.
+    """The schedule of a deployment: a cron, an interval, or neither, which schedules nothing.
 
     Attributes:
         cron: five fields: minute, hour, day of the month, month, day of the week.
-        interval: seconds from one run's beginning to the next one's.
-        timezone: of the cron, by its IANA name.
+        interval: seconds between the starts of two runs.
+        timezone: IANA name of the cron's time zone.
     """
 
     cron: str | None = None
@@ -65,16 +65,16 @@ class When:
 def deployments(
     arguments: Sequence[str], only: Sequence[str], when: When, *, name: str
 ) -> list[tuple[RunnerDeployment, When]]:
-    """Deployments of the flows named by ``only``, of all if it is empty, and when each of them runs.
+    """Deployments, each with its schedule.
 
     Args:
         arguments: choices and settings of the runs.
-        only: names of flows.
-        when: instead of each flow's own time, if it says any.
-        name: of the deployments; their addresses are ``FLOW/NAME``.
+        only: names of the flows to deploy; empty for all of them.
+        when: a schedule that replaces the default ones, unless it has neither cron nor interval.
+        name: name of the deployments. Their addresses are ``FLOW/NAME``.
 
     Raises:
-        InputError: a flow that is not served, or a time that is none.
+        InputError: an unknown flow, or a schedule that cannot be used.
     """
     for flow in only:
         if flow not in _FLOWS:
@@ -127,23 +127,23 @@ def check_server() -> str:
 
 class _Runner(Runner):
     def handle_sigterm(self, *_: Any) -> None:
-        """End as Ctrl-C does: Prefect would leave from inside the event loop, with the traceback of what it broke."""
+        """End as Ctrl-C does. Prefect would exit inside the event loop, with a traceback."""
         signal.raise_signal(signal.SIGINT)
 
 
 def keep_serving(served: Sequence[RunnerDeployment]) -> None:
-    """Register deployments and run whatever comes due, one run at a time, until interrupted; then pause them.
+    """Register deployments and run what is due, one run at a time, until interrupted. Then pause them.
 
     Raises:
-        InputError: the server was gone in the end, so that nothing could be paused.
+        InputError: the server did not answer at the end, so the deployments could not be paused.
     """
     runner = _Runner(limit=1, pause_on_shutdown=False)
     ids = [str(runner.add_deployment(one)) for one in served]
     with get_client(sync_client=True) as client:
         for one in ids:
-            _pause(client, one)  # forgets what came due while nobody served it: one run catches up as well as ten
+            _pause(client, one)  # Forgets runs that were due while nobody served them: one run catches up as well.
             client.resume_deployment(one)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # A shell's background jobs ignore SIGINT.
     try:
         asyncio.run(runner.start())
     except KeyboardInterrupt:
@@ -153,10 +153,10 @@ def keep_serving(served: Sequence[RunnerDeployment]) -> None:
 
 
 def _stop(ids: Sequence[str]) -> None:
-    """Pause deployments, and say of the runs that ended with this process that they did: nobody else will."""
+    """Pause deployments, and mark the runs that end with this process as crashed. Nobody else would."""
     state = {"type": {"any_": [StateType.PENDING, StateType.RUNNING]}}
     of_ours = FlowRunFilter.model_validate({"deployment_id": {"any_": list(ids)}, "state": state})
-    crashed: State[Any] = Crashed(message="`factsmith serve` was stopped; the next run goes on from here")
+    crashed: State[Any] = Crashed(message="`factsmith serve` was stopped; the next run continues from here")
     try:
         with get_client(sync_client=True) as client:
             for one in ids:
@@ -167,10 +167,10 @@ def _stop(ids: Sequence[str]) -> None:
         raise InputError(
             "Stopped, but the schedules could not be paused: Prefect's server does not answer.",
             got=str(error),
-            remedy="none is needed: whatever comes due until they are served again is forgotten then",
+            remedy="none is needed: runs that are due before the next `factsmith serve` are forgotten then",
         ) from None
 
 
 def _pause(client: SyncPrefectClient, deployment: str) -> None:
-    """Pause a deployment and forget the runs that wait in its schedule, which the client's own method leaves there."""
+    """Pause a deployment and delete its scheduled runs, which the client's own method would leave."""
     client.request("POST", "/deployments/{id}/pause_deployment", path_params={"id": deployment})

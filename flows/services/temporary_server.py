@@ -1,4 +1,4 @@
-"""The Prefect server of a run that has no other."""
+"""A temporary Prefect server, for runs on a machine without a permanent one."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ __all__ = ["start_temporary_server"]
 
 
 class _Server(SubprocessASGIServer):
-    """Prefect's own, which ends when this process does, and not before.
+    """Prefect's own server, which ends when this process ends, and not before.
 
-    Ctrl-C reaches every process of a terminal's group. A server that ended by it before the run would leave the run
-    trying, for minutes, to tell how it ended: it has a group of its own. A run that is killed cannot end its server:
-    the server looks whether the run is there.
+    Ctrl-C reaches every process of a terminal's group. If it ended the server before the run, the run would try for
+    minutes to report its end, so the server has a process group of its own. A run that is killed cannot end its server,
+    so the server checks whether the run is alive.
     """
 
     def _run_uvicorn_command(self) -> subprocess.Popen[Any]:
         popen = subprocess.Popen
 
-        def watched(args: list[str], **given: Any) -> subprocess.Popen[Any]:
+        def start_as_child(args: list[str], **given: Any) -> subprocess.Popen[Any]:
             python, dash_m, *module = args
             return popen(
                 [python, dash_m, "factsmith.flows.services.child_process", str(os.getpid()), *module],
@@ -31,7 +31,7 @@ class _Server(SubprocessASGIServer):
                 **given,
             )
 
-        subprocess.Popen = watched  # type: ignore[assignment, misc]
+        subprocess.Popen = start_as_child  # type: ignore[assignment, misc]
         try:
             return super()._run_uvicorn_command()
         finally:
@@ -39,6 +39,6 @@ class _Server(SubprocessASGIServer):
 
 
 def start_temporary_server() -> None:
-    """Start a server for this process, unless Prefect knows one; it ends with the process, however that ends."""
+    """Start a server for this process, unless ``PREFECT_API_URL`` names one. It ends with the process in any case."""
     if not PREFECT_API_URL.value():
         _Server().start()

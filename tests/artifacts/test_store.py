@@ -258,7 +258,7 @@ def test_addresses_may_be_abbreviated(store):
     assert store.resolve(f"things/{one.digest}") == [one.path]
     assert set(store.resolve(SERIES.digest[:8])) == {one.path, other.path}
     for unknown in ("zzz", "other/" + one.digest, ""):
-        with pytest.raises(InputError, match="go by"):
+        with pytest.raises(InputError, match="artifacts or series match"):
             store.resolve(unknown)
 
 
