@@ -1,1 +1,1 @@
-"""What a run tells its user: reports for ``--json``, tables for the terminal and Markdown, and figures for MLflow."""
+"""What the user sees of a run: reports for ``--json``, tables for the terminal and Markdown, and figures for MLflow."""

@@ -1,4 +1,4 @@
-"""Runs side by side: which settings differ, what each scored, and which differences are more than noise."""
+"""Runs side by side: the settings that differ, the scores, and which differences are more than noise."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ _LAST_BITS = 1e-9
 
 @dataclass(frozen=True)
 class ScoredRun:
-    """What is compared of a run.
+    """The parts of a run that are compared.
 
     Attributes:
-        id: in MLflow.
-        name: shown there.
-        started: when.
-        settings: flat, as text.
-        metrics: that it was scored on, in the order they are shown in.
-        values: by phase, of each fact.
+        id: id of the run in MLflow.
+        name: name of the run in MLflow.
+        started: when the run started.
+        settings: the settings, flat, as text.
+        metrics: the metrics of the run, in display order.
+        values: the value of each metric for each fact, by phase.
     """
 
     id: str
@@ -57,13 +57,13 @@ class ComparedRun(BaseModel):
     """One of the runs.
 
     Attributes:
-        id: in MLflow.
-        name: shown there.
-        started: when.
-        facts: that were scored.
-        shared: how many of them the first run scored too.
-        paired: whether they are the first run's, all and no others: it is then compared with it fact by fact, and
-            otherwise as if the two had no fact in common.
+        id: id of the run in MLflow.
+        name: name of the run in MLflow.
+        started: when the run started.
+        facts: number of facts that were scored.
+        shared: number of these facts that the first run scored too.
+        paired: whether both runs scored exactly the same facts. They are then compared fact by fact, and otherwise as
+            independent samples.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -80,8 +80,8 @@ class Score(BaseModel):
     """A metric of a run, in percent.
 
     Attributes:
-        interval: its value, and the ends of its 95 % interval.
-        difference: from the first run; null for that run itself, and where one of the two does not tell the metric.
+        interval: the value and its 95 % interval.
+        difference: the difference from the first run; null for the first run, and if one of the two lacks the metric.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -92,23 +92,22 @@ class Score(BaseModel):
     @computed_field  # type: ignore[prop-decorator]
     @property
     def noise(self) -> bool | None:
-        """Whether the interval of the difference holds zero."""
+        """Whether the interval of the difference contains zero."""
         return self.difference.holds_zero if self.difference else None
 
 
 class Comparison(BaseModel):
     """Runs side by side, as ``--json`` prints it. Lists are in the order of ``runs``.
 
-    An interval says how far another draw of as many facts could move its number (percentile bootstrap over facts). That
-    of few facts is too narrow, and that of facts which all agree has no width. Each is made for its metric alone and
-    none is corrected for there being many: of twenty metrics in which two runs do not differ, one is expected to show a
-    difference.
+    An interval estimates how much a number would vary with another sample of as many facts (percentile bootstrap over
+    facts). With few facts it is too narrow, and if all facts agree it has no width. Intervals are not corrected for
+    multiple comparisons: if two runs do not differ, one of twenty metrics is expected to show a difference.
 
     Attributes:
-        runs: the first is what the others are compared with.
-        settings: those that differ, as MLflow shows them; null for a run that knows no such setting.
-        scores: by phase and metric; null for a run that does not tell it. ``before`` is there if it differs.
-        means: metrics that are harmonic means of others.
+        runs: the runs. The others are compared with the first.
+        settings: the settings that differ, as MLflow shows them; null for a run without such a setting.
+        scores: scores by phase and metric; null for a run that lacks the metric. ``before`` is given if it differs.
+        means: the metrics that are harmonic means of others.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -120,16 +119,16 @@ class Comparison(BaseModel):
 
 
 def scored(run: PastRun) -> ScoredRun:
-    """What ``run`` has kept of its scores.
+    """The stored scores of ``run``.
 
     Raises:
-        InputError: it has none, or none that this version of Factsmith knows.
+        InputError: it has none, or has metrics that this version of Factsmith does not know.
     """
     if not any(name.startswith("after/") for name in run.metrics):
         raise InputError(
             f"Run {run.id} has no scores to compare.",
             got=f"{run.name}, {run.status}",
-            expected="a run that scored what it wrote: of run or evaluate, a cell of sweep, a trial of tune",
+            expected="a run with scores: one of run or evaluate, a cell of sweep, a trial of tune",
             remedy=f"score its edits with `factsmith evaluate {run.id[:8]}`" if run.flow == "edit" else None,
         )
     families = load_families(past_settings(run).dataset.metrics)
@@ -177,20 +176,20 @@ def compare(runs: Sequence[ScoredRun]) -> Comparison:
 
 def _scores(runs: Sequence[ScoredRun], phase: str) -> dict[str, list[Score | None]]:
     values = [run.values[phase] for run in runs]
-    told = [intervals(one) for one in values]
+    found = [intervals(one) for one in values]
     moved = [{}, *(differences(values[0], one) for one in values[1:])]
     names = dict.fromkeys(name for run in runs for name in run.metrics)
     return {
         name: [
             Score(interval=interval[name], difference=difference.get(name)) if name in interval else None
-            for interval, difference in zip(told, moved, strict=True)
+            for interval, difference in zip(found, moved, strict=True)
         ]
         for name in names
     }
 
 
 def _same(first: RecordValues, other: RecordValues) -> bool:
-    """Whether both come to the same numbers. The order of the facts decides the last bits of a mean."""
+    """Whether both have the same metrics. The last bits of a mean depend on the order of the facts."""
     one, two = first.summary(), other.summary()
     return one.keys() == two.keys() and all(
         (value is None) == (two[name] is None) and math.isclose(value or 0, two[name] or 0, abs_tol=_LAST_BITS)

@@ -23,7 +23,7 @@ __all__ = [
 
 
 def before_and_after(before: Mapping[str, float | None], after: Mapping[str, float | None]) -> Figure:
-    """Bars of ES, PS, NS and S before and after an edit, in percent; of all metrics where those were not asked for."""
+    """Bars of ES, PS, NS and S before and after an edit, in percent; or of all metrics if these were not measured."""
     names = [name for name in ("ES", "PS", "NS", "S") if name in before] or list(before)
     figure = Figure(figsize=(6, 3.5), layout="constrained")
     axes = figure.add_subplot()
@@ -43,7 +43,7 @@ _KIND_TITLES = {"hidden": "output of a block", "mlp": "MLPs of a window", "atten
 
 
 def effects_by_role(effects: Mapping[str, Mapping[str, Sequence[float]]], layers: Sequence[int]) -> Figure:
-    """Heat maps of the average indirect effect in percent, roles by layers, the proposed layers framed."""
+    """Heat maps of the average indirect effect in percent, by role and layer. The proposed layers are framed."""
     figure = Figure(figsize=(13, 3.2), layout="constrained")
     for axes, (kind, title) in zip(figure.subplots(1, len(_KIND_TITLES)), _KIND_TITLES.items(), strict=True):
         by_role = effects[kind]
@@ -62,7 +62,7 @@ def effects_by_role(effects: Mapping[str, Mapping[str, Sequence[float]]], layers
 def score_by_multiplier(
     points: Mapping[str, Mapping[str, Mapping[float, tuple[float, float, float]]]], name: str, threshold: float
 ) -> Figure:
-    """A score against d_m, a panel a variant, a line a batch size with its intervals.
+    """A score against d_m: one panel per variant, and one line with intervals per batch size.
 
     Args:
         points: by variant, batch size and d_m: the score and the ends of its interval, percent.
@@ -73,7 +73,7 @@ def score_by_multiplier(
     panels = figure.subplots(1, len(points), sharey=True, squeeze=False)[0]
     for axes, (variant, by_batch) in zip(panels, points.items(), strict=True):
         for number, (batch, curve) in enumerate((batch, curve) for batch, curve in by_batch.items() if curve):
-            # A little beside each other, or the intervals would hide one another.
+            # Lines are shifted a little, or the intervals would hide one another.
             multipliers, found = [1.02**number * one for one in curve], list(curve.values())
             values = [value for value, _, _ in found]
             errors = [[value - low for value, low, _ in found], [high - value for value, _, high in found]]
@@ -96,7 +96,7 @@ def score_by_multiplier(
 
 
 def leverage_by_multiplier(curves: Mapping[int, Mapping[float, float]], tolerance: float) -> Figure:
-    """Held-out leverage against d_m, a line a layer, and the tolerance.
+    """Held-out leverage against d_m, with one line per layer, and the tolerance.
 
     Args:
         curves: by layer and d_m; infinite where C0 is singular, which is not drawn.
@@ -121,13 +121,13 @@ def leverage_by_multiplier(curves: Mapping[int, Mapping[float, float]], toleranc
 
 
 def _plain_ticks(axes: Axes) -> None:
-    """2 and 20 beside a logarithmic axis, where the default writes powers of ten."""
+    """Label a logarithmic axis with numbers such as 2 and 20. The default labels are powers of ten."""
     axes.yaxis.set_major_formatter(LogFormatter())
     axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.4)))
 
 
 def spectra(eigenvalues: Mapping[int, Sequence[float]]) -> Figure:
-    """Eigenvalues of each layer's C0 by their rank, as shares of the largest."""
+    """Eigenvalues of each layer's C0 in descending order, as shares of the largest."""
     figure = Figure(figsize=(6, 3.5), layout="constrained")
     axes = figure.add_subplot()
     for layer, values in eigenvalues.items():
@@ -187,7 +187,7 @@ def trajectory_figure(
 
 
 def trajectories_figure(panels: Mapping[str, Mapping[str, Mapping[int, float]]]) -> Figure:
-    """Several sequences against the number of edits, a line each.
+    """Curves of several sequences against the number of edits, one line per sequence.
 
     Args:
         panels: by what is shown and by sequence, its values; those in percent say so.
@@ -203,7 +203,7 @@ def trajectories_figure(panels: Mapping[str, Mapping[str, Mapping[int, float]]])
         else:
             axes.set_yscale("log")
             _plain_ticks(axes)
-        axes.set_title(title.rstrip(","), fontsize="medium")
+        axes.set_title(title, fontsize="medium")
         axes.set_xlabel("edits")
         axes.spines[["top", "right"]].set_visible(False)
     handles, labels = figure.axes[0].get_legend_handles_labels()

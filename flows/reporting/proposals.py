@@ -1,4 +1,4 @@
-"""What `locate` and `tune` have found, for the terminal: a table, and what to do with it."""
+"""The results of `locate` and `tune` for the terminal: a table, and the arguments to use."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ __all__ = ["effects_table", "trials_table", "location_lines", "tuning_lines"]
 
 
 def effects_table(report: LocateReport, settings: Settings) -> Table:
-    """Average indirect effects by layer where they matter most, in percent; proposed layers stand out."""
+    """Average indirect effects by layer at the tokens that matter most, in percent. Proposed layers are highlighted."""
     table = Table(
-        title=f"{settings.model.name}: indirect effects on {report.facts} facts it knows, percent "
+        title=f"{settings.model.name}: indirect effects on {report.facts} known facts, percent "
         f"(P(object) is {100 * report.clean:.1f}, under noise {100 * report.corrupted:.1f})",
         title_justify="left",
     )
@@ -40,21 +40,21 @@ def effects_table(report: LocateReport, settings: Settings) -> Table:
 
 
 def location_lines(report: LocateReport) -> Iterator[str]:
-    """Lines that say what was passed over, and which words to use."""
+    """Lines about facts that were left out, and the argument to use."""
     if report.unknown:
-        yield f"{report.unknown} facts were passed over: the model does not know them."
+        yield f"{report.unknown} facts were left out because the model does not know them."
     if report.layers:
         yield f"Edit here: 'method.layers={json.dumps(report.layers, separators=(',', ':'))}'"
     else:
-        yield "No layer stands out: these facts do not go through the MLPs at the subject's last token."
+        yield "No layer stands out: the MLPs at the subject's last token do not mediate these facts."
 
 
 def trials_table(report: TuneReport, settings: Settings) -> Table:
-    """Every trial, and what start and best come to on records that were not tuned on, in percent."""
+    """All trials, and the scores of the start and the best trial on the other half, in percent."""
     table = Table(
         title=f"{settings.method.name} on {settings.model.name}: tuned on one half of the records, percent",
         title_justify="left",
-        caption="The last two rows are the other half's, which nothing was chosen on.",
+        caption="The last two rows are scores on the other half, which was not used for tuning.",
         caption_justify="left",
     )
     for name in ("trial", "lambda", "clamp", "learning rate", *SCORES, "seconds"):
@@ -76,7 +76,7 @@ def trials_table(report: TuneReport, settings: Settings) -> Table:
 
 
 def tuning_lines(report: TuneReport, out: Path | None) -> Iterator[str]:
-    """Lines that say what failed, and which words to use."""
+    """Lines about trials that failed, and the arguments to use."""
     for trial in report.trials:
         if trial.error:
             yield f"Trial {trial.number} failed: {trial.error}"

@@ -1,4 +1,4 @@
-"""Tables about runs that have been: for the terminal, and in Markdown."""
+"""Tables of earlier runs, for the terminal and in Markdown."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 __all__ = ["comparison_tables", "described", "grouped", "runs_table"]
 
 Family = list[tuple[int, PastRun]]
-"""A run and all those below it, each with how far below."""
+"""A run and all its parts, each with its depth."""
 
 _COLOURS = {"FINISHED": "green", "FAILED": "red"}
-_CAPTION = "noise: the interval of the difference holds zero\nintervals are not corrected for there being many"
+_CAPTION = "noise: the interval of the difference contains zero\nintervals are not corrected for multiple comparisons"
 _NO_FACTS = ("precompute", "locate")
 
 
 def grouped(runs: Sequence[PastRun]) -> list[Family]:
-    """``runs`` (the latest first) in the order of a list: those of a run stand below it, as they came."""
+    """``runs`` (latest first), with the parts of each run below it, in the order in which they started."""
     known = {run.id for run in runs}
     below: dict[str | None, list[PastRun]] = defaultdict(list)
     for run in reversed(runs):
@@ -57,12 +57,12 @@ def described(run: PastRun) -> dict[str, Any]:
 
 
 def runs_table(families: Sequence[Family], *, total: int, parts: bool) -> Table:
-    """One row a run.
+    """A table with one row per run.
 
     Args:
-        families: that are shown.
-        total: how many there are.
-        parts: whether the runs below others are shown; if not, they are counted.
+        families: the runs to show.
+        total: the number of all runs.
+        parts: whether parts of runs are shown. Otherwise they are counted.
     """
     hidden = f"{len(families)} of {total} runs: --limit {total} shows all" if len(families) < total else None
     table = Table(title="runs", title_justify="left", caption=hidden, caption_justify="left")
@@ -75,25 +75,25 @@ def runs_table(families: Sequence[Family], *, total: int, parts: bool) -> Table:
         for depth, run in family if parts else family[:1]:
             name = f"{'  ' * (depth - 1)}└ {run.name}" if depth else run.name
             if not parts and family[1:]:
-                name += f" ({len(family) - 1} below)"
+                name += f" ({len(family) - 1} part{'s' if family[2:] else ''})"
             table.add_row(run.id[:8], _moment(run.started), name, _batches(run), _outcome(run))
     return table
 
 
 def _moment(moment: datetime) -> str:
-    """Local time; the year instead where it is not this one, as `ls` has it."""
+    """Date and local time, or date and year if it is not this year's, like `ls`."""
     local = moment.astimezone()
     return f"{local:%d %b %H:%M}" if local.year == datetime.now().astimezone().year else f"{local:%d %b  %Y}"
 
 
 def _outcome(run: PastRun) -> Text:
-    """What a finished run is summed up in, and of others how they stand."""
+    """The score of a finished run, and the status of another."""
     text = f"{run.score[0]} {run.score[1]:5.1f}" if run.score and run.status == "FINISHED" else run.status.lower()
     return Text(text, style=_COLOURS.get(run.status, "yellow"))
 
 
 def _batches(run: PastRun) -> str:
-    """How many batches of how many facts."""
+    """The number of batches and of facts in each."""
     size, batches = (run.params.get(name) for name in ("method.batch_size", "dataset.batches"))
     if size is None or batches is None or run.flow in _NO_FACTS:
         return "-"
@@ -106,7 +106,7 @@ def _batches(run: PastRun) -> str:
 
 
 def comparison_tables(comparison: Comparison) -> list[TextTable]:
-    """The runs, the settings that differ, and what each phase scored."""
+    """Tables of the runs, of the settings that differ, and of the scores of each phase."""
     ids = [run.id[:8] for run in comparison.runs]
     title = "runs" if comparison.settings else "runs with the same settings"
     runs = TextTable(title, ["run", "name", "facts", "shared", "bootstrap"], labels=2, wrapped=["name"])
@@ -123,7 +123,7 @@ def comparison_tables(comparison: Comparison) -> list[TextTable]:
 
 
 def _scores_table(comparison: Comparison, phase: str, ids: Sequence[str]) -> TextTable:
-    """A row a metric for two runs; for more, which would not fit beside each other, a row a metric and run."""
+    """One row per metric for two runs. More would not fit side by side and have one row per metric and run."""
     two = len(ids) == 2
     columns = ["", *ids, f"{ids[1]} - {ids[0]}"] if two else ["", "run", phase, f"difference from {ids[0]}"]
     table = TextTable(f"scores {phase}, percent [95 % interval]", columns, labels=len(columns), caption=_CAPTION)

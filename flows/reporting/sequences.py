@@ -1,4 +1,4 @@
-"""What a sweep of sequences has found: scores and perplexity by the number of edits, and which models collapse."""
+"""The results of a sweep of sequences: scores and perplexity by the number of edits, and collapse."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from factsmith.tasks.tracking.tracker import Tracker
 __all__ = ["log_sequences", "sequence_tables", "write_sequences"]
 
 _COLUMNS = 5
-"""Numbers of edits in a table; the CSV has all."""
+"""Numbers of edits that a table shows. The CSV file has all."""
 
 
 def sequence_tables(report: SweepReport) -> Iterator[TextTable]:
-    """A table for each curve: a score of all facts so far, that of the first ones, and perplexity."""
+    """One table per curve: a score of all facts so far, the score of the first facts, and perplexity."""
     varied = [axis[0] for axis in report.axes]
     for curve, title in _titles(report).items():
         counts = _shown({count for cell in report.cells for count in cell.trajectory.get(curve, {})})
         table = TextTable(
-            f"{report.name}: {title} after so many edits",
+            f"{report.name}: {title} by number of edits",
             [*(key.rpartition(".")[2] for key in varied), *(f"{count:,}" for count in counts), "collapse"],
             labels=len(varied),
-            caption=f"collapse: edits after which perplexity was first {COLLAPSE:g} times what it was",
+            caption=f"collapse: edits after which perplexity is {COLLAPSE:g} times that of the unedited model",
         )
         digits = "#.4g" if curve == PERPLEXITY else ".1f"
         for cell in report.cells:
@@ -42,7 +42,7 @@ def sequence_tables(report: SweepReport) -> Iterator[TextTable]:
 
 
 def write_sequences(report: SweepReport, folder: Path) -> list[Path]:
-    """``sequences.csv`` and ``sequences.png`` in ``folder``; nothing if the cells are no sequences."""
+    """Write ``sequences.csv`` and ``sequences.png`` to ``folder``, if the cells are sequences."""
     trajectories = {_name(report, cell): cell.trajectory for cell in report.cells if cell.trajectory}
     if not trajectories:
         return []
@@ -65,23 +65,23 @@ def log_sequences(tracker: Tracker, report: SweepReport) -> None:
 
 
 def _shown(counts: Collection[int]) -> list[int]:
-    """None at all if that is among them, and as many others, evenly from the last one, as a terminal has room for."""
+    """The counts that fit a terminal: 0 if it is one of them, the last one, and others evenly spread."""
     none = [count for count in counts if not count]
     others = sorted(count for count in counts if count)
     return none + evenly(others, _COLUMNS - len(none))
 
 
 def _titles(report: SweepReport) -> dict[str, str]:
-    """The curves that are shown, and what they are of: of the mean, or where it is not known of each metric."""
+    """Titles of the curves to show: those of the mean, or of each metric if there is no mean, and perplexity."""
     found = {}
     for name in [report.mean[0]] if report.mean else report.metrics:
-        found[ALL_FACTS.format(name)] = f"{name} of all facts, percent,"
-        found[FIRST_FACTS.format(name)] = f"{name} of the first {FIRST} facts, percent,"
+        found[ALL_FACTS.format(name)] = f"{name} of all facts, percent"
+        found[FIRST_FACTS.format(name)] = f"{name} of the first {FIRST} facts, percent"
     return {**found, PERPLEXITY: "perplexity of held-out text"}
 
 
 def _name(report: SweepReport, cell: CellReport) -> str:
-    """What tells a cell apart."""
+    """The name of a cell among the others."""
     return ", ".join(cell.place[axis[0]] for axis in report.axes)
 
 
@@ -90,7 +90,7 @@ def _of(trajectories: dict[str, Curves], curve: str) -> dict[str, dict[int, floa
 
 
 def _csv(report: SweepReport) -> str:
-    """One row a (cell, curve, number of edits)."""
+    """CSV text with one row per cell, curve and number of edits."""
     varied = [key for axis in report.axes for key in axis]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")

@@ -1,7 +1,7 @@
-"""What a sweep has found: a paper's tables and plots, from the reports of its cells.
+"""The results of a sweep: the tables and plots of the papers, from the reports of its cells.
 
-Where the dynamic multiplier d_m varies, its largest value stands for the full covariance and the others are fast ones,
-which should reach 95 % of its score [Gupta et al. 2025, section 3].
+If the dynamic multiplier d_m varies, its largest value represents the full covariance. The smaller values are fast, and
+should reach 95 % of its score [Gupta et al. 2025, section 3].
 """
 
 from __future__ import annotations
@@ -28,13 +28,14 @@ THRESHOLD = 0.95
 """Share of the full covariance's score that a fast one should reach."""
 
 Curve = Mapping[str, CellReport]
-"""Cells that differ in d_m alone, d_m ascending, by what was asked for: a number, or ``auto``."""
+"""Cells that differ only in d_m, ascending, by the value of the setting: a number, or ``auto``."""
 
 
 def sweep_tables(report: SweepReport) -> list[TextTable]:
     """The tables of a sweep.
 
-    S by d_m, and the papers' layout; where d_m does not vary every cell a row, and sequences by the number of edits.
+    If d_m varies, these are S by d_m and the papers' layout. Otherwise they are a table with one row per cell, and
+    tables of sequences by the number of edits.
     """
     done = [cell for cell in report.cells if not cell.error]
     if not done:
@@ -47,7 +48,7 @@ def sweep_tables(report: SweepReport) -> list[TextTable]:
 
 
 def curves(report: SweepReport) -> dict[str, dict[str, Curve]]:
-    """Cells by what else varies, by batch size and by d_m; those that failed are left out."""
+    """Cells by variant, batch size and d_m, without those that failed."""
     found: dict[str, dict[str, dict[str, CellReport]]] = defaultdict(lambda: defaultdict(dict))
     for cell in sorted(report.cells, key=_multiplier):
         if not cell.error:
@@ -56,7 +57,7 @@ def curves(report: SweepReport) -> dict[str, dict[str, Curve]]:
 
 
 def write_sweep(report: SweepReport, folder: Path) -> list[Path]:
-    """``results.md`` and ``results.csv`` in ``folder``, ``score_by_multiplier.png`` where d_m varies, and sequences."""
+    """Write ``results.md``, ``results.csv``, a plot if d_m varies, and the files of sequences. Returns their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     title = f"# {report.name}\n\n" + "\n".join(table.markdown() for table in sweep_tables(report))
     failed = "".join(f"\n{line}\n" for line in failures(report))
@@ -79,7 +80,7 @@ def write_sweep(report: SweepReport, folder: Path) -> list[Path]:
 
 
 def log_sweep(tracker: Tracker, report: SweepReport) -> None:
-    """Attach tables and plots to the sweep's run, and log scores against the tokens of C0, or the number of edits."""
+    """Attach tables and plots to the sweep's run, and log scores by the tokens of C0, or by the number of edits."""
     with tempfile.TemporaryDirectory() as folder:
         for path in write_sweep(report, Path(folder)):
             tracker.file(path)
@@ -101,7 +102,7 @@ def log_sweep(tracker: Tracker, report: SweepReport) -> None:
 
 
 def _by_multiplier(report: SweepReport) -> Iterator[TextTable]:
-    """The headline score, a row a batch size, a column a d_m."""
+    """The main score, with one row per batch size and one column per d_m."""
     if not report.mean:
         return
     name = report.mean[0]
@@ -132,7 +133,7 @@ def _by_multiplier(report: SweepReport) -> Iterator[TextTable]:
 
 
 def _full_and_fast(report: SweepReport) -> Iterator[TextTable]:
-    """The papers' layout: rows by batch size, each metric full against fast; a table for all d_m of a variant."""
+    """The papers' layout: one table per variant, one row per d_m and batch size, and each metric as full/fast."""
     if not report.mean:
         return
     name, parts = report.mean
@@ -145,7 +146,7 @@ def _full_and_fast(report: SweepReport) -> Iterator[TextTable]:
             f"{variant or report.name}: full (d_m = {full})/fast, percent",
             ["d_m", *batches, *parts, name, "share"],
             labels=0,
-            caption=f"Rows in red fall below {THRESHOLD:.0%} of the full {name}.",
+            caption=f"Rows in red are below {THRESHOLD:.0%} of the full {name}.",
         )
         for multiplier in [one for one in asked if one != full]:
             for batch, curve in by_batch.items():
@@ -167,7 +168,7 @@ def _full_and_fast(report: SweepReport) -> Iterator[TextTable]:
 
 
 def _cells(report: SweepReport) -> TextTable:
-    """Every cell a row."""
+    """A table with one row per cell."""
     varied = [axis[0] for axis in report.axes]
     name, parts = report.mean or (None, report.metrics)
     columns = [*(key.rpartition(".")[2] for key in varied), "facts", *parts, *([name] if name else []), "s"]
@@ -184,7 +185,7 @@ def _cells(report: SweepReport) -> TextTable:
 
 
 def _csv(report: SweepReport) -> str:
-    """One row a (cell, phase, metric)."""
+    """CSV text with one row per cell, phase and metric."""
     varied = [key for axis in report.axes for key in axis]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -211,36 +212,36 @@ def _varies(report: SweepReport, key: str) -> bool:
 
 
 def _headings(report: SweepReport) -> list[str]:
-    """Names of the columns that say which curve a row is."""
+    """Headings of the columns that identify a row's curve."""
     others = [axis[0] for axis in report.axes if BATCH not in axis and MULTIPLIER not in axis]
     return [*(["variant"] if others else []), *(["batch"] if _varies(report, BATCH) else [])]
 
 
 def _places(report: SweepReport, variant: str, batch: str) -> list[str]:
-    """The cells below them."""
+    """The values below these headings."""
     return [{"variant": variant, "batch": batch}[heading] for heading in _headings(report)]
 
 
 def _variant(report: SweepReport, cell: CellReport) -> str:
-    """What tells a cell apart besides batch size and d_m, and what varies together with these."""
+    """The settings of a cell that vary, without batch size, d_m and what varies together with them."""
     others = [axis[0] for axis in report.axes if BATCH not in axis and MULTIPLIER not in axis]
     return ", ".join(cell.place[key] if key == "method" else f"{key}={cell.place[key]}" for key in others)
 
 
 def _asked(cell: CellReport) -> str:
-    """The d_m of a cell as it was asked for."""
+    """The d_m of a cell as it was given."""
     asked = cell.place[MULTIPLIER]
     return asked if asked == AUTO else f"{float(asked):g}"
 
 
 def _all_asked(report: SweepReport) -> list[str]:
-    """Every d_m that was asked for: numbers, ascending, and ``auto`` behind them."""
+    """All d_m that were given: numbers, ascending, then ``auto``."""
     asked = {_asked(cell) for cell in report.cells}
     return sorted(asked, key=lambda one: float("inf") if one == AUTO else float(one))
 
 
 def _multiplier(cell: CellReport) -> float:
-    """The d_m of a cell; 0 if it was to be found and the cell failed."""
+    """The d_m of a cell; 0 if it was ``auto`` and the cell failed."""
     return cell.dynamic_multiplier if _asked(cell) == AUTO else float(cell.place[MULTIPLIER])
 
 
@@ -249,7 +250,7 @@ def _after(cell: CellReport, metric: str) -> float | None:
 
 
 def _point(report: SweepReport, cell: CellReport) -> tuple[float, float, float] | None:
-    """The headline score and the ends of its interval; ``None`` where the records do not tell it."""
+    """The main score and the ends of its interval; ``None`` if the records do not give it."""
     name = report.mean[0] if report.mean else ""
     value = _after(cell, name)
     return None if value is None else (value, *cell.intervals[name])
@@ -260,7 +261,7 @@ def _number(value: float | None) -> str:
 
 
 def failures(report: SweepReport) -> list[str]:
-    """A line for each way in which cells failed, and which ones did."""
+    """One line per error, with the cells that failed with it."""
     by_error: dict[str, list[str]] = defaultdict(list)
     for cell in report.cells:
         if cell.error:

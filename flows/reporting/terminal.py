@@ -34,7 +34,7 @@ __all__ = [
 
 
 _MOST_ROWS = 20
-"""Numbers of edits that a course tells; MLflow and ``--json`` have all."""
+"""Most rows of a trajectory's table. MLflow and ``--json`` have all numbers of edits."""
 
 
 def scores_table(report: Report, settings: Settings) -> Table:
@@ -46,7 +46,7 @@ def scores_table(report: Report, settings: Settings) -> Table:
     table.add_column("")
     for phase in report.metrics:
         table.add_column(phase, justify="right")
-    table.add_column("what it tells")
+    table.add_column("meaning")
     for family in load_families(settings.dataset.metrics):
         for name, meaning in family.metrics.items():
             values = [metrics[name] for metrics in report.metrics.values()]
@@ -58,8 +58,8 @@ def scores_table(report: Report, settings: Settings) -> Table:
 
 
 def trajectory_table(curves: Curves, settings: Settings) -> Table:
-    """How scores and perplexity went as edits added up: twenty rows at most, the last one among them."""
-    table = Table(title="after so many edits", title_justify="left")
+    """Scores and perplexity by the number of edits, with at most twenty rows. The last one is always shown."""
+    table = Table(title="trajectory: scores by number of edits", title_justify="left")
     table.add_column("edits", justify="right")
     shown: dict[str, str] = {}
     for family in load_families(settings.dataset.metrics):
@@ -80,7 +80,7 @@ def trajectory_table(curves: Curves, settings: Settings) -> Table:
 
 
 def stages_table(stages: Sequence[StageReport]) -> Table:
-    """What each stage took, and whether it was there already."""
+    """The state, time and artifact of each stage."""
     table = Table(title="stages", title_justify="left")
     table.add_column("stage")
     table.add_column("state")
@@ -100,11 +100,11 @@ def stages_table(stages: Sequence[StageReport]) -> Table:
 
 def conditioning_table(layers: Sequence[LayerReport]) -> Table:
     """How well each layer's C0 is known."""
-    first = layers[0]  # all have the same tokens
+    first = layers[0]  # All layers have the same tokens.
     table = Table(
         title=f"C0 of each edited layer: {first.tokens:,} tokens, d_m = {first.dynamic_multiplier:.4g}",
         title_justify="left",
-        caption="leverage: of keys that are not in C0, 1 where C0 is right; last three: its eigenvalues",
+        caption="leverage: of keys that are not in C0; it is 1 if C0 is right. last three columns: eigenvalues of C0",
         caption_justify="left",
     )
     for name in ("layer", "leverage", "effective rank", "condition", "largest", "median", "smallest"):
@@ -118,10 +118,10 @@ def conditioning_table(layers: Sequence[LayerReport]) -> Table:
 
 
 def plan_table(stages: Sequence[StagePlan], settings: Settings) -> Table:
-    """What each stage would do, and what it would cost."""
+    """What each stage would build, and its cost."""
     table = Table(
         title=f"{settings.method.name} on {settings.model.name}: what a run would do", title_justify="left",
-        caption="FLOP and memory are estimates, memory besides Python's own", caption_justify="left",
+        caption="FLOP and memory are estimates. Memory is without Python's own.", caption_justify="left",
     )  # fmt: skip
     for name in ("stage", "to build"):
         table.add_column(name)
@@ -157,7 +157,7 @@ def _flop(count: float) -> str:
 
 
 def store_table(manifests: Sequence[Manifest]) -> Table:
-    """One row an artifact."""
+    """A table with one row per artifact."""
     total = sum(manifest.size for manifest in manifests)
     table = Table(caption=f"{len(manifests)} artifacts, {total:,} bytes", caption_justify="left")
     for name in ("kind", "artifact", "series", "key"):
@@ -173,7 +173,7 @@ def store_table(manifests: Sequence[Manifest]) -> Table:
 
 
 def deployments_table(served: Sequence[tuple[str, str]]) -> Table:
-    """What is served, by its address in Prefect, and when it runs."""
+    """Deployments by their addresses in Prefect, and their schedules."""
     table = Table(title="deployments", title_justify="left")
     table.add_column("deployment", no_wrap=True)
     table.add_column("runs")
@@ -185,8 +185,8 @@ def deployments_table(served: Sequence[tuple[str, str]]) -> Table:
 def choices_table() -> Table:
     """The choices of every group."""
     table = Table(title="choices", title_justify="left")
-    table.add_column("word", no_wrap=True)
-    table.add_column("what it is")
+    table.add_column("argument", no_wrap=True)
+    table.add_column("meaning")
     for group in (*GROUPS, EXPERIMENT):
         for name, description in choices(group).items():
             table.add_row(f"{group}={name}", description)
@@ -195,7 +195,7 @@ def choices_table() -> Table:
 
 
 def settings_table(settings: Settings) -> Group:
-    """Every setting, resolved."""
+    """All settings with their values and meanings."""
     values = _flat(settings.model_dump(mode="json"))
     by_group: dict[str, Table] = defaultdict(_keys_table)
     for key, meaning in describe_settings():

@@ -122,7 +122,7 @@ def test_what_is_found_is_a_model_to_choose(factsmith, prefect_server, arguments
     assert settings.method.layers == [0, 1]
     assert settings.dataset.name == "embedded"
     table = factsmith("tune", *arguments("dataset.batches=1"), "--trials", "3")
-    assert "nothing was chosen on" in " ".join(table.out.split())
+    assert "not used for tuning" in " ".join(table.out.split())
     assert f"method.preservation_weight={best['preservation_weight']:g}" in table.out
 
 

@@ -63,7 +63,7 @@ def test_runs_are_grouped(factsmith, home):
     assert [row[2:] for row in cells()] == [
         ["precompute memit on local", "-", "finished"],
         ["run memit on local", "2×3", "failed"],
-        ["tune memit on local (1 below)", "2×3", "running"],
+        ["tune memit on local (1 part)", "2×3", "running"],
     ]
     whole = [["tune memit on local", "2×3", "running"], ["└ trial 0", "2×3", "S  12.3"]]
     for named in (first, trial):
