@@ -42,7 +42,7 @@ def run_as_functions(monkeypatch: pytest.MonkeyPatch) -> None:
     from prefect import Flow, Task
 
     monkeypatch.setattr(Flow, "__call__", lambda self, *args, **given: self.fn(*args, **given))
-    monkeypatch.setattr(Task, "__call__", lambda self, *args, return_state, **given: self.fn(*args, **given))
+    monkeypatch.setattr(Task, "__call__", lambda self, *args, return_state=False, **given: self.fn(*args, **given))
 
 
 def artifacts(store: Store, kind: str) -> list[Artifact]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import os
+from functools import cache
 from importlib import resources
 from pathlib import Path
 
@@ -24,15 +26,16 @@ EXPERIMENT = "experiment"
 def choices(group: str) -> dict[str, str]:
     """The choices of a group, each with the comment at the top of its file."""
     found = {}
-    for path in sorted((_conf() / group).glob("*.yaml")):
+    for name, path in _shipped(group).items():
         comment = [line[1:].strip() for line in path.read_text().splitlines() if line.startswith("#")]
-        found[path.stem] = " ".join(comment)
+        found[name] = " ".join(comment)
     return found
 
 
 def starting_choices() -> dict[str, str]:
     """The choices of a run that names none."""
-    return {str(group): str(name) for group, name in load_yaml(_conf() / "config.yaml")["defaults"].items()}
+    defaults = _load_shipped(_conf() / "config.yaml")["defaults"]
+    return {str(group): str(name) for group, name in defaults.items()}
 
 
 def load_choice(group: str, name: str) -> tuple[Path, DictConfig]:
@@ -41,14 +44,13 @@ def load_choice(group: str, name: str) -> tuple[Path, DictConfig]:
     Raises:
         InputError: there is no such choice or file, or it does not hold settings.
     """
-    known = choices(group)
-    if name in known:
-        path = _conf() / group / f"{name}.yaml"
-    else:
-        path = Path(os.path.expanduser(name))
-        # os.path.exists is also False for a name that no file can have.
-        if path.suffix not in {".yaml", ".yml"} or not os.path.exists(path):
-            raise InputError(f"There is no {group} {name!r}.", remedy=closest(name, known))
+    shipped = _shipped(group)
+    if name in shipped:
+        return shipped[name], copy.deepcopy(_load_shipped(shipped[name]))
+    path = Path(os.path.expanduser(name))
+    # os.path.exists is also False for a name that no file can have.
+    if path.suffix not in {".yaml", ".yml"} or not os.path.exists(path):
+        raise InputError(f"There is no {group} {name!r}.", remedy=closest(name, shipped))
     return path, load_yaml(path)
 
 
@@ -67,6 +69,18 @@ def load_yaml(path: Path) -> DictConfig:
     if not isinstance(loaded, DictConfig):
         raise InputError(f"{path} does not hold settings.", expected="key: value")
     return loaded
+
+
+@cache
+def _load_shipped(path: Path) -> DictConfig:
+    """The settings in a file of ``conf/``. Parsing them takes longer than copying them."""
+    return load_yaml(path)
+
+
+@cache
+def _shipped(group: str) -> dict[str, Path]:
+    """The files of a group in ``conf/``."""
+    return {path.stem: path for path in sorted((_conf() / group).glob("*.yaml"))}
 
 
 def _conf() -> Path:

@@ -80,11 +80,11 @@ def test_a_cell_that_fails_is_reported_and_the_rest_go_on(sweep):
     assert len(sweep_tables(report)[0].rows) == 3
 
 
-def test_cells_may_run_at_once_to_the_same_scores(sweep, monkeypatch, tmp_path):
-    grid = ("corpus.dynamic_multiplier=2,5", "method=memit,emmet")
-    one = sweep(*grid)
+def test_cells_may_run_at_once_to_the_same_scores(prefect_server, home, arguments, monkeypatch, tmp_path):
+    grid = arguments("corpus.dynamic_multiplier=2,5", "method=memit,emmet")
+    one = run_sweep(open_sweep(grid))
     monkeypatch.setenv("FACTSMITH_HOME", str(tmp_path / "other"))
-    two = sweep(*grid, jobs=3)
+    two = run_sweep(open_sweep(grid, jobs=3))
     assert not failures(two)
     for first, other in zip(one.cells, two.cells, strict=True):
         # Which facts share a pass depends on which cell comes first, and with it the last bits of a value vector.
@@ -92,7 +92,7 @@ def test_cells_may_run_at_once_to_the_same_scores(sweep, monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("which", ["method=memit", "method=emmet"], ids=["first", "last"])
-def test_a_sweep_that_is_stopped_does_not_wait_for_its_cells(which, sweep, monkeypatch):
+def test_a_sweep_that_is_stopped_does_not_wait_for_its_cells(which, prefect_server, home, arguments, monkeypatch):
     """Whether Ctrl-C comes while cells are still handed out or when all of them run."""
     stopped = []
 
@@ -111,7 +111,7 @@ def test_a_sweep_that_is_stopped_does_not_wait_for_its_cells(which, sweep, monke
 
     monkeypatch.setattr("factsmith.flows.sweep.run_part", endless)
     with pytest.raises(KeyboardInterrupt):
-        sweep("method=memit,emmet", jobs=2)
+        run_sweep(open_sweep(arguments("method=memit,emmet"), jobs=2))
     assert stopped
 
 

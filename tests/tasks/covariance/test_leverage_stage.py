@@ -74,16 +74,15 @@ def test_it_is_the_first_step_at_which_every_layer_is_within_tolerance(prepared,
 
 def test_what_it_leads_to_is_what_the_number_leads_to(prepared, arguments, store, tmp_path, monkeypatch):
     prepared()
-    monkeypatch.setattr(Checkpoint, "load", lambda *_, **__: pytest.fail("a model was loaded"))
-    again = prepared()
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoint, "load", lambda *_, **__: pytest.fail("a model was loaded"))
+        again = prepared()
+        number = precompute(compose(arguments("corpus.dynamic_multiplier=8")))
     assert set(states(again).values()) == {"cached"}
-    number = precompute(compose(arguments("corpus.dynamic_multiplier=8")))
     assert set(states(number).values()) == {"cached"}
     assert states(again).keys() - states(number).keys() == {"leverage"}
     assert [one.artifact for one in again.stages if one.name != "leverage"] == [one.artifact for one in number.stages]
 
-    monkeypatch.undo()
-    monkeypatch.setattr(keys_stage, "_SHARD_ROWS", 400)
     monkeypatch.setenv("FACTSMITH_HOME", str(tmp_path / "there"))
     precompute(compose(arguments("corpus.dynamic_multiplier=8")))
     assert contents(Store(tmp_path / "there")).items() <= contents(store).items()

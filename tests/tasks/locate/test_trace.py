@@ -72,11 +72,12 @@ class Plain:
         return float(logits.double().softmax(-1)[fact.wanted]), seen
 
 
-def test_effects_are_those_of_hooks_on_whole_passes(decoder, model_folder):
+@pytest.mark.parametrize("facts", [FACTS[:2], pytest.param(FACTS, marks=pytest.mark.slow)], ids=["two", "all"])
+def test_effects_are_those_of_hooks_on_whole_passes(decoder, model_folder, facts):
     plain = Plain(model_folder)
     layers = range(decoder.block_count)
     deviation = 3 * embedding_deviation(decoder, most_tokens=50)
-    for fact, effects in zip(FACTS, trace(decoder, FACTS, SETTINGS, most_tokens=40), strict=True):
+    for fact, effects in zip(facts, trace(decoder, facts, SETTINGS, most_tokens=40), strict=True):
         every = [(kind, layer) for kind in KINDS for layer in layers]
         clean, states = plain.run(fact, look=every)
         draws = deviation * _noise(fact, SETTINGS, decoder.width)

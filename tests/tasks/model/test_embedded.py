@@ -69,10 +69,13 @@ def test_the_shipped_model_is_small_and_of_this_world():
     assert training["recipe"] == vars(Recipe())
 
 
-def test_the_shipped_model_recalls_its_facts_on_every_template():
-    shares = recall(load(ASSETS), World())
+@pytest.mark.parametrize(("step", "least"), [(8, 0.97), pytest.param(1, 0.99, marks=pytest.mark.slow)])
+def test_the_shipped_model_recalls_its_facts_on_every_template(step, least):
+    world = World()
+    vars(world)["people"] = world.people[::step]
+    shares = recall(load(ASSETS), world)
     assert len(shares) == 25
-    assert min(shares.values()) >= 0.99, min(shares, key=shares.get)
+    assert min(shares.values()) >= least, min(shares, key=shares.get)
 
 
 SMALL = Recipe(width=32, blocks=2, heads=2, key_width=48, context=48, vocabulary=400, steps=12, windows=2, warmup=3)
