@@ -26,6 +26,19 @@ ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run only tests of the decoder on every family by default.
+
+    They compare each family with transformers. What is built on the decoder does not depend on the family, so one
+    family of each kind of block shows it, and the others do in ``make test-all``.
+    """
+    for item in items:
+        family = item.callspec.params.get("model_folder") if hasattr(item, "callspec") else None
+        if family is not None and family not in KINDS_OF_BLOCKS and "decoder" not in item.path.parts:
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _quiet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Nothing of the user's is read or written, telemetry is off, and one thread makes times and bits repeat."""
@@ -137,6 +150,9 @@ FAMILIES = {
     "qwen3": ("Qwen3", {**GROUPED, "head_dim": 8}),
 }  # fmt: skip
 """Tiny models of every family; the first two have fixtures of their own."""
+
+KINDS_OF_BLOCKS = ("gpt2", "llama", "gptj")
+"""Families with an MLP after the attention, with a gated one, and with one beside the attention."""
 
 
 @pytest.fixture(scope="session")

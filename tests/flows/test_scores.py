@@ -34,7 +34,10 @@ def _home(tmp_path_factory, _mlflow_tables):
 @pytest.mark.parametrize(
     ("method", "size", "batches", "least"),
     [
-        ("memit", 16, 10, 92), ("memit", 64, 4, 87), ("memit-f", 16, 10, 92),
+        ("memit", 16, 5, 92), ("memit", 64, 2, 87), ("memit-f", 16, 5, 92),
+        pytest.param("memit", 16, 10, 92, marks=pytest.mark.slow),
+        pytest.param("memit", 64, 4, 87, marks=pytest.mark.slow),
+        pytest.param("memit-f", 16, 10, 92, marks=pytest.mark.slow),
         pytest.param("emmet", 16, 10, 92, marks=pytest.mark.slow),
         pytest.param("emmet", 64, 4, 87, marks=pytest.mark.slow),
         pytest.param("alphaedit-f", 16, 10, 92, marks=pytest.mark.slow),
@@ -48,7 +51,7 @@ def test_the_embedded_model(method, size, batches, least):
     assert report.metrics["after"]["S"] >= least, report.metrics
 
 
-@pytest.mark.parametrize(("size", "batches"), [(16, 10), pytest.param(64, 4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("size", "batches"), [(16, 5), pytest.param(64, 4, marks=pytest.mark.slow)])
 def test_an_automatic_multiplier_does_as_well_as_the_largest(size, batches):
     given = [f"method.batch_size={size}", f"dataset.batches={batches}"]
     found = {one: run(compose([*given, f"corpus.dynamic_multiplier={one}"])) for one in ("auto", "40")}
@@ -70,7 +73,7 @@ def test_real_facts(shared, method):
 @pytest.mark.parametrize(
     ("sizes", "given"),
     [
-        ({"16"}, ["method.batch_size=16", "dataset.batches=4"]),
+        ({"16"}, ["method.batch_size=16", "dataset.batches=10"]),
         pytest.param({"1", "16", "64"}, [], marks=pytest.mark.slow),
     ],
 )

@@ -166,8 +166,8 @@ def test_the_papers_layout_by_hand(tmp_path):
 
 def test_records_that_do_not_tell_the_score_still_make_a_table(tmp_path):
     report = report_of(cell(None, m="memit"), cell(None, m="emmet"))
-    (sheet,) = sweep_tables(report)
-    assert sheet.rows[0][:5] == ["memit", "4", "-", "-", "-"]
+    (table,) = sweep_tables(report)
+    assert table.rows[0][:5] == ["memit", "4", "-", "-", "-"]
     assert len(write_sweep(report, tmp_path)) == 2
 
 
@@ -179,12 +179,12 @@ def test_own_facts_are_told_by_the_scores_that_they_have(sweep, tmp_path):
     facts = ("dataset=facts", f"dataset.path={path}", "dataset.batches=null", "dataset.metrics=[counterfact,greedy]")
     plain = sweep(*facts, "corpus.dynamic_multiplier=20,45")
     assert (plain.mean, plain.metrics) == (None, ["Eff*", "FreeEff"])
-    (sheet,) = sweep_tables(plain)
-    assert sheet.columns == ["dynamic_multiplier", "facts", "Eff*", "FreeEff", "s"]
+    (table,) = sweep_tables(plain)
+    assert table.columns == ["dynamic_multiplier", "facts", "Eff*", "FreeEff", "s"]
     ones = sweep(*facts, "method.batch_size=1", "method.sequence.history=full,none", "method.sequence.evaluate_at=[1]")
-    assert [sheet.title.split(": ")[1].split(" after")[0] for sheet in sweep_tables(ones)[1:]] == [
-        "Eff* of all facts, percent,", "Eff* of the first 100 facts, percent,",
-        "FreeEff of all facts, percent,", "FreeEff of the first 100 facts, percent,", "perplexity of held-out text",
+    assert [table.title.split(": ")[1].split(" by number")[0] for table in sweep_tables(ones)[1:]] == [
+        "Eff* of all facts, percent", "Eff* of the first 100 facts, percent",
+        "FreeEff of all facts, percent", "FreeEff of the first 100 facts, percent", "perplexity of held-out text",
     ]  # fmt: skip
     assert "S" not in {row["metric"] for row in csv.DictReader(write_sweep(ones, tmp_path / "out")[1].open())}
 

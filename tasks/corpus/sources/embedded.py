@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from factsmith.tasks.corpus.settings import CorpusSettings
-from factsmith.tasks.model.embedded.world import World
+from factsmith.tasks.model.embedded.world import embedded_world
 
 __all__ = ["EmbeddedCorpus", "open_source"]
 
@@ -27,7 +27,7 @@ class EmbeddedCorpus:
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
-        self.world = World()
+        self.world = embedded_world()
 
     def recipe(self) -> dict[str, Any]:
         return {"source": "embedded", "world": self.world.fingerprint, "seed": self.seed}

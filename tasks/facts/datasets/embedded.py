@@ -6,7 +6,7 @@ from factsmith.tasks.facts.datasets import counterfact
 from factsmith.tasks.facts.reading import RawRecord
 from factsmith.tasks.facts.record import Record
 from factsmith.tasks.facts.settings import DatasetSettings
-from factsmith.tasks.model.embedded.world import World
+from factsmith.tasks.model.embedded.world import embedded_world
 
 __all__ = ["LOADS_SPLITS", "load"]
 
@@ -16,5 +16,5 @@ LOADS_SPLITS = True
 
 def load(settings: DatasetSettings) -> list[Record]:
     """One record per person of the world, from the split in the settings."""
-    records = World().records(settings.split)
+    records = embedded_world().records(settings.split)
     return [counterfact.parse(RawRecord("the embedded world", index, fields)) for index, fields in enumerate(records)]

@@ -33,6 +33,10 @@ __all__ = ["Recipe", "pretrain", "recall"]
 END_OF_TEXT = "<|endoftext|>"
 
 
+_TOKENIZER_DOCUMENTS = 20_000
+"""Documents that the tokenizer is trained on."""
+
+
 @dataclass(frozen=True)
 class Recipe:
     """Shape and training of the model. The defaults produce the weights that ship with Factsmith."""
@@ -134,7 +138,7 @@ def _train_tokenizer(world: World, recipe: Recipe) -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.train_from_iterator(
-        (world.document(rng) for _ in range(20_000)),
+        (world.document(rng) for _ in range(_TOKENIZER_DOCUMENTS)),
         trainers.BpeTrainer(
             vocab_size=recipe.vocabulary,
             special_tokens=[END_OF_TEXT],

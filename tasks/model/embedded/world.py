@@ -12,7 +12,7 @@ import hashlib
 import json
 import random
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, Literal
 
 Split = Literal["all", "tune", "test"]
@@ -110,6 +110,12 @@ class Person:
     objects: tuple[int, ...]
 
 
+@cache
+def embedded_world() -> World:
+    """The world that the shipped model knows."""
+    return World()
+
+
 @dataclass(frozen=True)
 class World:
     """People and their attributes, drawn from ``seed``.
@@ -153,11 +159,12 @@ class World:
         The new object of a rewrite is drawn from the relation's other objects. The neighbourhood prompts name other
         people with the same true object.
         """
+        return self._records[{"all": slice(None), "tune": slice(0, None, 2), "test": slice(1, None, 2)}[split]]
+
+    @cached_property
+    def _records(self) -> list[dict[str, Any]]:
         rng = random.Random(f"records/{self.seed}")
-        records = [self._record(case_id, rng) for case_id in range(self.people_count)]
-        if split == "all":
-            return records
-        return records[0::2] if split == "tune" else records[1::2]
+        return [self._record(case_id, rng) for case_id in range(self.people_count)]
 
     @cached_property
     def _names(self) -> dict[tuple[int, int], list[str]]:
@@ -230,7 +237,7 @@ class World:
         inner = statement[0].lower() + statement[1:] if statement.startswith("The ") else statement
         return rng.choice(("Therefore {}", "Because of this {}", "I know that {}", "You know that {}")).format(inner)
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """Checksum of the world's records and of a sample of its documents. A trained model fits only one world."""
         sample = random.Random(f"fingerprint/{self.seed}")

@@ -49,9 +49,9 @@ def test_a_sweep_shows_how_each_sequence_went(plain_flows, home, arguments, pipe
     assert len(unedited) == 1, "methods that read more of the corpus or less are told by the same text"
     assert alone.trajectory["sequence/ES"][3] == alone.metrics["after"]["ES"]
 
-    titles = [sheet.title for sheet in sweep_tables(found)]
-    assert [title.partition(": ")[2].partition(" after")[0] for title in titles[1:]] == [
-        "S of all facts, percent,", "S of the first 100 facts, percent,", "perplexity of held-out text",
+    titles = [table.title for table in sweep_tables(found)]
+    assert [title.partition(": ")[2].partition(" by number")[0] for title in titles[1:]] == [
+        "S of all facts, percent", "S of the first 100 facts, percent", "perplexity of held-out text",
     ]  # fmt: skip
     written = {path.name: path for path in write_sweep(found, tmp_path / "out")}
     assert {"sequences.csv", "sequences.png"} <= set(written)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from factsmith.tasks.model.embedded import training
 from factsmith.tasks.model.embedded.training import Recipe, pretrain, recall
 from factsmith.tasks.model.embedded.world import RELATIONS, World
 from tests.conftest import load
@@ -79,6 +80,13 @@ def test_the_shipped_model_recalls_its_facts_on_every_template(step, least):
 
 
 SMALL = Recipe(width=32, blocks=2, heads=2, key_width=48, context=48, vocabulary=400, steps=12, windows=2, warmup=3)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_documents():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "_TOKENIZER_DOCUMENTS", 300)
+        yield
 
 
 @pytest.fixture(scope="module")
