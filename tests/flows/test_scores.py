@@ -73,7 +73,7 @@ def test_real_facts(shared, method):
 @pytest.mark.parametrize(
     ("sizes", "given"),
     [
-        ({"16"}, ["method.batch_size=16", "dataset.batches=10"]),
+        ({""}, ["method.batch_size=16", "dataset.batches=10"]),
         pytest.param({"1", "16", "64"}, [], marks=pytest.mark.slow),
     ],
 )
