@@ -38,9 +38,12 @@ def tiny_arguments(folder: Path, *arguments: str) -> list[str]:
 
 
 def run_as_functions(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make flows and stages the plain functions that Prefect would run."""
+    """Make flows and stages the plain functions that Prefect would run. No command then starts a server."""
     from prefect import Flow, Task
 
+    from factsmith.flows.services import temporary_server
+
+    monkeypatch.setattr(temporary_server, "start_temporary_server", lambda: None)
     monkeypatch.setattr(Flow, "__call__", lambda self, *args, **given: self.fn(*args, **given))
     monkeypatch.setattr(Task, "__call__", lambda self, *args, return_state=False, **given: self.fn(*args, **given))
 

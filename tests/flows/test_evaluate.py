@@ -95,7 +95,7 @@ def test_what_the_edit_depends_on_cannot_be_changed_any_more(arguments):
         compose_again(content, ["dataset.metrics=7"])
 
 
-def test_the_command_line(pipeline, factsmith, prefect_server, refused, home):
+def test_the_command_line(pipeline, factsmith, plain_flows, refused, home):
     report = pipeline()
     found = factsmith("evaluate", report.mlflow_run_id[:6], "--json")
     assert found.code == 0, found.err

@@ -72,7 +72,7 @@ def test_facts_that_the_model_does_not_know_are_passed_over(traced, tmp_path):
         traced("dataset=facts", f"dataset.path={path}")
 
 
-def test_neither_layers_nor_a_corpus_need_be_given(factsmith, prefect_server, gpt2_folder, tmp_path, refused):
+def test_neither_layers_nor_a_corpus_need_be_given(factsmith, plain_flows, gpt2_folder, tmp_path, refused):
     path = tmp_path / "facts.jsonl"
     path.write_text(json.dumps({"subject": "Mara", "prompt": "{} speaks", "target_new": "Danish"}))
     given = ["model=local", f"model.path={gpt2_folder}", f"dataset.path={path}"]
@@ -81,7 +81,7 @@ def test_neither_layers_nor_a_corpus_need_be_given(factsmith, prefect_server, gp
     assert "target_true" in message
 
 
-def test_the_command_prints_what_to_do(factsmith, prefect_server):
+def test_the_command_prints_what_to_do(factsmith, plain_flows):
     given = ["trace.facts=3", "trace.samples=2", "dataset.limit=3"]
     result = factsmith("locate", *given)
     assert result.code == 0, result

@@ -196,7 +196,7 @@ def test_a_table_by_multiplier_is_of_methods_that_it_makes_a_difference_to(argum
     assert [found.cells[place][0].place["method"] for place in found.refused] == ["memit-f"] * 2
 
 
-def test_the_command_line(factsmith, refused, arguments, prefect_server, tmp_path):
+def test_the_command_line(factsmith, refused, arguments, plain_flows, tmp_path):
     grid = arguments("method=memit,emmet")
     found = factsmith("sweep", *grid, "--out", tmp_path / "out")
     assert found.code == 0, found.err

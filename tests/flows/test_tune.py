@@ -108,7 +108,7 @@ def test_a_trial_that_fails_is_told_and_the_rest_go_on(plain_flows, home, argume
         tune(compose(arguments("dataset.batches=1", "dataset.seed=9")), 2)
 
 
-def test_what_is_found_is_a_model_to_choose(factsmith, prefect_server, arguments, tmp_path):
+def test_what_is_found_is_a_model_to_choose(factsmith, plain_flows, arguments, tmp_path):
     out = tmp_path / "tuned.yaml"
     for _ in range(2):  # what an earlier call wrote may be written again
         result = factsmith("tune", *arguments("dataset.batches=1"), "--trials", "3", "--json", "--out", out)

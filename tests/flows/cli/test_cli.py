@@ -51,7 +51,7 @@ def test_tables_name_what_matters(factsmith, prefect_server, arguments):
         assert word in result.out
 
 
-def test_facts_are_written_into_a_model(factsmith, prefect_server, arguments, tmp_path):
+def test_facts_are_written_into_a_model(factsmith, plain_flows, arguments, tmp_path):
     facts = facts_file(tmp_path, FACT, {**FACT, "subject": "Ilo", "prompt": "The sport of Ilo is"})
     out = tmp_path / "edited"
     given = [word for word in arguments() if not word.startswith(("dataset", "method.batch_size"))]
@@ -63,7 +63,7 @@ def test_facts_are_written_into_a_model(factsmith, prefect_server, arguments, tm
     assert json.loads(result.out)["metrics"] == {}
 
 
-def test_facts_without_true_objects_are_scored_as_far_as_they_can_be(factsmith, prefect_server, arguments, tmp_path):
+def test_facts_without_true_objects_are_scored_as_far_as_they_can_be(factsmith, plain_flows, arguments, tmp_path):
     given = [word for word in arguments() if not word.startswith("dataset")]
     result = factsmith("run", *given, "dataset=facts", f"dataset.path={facts_file(tmp_path, FACT)}", "--json")
     after = json.loads(result.out)["metrics"]["after"]
@@ -72,7 +72,7 @@ def test_facts_without_true_objects_are_scored_as_far_as_they_can_be(factsmith, 
     assert factsmith("run", *given, "dataset=facts", f"dataset.path={tmp_path / 'facts.jsonl'}").code == 0
 
 
-def test_the_store_can_be_looked_at(factsmith, prefect_server, arguments, home):
+def test_the_store_can_be_looked_at(factsmith, plain_flows, arguments, home):
     report = json.loads(factsmith("precompute", "--json", *arguments()).out)
     listed = factsmith("store", "ls")
     assert "covariance" in listed.out
@@ -167,7 +167,7 @@ def test_facts_that_cannot_be_used(refused, tmp_path, record, message):
     assert message in refused("edit", facts_file(tmp_path, FACT, record))
 
 
-def test_a_fact_longer_than_the_model_takes(refused, prefect_server, arguments, tmp_path):
+def test_a_fact_longer_than_the_model_takes(refused, plain_flows, arguments, tmp_path):
     given = [word for word in arguments() if "dataset" not in word and "batch_size" not in word]
     long = {**FACT, "prompt": "{} is" + " is" * 200}
     message = refused("edit", facts_file(tmp_path, FACT, long), *given)
@@ -179,7 +179,7 @@ def test_a_fact_longer_than_the_model_takes(refused, prefect_server, arguments, 
     assert "in context" in message
 
 
-def test_prompts_longer_than_the_model_takes_are_told_of(factsmith, prefect_server, arguments, tmp_path, home, caplog):
+def test_prompts_longer_than_the_model_takes_are_told_of(factsmith, plain_flows, arguments, tmp_path, home, caplog):
     from mlflow import MlflowClient
 
     given = [word for word in arguments() if "dataset" not in word]
@@ -256,7 +256,7 @@ def test_a_model_without_a_tokenizer(refused, model, arguments):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_weights_that_are_not_numbers(refused, prefect_server, model, arguments, value):
+def test_weights_that_are_not_numbers(refused, plain_flows, model, arguments, value):
     tensors = load_file(model / "model.safetensors")
     tensors["transformer.h.2.ln_1.weight"][3] = value
     save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
@@ -265,7 +265,7 @@ def test_weights_that_are_not_numbers(refused, prefect_server, model, arguments,
     assert "transformer.h.2.ln_1.weight" in message
 
 
-def test_weights_that_are_cut_short(refused, prefect_server, model, arguments):
+def test_weights_that_are_cut_short(refused, plain_flows, model, arguments):
     path = model / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-10])
     assert "not a complete safetensors file" in refused("run", *arguments(f"model.path={model}"), clean=False)
@@ -278,7 +278,7 @@ def kinds(home: Path) -> set[str]:
     return {path.parent.parent.name for path in Store(home).all_paths()}
 
 
-def test_a_corpus_that_is_too_small(refused, prefect_server, arguments, tmp_path, home):
+def test_a_corpus_that_is_too_small(refused, plain_flows, arguments, tmp_path, home):
     path = tmp_path / "corpus.jsonl"
     path.write_text(json.dumps({"text": "A short document about Rome."}))
     message = refused("run", *arguments("corpus=local", f"corpus.path={path}"), clean=False)
@@ -289,7 +289,7 @@ def test_a_corpus_that_is_too_small(refused, prefect_server, arguments, tmp_path
     assert kinds(home) == {"model"}
 
 
-def test_a_covariance_that_cannot_be_factorised(refused, prefect_server, factsmith, arguments, home):
+def test_a_covariance_that_cannot_be_factorised(refused, plain_flows, factsmith, arguments, home):
     message = refused("run", *arguments("corpus.tokens=30"), clean=False)
     assert "Layer 0" in message
     assert "30 tokens" in message
@@ -300,7 +300,7 @@ def test_a_covariance_that_cannot_be_factorised(refused, prefect_server, factsmi
     assert factsmith("run", *arguments("corpus.tokens=30", "method.ridge=auto")).code == 0
 
 
-def test_keys_that_are_not_numbers(refused, prefect_server, arguments, home, monkeypatch):
+def test_keys_that_are_not_numbers(refused, plain_flows, arguments, home, monkeypatch):
     run = Decoder.run
     monkeypatch.setattr(
         Decoder, "run", lambda self, hidden, *given, **more: run(self, hidden * float("nan"), *given, **more)
@@ -310,7 +310,7 @@ def test_keys_that_are_not_numbers(refused, prefect_server, arguments, home, mon
     assert "keys" not in kinds(home)
 
 
-def test_keys_too_large_for_half_precision(refused, prefect_server, arguments, home, monkeypatch):
+def test_keys_too_large_for_half_precision(refused, plain_flows, arguments, home, monkeypatch):
     monkeypatch.setattr(
         "factsmith.tasks.keys.reader.block_keys",
         lambda decoder, blocks, layers, most_tokens: {
@@ -322,7 +322,7 @@ def test_keys_too_large_for_half_precision(refused, prefect_server, arguments, h
     assert "keys" not in kinds(home)
 
 
-def test_facts_that_collide(refused, prefect_server, arguments, tmp_path):
+def test_facts_that_collide(refused, plain_flows, arguments, tmp_path):
     """Equality at one key cannot mean two things."""
     context = tmp_path / "contexts.json"
     context.write_text('["{}"]')

@@ -10,7 +10,7 @@ from tests.runs import contents
 
 
 @pytest.fixture
-def prepared(factsmith, prefect_server, arguments) -> dict[str, str]:
+def prepared(factsmith, plain_flows, arguments) -> dict[str, str]:
     """Addresses by stage, after ``precompute``."""
     report = json.loads(factsmith("precompute", "--json", *arguments()).out)
     return {stage["name"]: stage["artifact"] for stage in report["stages"]}

@@ -233,7 +233,7 @@ def test_a_report_of_what_cannot_be_measured(arguments, tmp_path):
     assert all(one.leverage is None and one.condition_number for one in ended.layers)
 
 
-def test_the_command_line(factsmith, prefect_server, arguments):
+def test_the_command_line(factsmith, plain_flows, arguments):
     shown = factsmith("precompute", *arguments(*AUTO), "--report")
     assert shown.code == 0, shown.err
     assert "320 tokens, d_m = 8" in shown.out

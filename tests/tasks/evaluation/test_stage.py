@@ -15,11 +15,11 @@ ALL = "dataset.metrics=[counterfact,generation,greedy]"
 
 
 def test_a_further_family_is_all_that_is_scored(pipeline, store, arguments, monkeypatch):
-    first = pipeline()
+    first = pipeline("dataset.batches=1")
     before = contents(store)
     monkeypatch.setattr(CounterFact, "score", lambda *_, **__: pytest.fail("was scored already"))
     seen = count_positions(monkeypatch)
-    second = pipeline(ALL)
+    second = pipeline(ALL, "dataset.batches=1")
     assert {name for name, state in states(second).items() if state == "built"} == {"evaluation"}
     assert before.items() <= contents(store).items()
     assert {one.manifest.recipe["series"]["parameters"]["metric"] for one in artifacts(store, "scores")} == {
@@ -29,7 +29,7 @@ def test_a_further_family_is_all_that_is_scored(pipeline, store, arguments, monk
         assert metrics.items() <= second.metrics[phase].items()
         assert second.metrics[phase]["GE"] > 0
         assert 0 <= second.metrics[phase]["FreeEff"] <= 100
-    checked = Run(compose(arguments()), store)
+    checked = Run(compose(arguments("dataset.batches=1")), store)
     told = sum(
         positions
         for family in load_families(["generation", "greedy"])
@@ -41,11 +41,11 @@ def test_a_further_family_is_all_that_is_scored(pipeline, store, arguments, monk
 
     monkeypatch.setattr(Checkpoint, "load", lambda *_, **__: pytest.fail("a model was loaded"))
     seen.clear()
-    third = pipeline(ALL)
+    third = pipeline(ALL, "dataset.batches=1")
     assert set(states(third).values()) == {"cached"}
     assert third.metrics == second.metrics
     assert seen == []
-    alone = pipeline("dataset.metrics=[generation]")
+    alone = pipeline("dataset.metrics=[generation]", "dataset.batches=1")
     assert set(alone.metrics["after"]) == {"GE"}
     assert alone.metrics["after"]["GE"] == third.metrics["after"]["GE"]
     assert seen == []
