@@ -367,15 +367,13 @@ def refused(factsmith, home: Path) -> Callable[..., str]:
 def killed(home: Path, arguments, monkeypatch):
     """Run the pipeline in a process that is killed just before it publishes the n-th artifact of a kind."""
     from factsmith.tasks.keys import stage as keys_stage
+    from tests.processes import kill_before, start
 
     monkeypatch.setattr(keys_stage, "_SHARD_ROWS", 400)
 
     def call(kind: str, number: int = 1, *more: str) -> None:
-        done = subprocess.run(
-            [sys.executable, "-m", "tests.killed_run", kind, str(number), *arguments(*more)],
-            cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"},
-            capture_output=True, text=True, timeout=300, check=False,
-        )  # fmt: skip
-        assert done.returncode == -signal.SIGKILL, done.stderr
+        process = start(kill_before, kind, number, arguments(*more))
+        process.join(300)
+        assert process.exitcode == -signal.SIGKILL
 
     return call

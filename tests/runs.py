@@ -38,11 +38,16 @@ def tiny_arguments(folder: Path, *arguments: str) -> list[str]:
 
 
 def run_as_functions(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make flows and stages the plain functions that Prefect would run. No command then starts a server."""
+    """Make flows and stages the plain functions that Prefect would run, and attach figures without drawing them.
+
+    No command then starts a Prefect server.
+    """
+    from mlflow import MlflowClient
     from prefect import Flow, Task
 
     from factsmith.flows.services import temporary_server
 
+    monkeypatch.setattr(MlflowClient, "log_figure", lambda self, run_id, _, name: self.log_text(run_id, "", name))
     monkeypatch.setattr(temporary_server, "start_temporary_server", lambda: None)
     monkeypatch.setattr(Flow, "__call__", lambda self, *args, **given: self.fn(*args, **given))
     monkeypatch.setattr(Task, "__call__", lambda self, *args, return_state=False, **given: self.fn(*args, **given))

@@ -65,9 +65,9 @@ def score_by_multiplier(
     """A score against d_m: one panel per variant, and one line with intervals per batch size.
 
     Args:
-        points: by variant, batch size and d_m: the score and the ends of its interval, percent.
-        name: of the score.
-        threshold: share of the largest d_m's score that a broken line is drawn at.
+        points: the score and the ends of its interval in percent, by variant, batch size and d_m.
+        name: name of the score.
+        threshold: a dotted line is drawn at this share of the largest d_m's score.
     """
     figure = Figure(figsize=(0.8 + 4.6 * len(points), 3.6), layout="constrained")
     panels = figure.subplots(1, len(points), sharey=True, squeeze=False)[0]
@@ -99,8 +99,8 @@ def leverage_by_multiplier(curves: Mapping[int, Mapping[float, float]], toleranc
     """Held-out leverage against d_m, with one line per layer, and the tolerance.
 
     Args:
-        curves: by layer and d_m; infinite where C0 is singular, which is not drawn.
-        tolerance: that a broken line is drawn at.
+        curves: leverage by layer and d_m. Infinite values, where C0 is singular, are not drawn.
+        tolerance: a dotted line is drawn at this leverage.
     """
     figure = Figure(figsize=(6, 3.5), layout="constrained")
     axes = figure.add_subplot()
@@ -146,9 +146,9 @@ def trajectory_figure(
     """Scores, perplexity of held-out text and the relative change of each layer, against the number of edits.
 
     Args:
-        scores: by name as they are logged, by number of edits.
-        measures: likewise.
-        means: the scores to draw.
+        scores: curves of scores and perplexity, by the names in MLflow.
+        measures: curves of the changes of each layer, by the names in MLflow.
+        means: names of the scores to draw.
     """
     perplexity = scores.get(PERPLEXITY)
     figure = Figure(figsize=(4.4 * (3 if perplexity else 2), 3.4), layout="constrained")
@@ -190,7 +190,7 @@ def trajectories_figure(panels: Mapping[str, Mapping[str, Mapping[int, float]]])
     """Curves of several sequences against the number of edits, one line per sequence.
 
     Args:
-        panels: by what is shown and by sequence, its values; those in percent say so.
+        panels: curves by title and by sequence. Titles of scores contain "percent".
     """
     figure = Figure(figsize=(4.4 * len(panels) + 2, 4), layout="constrained")
     drawn = dict.fromkeys(name for sequences in panels.values() for name in sequences)

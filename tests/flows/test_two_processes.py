@@ -1,33 +1,26 @@
-"""Two runs of one store at the same time: each artifact is built once, by whoever comes first."""
+"""Two runs with one store at the same time build each artifact once."""
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections import Counter
 
 from factsmith.artifacts.store import Store
-from tests.conftest import ROOT
+from tests.processes import count_what_is_built, start
 from tests.runs import KINDS, contents
 
 
 def test_each_artifact_is_built_once(home, arguments, tmp_path):
-    ready = [str(tmp_path / "one"), str(tmp_path / "two")]
+    ready = [tmp_path / "one", tmp_path / "two"]
+    found = [tmp_path / "one.json", tmp_path / "two.json"]
     processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.counted_run", mine, theirs, *given],
-            cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )
-        for mine, theirs, given in ((*ready, arguments()), (*ready[::-1], arguments("dataset.batches=3")))
-    ]  # fmt: skip
-    answers = []
+        start(count_what_is_built, *ready, found[0], arguments()),
+        start(count_what_is_built, *ready[::-1], found[1], arguments("dataset.batches=3")),
+    ]
     for process in processes:
-        out, err = process.communicate(timeout=240)
-        assert process.returncode == 0, err
-        answers.append(json.loads(out.splitlines()[-1]))
+        process.join(240)
+        assert process.exitcode == 0
+    answers = [json.loads(path.read_text()) for path in found]
 
     built = Counter(address for answer in answers for address in answer["built"])
     assert set(built.values()) == {1}
