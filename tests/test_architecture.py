@@ -37,7 +37,7 @@ FLOW_ROOMS = ["configuration", "reporting", "flows", "services", "cli"]
 
 SERVICES = {"prefect", "mlflow"}
 STORE = {"store", "rows", "formats", "keys", "manifest", "checksums", "locks", "removal"}
-"""Modules of ``artifacts`` that read or write. Errors and recipes are for everybody."""
+"""Modules of ``artifacts`` that read or write. All modules may use errors and recipes."""
 
 MAY_USE_THE_STORE = {
     "tasks/pipeline/layers.py",
@@ -47,7 +47,7 @@ MAY_USE_THE_STORE = {
     "tasks/planning/preflight.py",
     "tasks/planning/run.py",
 }
-"""Modules that may use the store besides stages: the parts of a stage, and those that look what is in the store."""
+"""Modules besides stages that may use the store: parts of the stage decorator, and modules that look artifacts up."""
 
 MAY_USE_MLFLOW = {"tasks/tracking/tracker.py", "tasks/tracking/runs.py", "flows/services/mlflow_ui.py"}
 

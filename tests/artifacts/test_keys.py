@@ -1,4 +1,4 @@
-"""Keys in Zarr: rows as they came, damage noticed."""
+"""Keys in Zarr: rows are read as written, and damage is noticed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Removal: what nothing needs goes, what something needs stays, and no reader ever sees half an artifact."""
+"""Removal: only unused artifacts are removed, and no reader sees half an artifact."""
 
 from __future__ import annotations
 

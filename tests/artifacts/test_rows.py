@@ -1,4 +1,4 @@
-"""Rows that are computed once, whoever asks."""
+"""Rows are computed once and shared."""
 
 from __future__ import annotations
 

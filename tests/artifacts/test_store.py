@@ -1,4 +1,4 @@
-"""The store: found by recipe, seen whole or not at all, damage named and never used."""
+"""The store: artifacts are found by recipe, visible only when complete, and never used when damaged."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_built_once_then_found(store):
     assert files_below(first.path) == {"a.txt", "deep/b.bin", MANIFEST_NAME}
 
 
-def test_the_manifest_tells_where_an_artifact_comes_from(store):
+def test_the_manifest_records_where_an_artifact_comes_from(store):
     source = build(store, n=1)
 
     def combine(draft: Draft) -> None:

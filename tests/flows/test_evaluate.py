@@ -1,4 +1,4 @@
-"""Scoring what an earlier run wrote, and paying for what is new alone."""
+"""Scoring the edits of an earlier run, which only computes what is new."""
 
 from __future__ import annotations
 

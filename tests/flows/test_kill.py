@@ -1,4 +1,4 @@
-"""Killed at any stage, a rerun goes on where it was and ends with the same bytes."""
+"""A run that is killed at any stage continues there, and ends with the same bytes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``locate``: traced once, cached afterwards, and clear about what it cannot use."""
+"""``locate``: traced once, then cached. Facts that it cannot use are reported."""
 
 from __future__ import annotations
 

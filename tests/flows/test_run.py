@@ -1,4 +1,4 @@
-"""The whole pipeline: built once, cached afterwards, grown where more is asked for."""
+"""The whole pipeline: built once, then cached, and extended when more is needed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What editing comes to: on the embedded model's untouched half, and on real CounterFact facts."""
+"""Scores of edits: on the embedded model's test half, and on real CounterFact facts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Many runs that differ in a few settings: what they share, what fails, what is shown."""
+"""Sweeps: what cells share, cells that fail, and tables."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_what_cells_share_is_computed_once(sweep, pipeline, store, home, monkeyp
     assert [one.step for one in sorted(history, key=lambda one: one.step)] == [cell.tokens // 5 * d for d in (2, 5, 20)]
 
 
-def test_a_cell_that_fails_is_reported_and_the_rest_go_on(sweep):
+def test_a_cell_that_fails_is_reported_and_the_others_run(sweep):
     report = sweep("method=rome,memit", "method.batch_size=1,2", "corpus.tokens=20,2000", "method.layers=[0]")
     by_place = {tuple(cell.place.values()): cell.error for cell in report.cells}
     assert "writes one fact at a time" in by_place["rome", "2", "20"]
@@ -171,7 +171,7 @@ def test_records_that_do_not_tell_the_score_still_make_a_table(tmp_path):
     assert len(write_sweep(report, tmp_path)) == 2
 
 
-def test_own_facts_are_told_by_the_scores_that_they_have(sweep, tmp_path):
+def test_own_facts_are_shown_by_the_scores_that_they_have(sweep, tmp_path):
     path = tmp_path / "facts.jsonl"
     path.write_text(
         "".join(json.dumps({"subject": n, "prompt": "{} lives in", "target_new": "Rome"}) + "\n" for n in "ABC")
@@ -206,7 +206,7 @@ def test_the_command_line(factsmith, refused, arguments, plain_flows, tmp_path):
     assert [one["place"]["method"] for one in json.loads(told.out)["cells"]] == ["memit", "emmet"]
 
 
-def test_faulty_words_leave_nothing_behind(refused, arguments):
+def test_bad_arguments_leave_nothing_behind(refused, arguments):
     assert "Nothing varies" in refused("sweep", "method=memit")
     assert "There is no method 'memmit'" in refused("sweep", "method=memmit,emmet")
     assert "is not a folder" in refused("sweep", *arguments("method=memit,emmet"), "--out", "pyproject.toml")

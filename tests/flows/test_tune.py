@@ -1,4 +1,4 @@
-"""``tune``: chosen on one half, judged on the other, and answered from the store the second time."""
+"""``tune`` chooses on one half, judges on the other, and is cached the second time."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_any_dataset_falls_into_two_halves(dataset, tmp_path):
     assert len(halves["tune"]) == 4
 
 
-def test_a_trial_that_fails_is_told_and_the_rest_go_on(plain_flows, home, arguments, monkeypatch):
+def test_a_trial_that_fails_is_reported_and_the_others_run(plain_flows, home, arguments, monkeypatch):
     optimise = values_stage.optimise_values
 
     def fail_on_others(*arguments, **named):

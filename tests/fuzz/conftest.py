@@ -1,4 +1,4 @@
-"""How long fuzzing goes on: the same examples every time, or with ``FACTSMITH_FUZZ=N`` new ones, N times as many."""
+"""The number of random examples: the same ones every time, or with ``FACTSMITH_FUZZ=N`` N times as many new ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Facts files of any content: read right, or refused by name. Nothing else may come out."""
+"""Facts files of any content are read correctly, or refused with a message that names the fault."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stores of any content: an artifact is found as it was built, or it is built again. Nothing else may come out."""
+"""In a store of any content, an artifact is found as it was built, or built again."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def fresh(pristine: Path, store: Store) -> Path:
 
 
 def right_or_rebuilt(store: Store, *, changed: bool) -> None:
-    """Whatever lies in the store, everybody who looks at it copes, and whoever wants the artifact gets it."""
+    """Any content of the store can be listed and checked, and the artifact is found or built again."""
     for path in store.all_paths():
         store.verify(path)
     with contextlib.suppress(InputError):

@@ -1,4 +1,4 @@
-"""The command line as a user meets it: answers, exit codes, and every kind of input that cannot be used."""
+"""The command line: output, exit codes, and every kind of input that cannot be used."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_choices_and_settings_are_shown(factsmith, home):
     assert not home.exists()
 
 
-def test_words_are_shown_as_they_are(factsmith):
+def test_arguments_are_shown_as_they_are(factsmith):
     """Whatever Rich would make of them."""
     result = factsmith("conf", 'model.name="[/x] [red]a :smile:"')
     assert result.code == 0
@@ -179,7 +179,7 @@ def test_a_fact_longer_than_the_model_takes(refused, plain_flows, arguments, tmp
     assert "in context" in message
 
 
-def test_prompts_longer_than_the_model_takes_are_told_of(factsmith, plain_flows, arguments, tmp_path, home, caplog):
+def test_prompts_longer_than_the_model_takes_are_reported(factsmith, plain_flows, arguments, tmp_path, home, caplog):
     from mlflow import MlflowClient
 
     given = [word for word in arguments() if "dataset" not in word]
@@ -413,7 +413,7 @@ def test_a_reader_that_leaves_early_sees_no_traceback(home):
     assert process.wait(60) != 0
 
 
-def test_nobody_at_the_keyboard(home):
+def test_a_command_runs_without_a_terminal(home):
     process = command_line("conf", "--json", stdin=subprocess.DEVNULL)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 0, err

@@ -1,4 +1,4 @@
-"""A run on a model of the hub is a run on the same model in a folder."""
+"""A run on a hub model equals a run on the same model in a folder."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_where_a_model_comes_from_changes_nothing_but_is_remembered(hub, pipelin
 
 
 @pytest.mark.parametrize("offline", [False, True])
-def test_the_command_line_takes_the_environment_s_word(hub, tmp_path, offline):
+def test_the_command_line_respects_the_environment(hub, tmp_path, offline):
     environment = {
         **os.environ,
         "HF_ENDPOINT": hub.endpoint,

@@ -1,4 +1,4 @@
-"""Looking back at runs: the list of them, and some side by side."""
+"""Lists and comparisons of earlier runs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def past(name: str, parent: str | None = None) -> PastRun:
 # ---------------------------------------------------------------------------------------------------- the list
 
 
-def test_runs_stand_below_the_run_they_are_a_part_of():
+def test_parts_are_listed_below_their_run():
     runs = [
         past("new"),
         past("trial 1", "tune"),
@@ -81,7 +81,7 @@ def test_runs_are_grouped(factsmith, home):
     assert "1 of 3 runs: --limit 3 shows all" in one
 
 
-def test_a_year_stands_where_a_day_would_mislead():
+def test_runs_of_other_years_show_the_year():
     old = PastRun("a" * 32, "run", "run", datetime(2001, 7, 9, 12, tzinfo=UTC), "KILLED", {}, {}, None, None, None)
     (started,) = runs_table([[(0, old)]], total=1, parts=False).columns[1].cells
     assert started == "09 Jul  2001"
@@ -141,7 +141,7 @@ def test_two_runs_side_by_side(pipeline, factsmith, store):
     assert contents(store) == held
 
 
-def test_the_same_run_again_differs_in_nothing_and_other_facts_are_told_of(pipeline, factsmith):
+def test_the_same_run_again_differs_in_nothing_and_other_facts_are_reported(pipeline, factsmith):
     first, again, fewer = pipeline(), pipeline(), pipeline("dataset.batches=1")
     ids = [report.mlflow_run_id for report in (first, again, fewer)]
     document = json.loads(factsmith("compare", *ids, "--json").out)
@@ -179,7 +179,7 @@ def test_runs_that_cannot_be_compared(pipeline, refused, arguments, home, monkey
     assert "Eff*, " in message
 
 
-def test_looking_back_does_not_wait_for_prefect():
+def test_listing_runs_does_not_import_prefect():
     heavy = "import sys; print(*sorted({'prefect', 'torch', 'transformers'} & set(sys.modules)))"
     for modules, loaded in (
         ("factsmith.flows.cli.main, factsmith.flows.reporting.runs, factsmith.tasks.tracking.runs", ""),

@@ -20,7 +20,7 @@ def kinds(store) -> list[str]:
     return sorted({path.parent.parent.name for path in store.all_paths()})
 
 
-def test_what_others_were_made_from_goes_only_when_told_to(factsmith, refused, prepared, store, arguments):
+def test_what_others_were_made_from_is_only_removed_with_them(factsmith, refused, prepared, store, arguments):
     before = contents(store)
     message = refused("store", "rm", prepared["keys"], clean=False)
     assert "4 other artifacts were made from" in message  # covariance and factor of two layers

@@ -1,4 +1,4 @@
-"""From words to settings."""
+"""From arguments to settings."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def test_the_default_is_the_embedded_model():
     assert settings.dataset.split == "test"
 
 
-def test_words_win_over_the_method_over_the_model():
+def test_arguments_win_over_the_method_and_the_method_over_the_model():
     settings = compose([*CF, "method=emmet", "method.value.steps=7", "method.layers=[1,2]"])
     assert settings.method.slack == 0.1  # the method's
     assert settings.method.value.clamp == 1.5  # the model's, for every method
@@ -40,7 +40,7 @@ def test_a_model_may_want_a_method_otherwise(tmp_path):
     assert settings.method.preservation_weight == 5
 
 
-def test_the_issue_words():
+def test_arguments_of_all_kinds():
     given = ["corpus=local", "dataset=counterfact", "dataset.cases=known.json", "corpus.dynamic_multiplier=10"]
     settings = compose([*CF, *given, "method.batch_size=64", "dataset.batches=6", "method.ridge=auto"])
     assert str(settings.dataset.cases) == "known.json"

@@ -1,4 +1,4 @@
-"""Words and experiments, and the cells they come to."""
+"""Arguments and experiments, and their cells."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_values_of_one_axis_go_together(experiment):
     assert compose(grid.cells[0].arguments).method.layers == [0]
 
 
-def test_words_change_an_experiment(experiment):
+def test_arguments_change_an_experiment(experiment):
     replaced = read_grid([experiment, "method=rome,r-rome,memit", "method.layers=[1]", "corpus.seed=1,2"])
     assert [list(axis) for axis in replaced.axes] == [
         ["method"], ["method.batch_size", "dataset.batches"], ["corpus.seed"],

@@ -1,4 +1,4 @@
-"""The form of a deployment says what words say, and refuses what they refuse."""
+"""Deployment parameters accept and refuse what arguments do."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def refusals(schema: dict[str, Any], form: dict[str, Any]) -> list[str]:
         ["model=local", "model.path=2024", *LOCAL[2:]],
     ],
 )
-def test_a_form_says_what_words_say(schema, arguments):
+def test_a_form_means_what_arguments_mean(schema, arguments):
     form = json.loads(json.dumps(deployment_parameters(arguments)))
     assert refusals(schema, form) == []
     assert settings_of.validate_python(form) == compose(arguments)
@@ -66,7 +66,7 @@ def test_every_flow_takes_the_form(schema, flow):
     assert schema["properties"]["settings"]["$ref"].endswith("DeploymentParameters")
 
 
-def test_the_form_offers_every_choice_and_tells_every_setting(schema):
+def test_the_form_offers_every_choice_and_setting(schema):
     definitions = schema["definitions"]
     form = definitions["DeploymentParameters"]["properties"]
     for group in GROUPS:

@@ -1,4 +1,4 @@
-"""Runs side by side, by hand."""
+"""Comparisons of runs against hand-computed values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sequences side by side: their curves in tables, files and MLflow, and which models collapse."""
+"""Sweeps of sequences: curves in tables, files and MLflow, and collapse."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_a_model_has_collapsed_once_text_is_ten_times_as_perplexing(points, afte
     assert collapse({"sequence/perplexity": points} if points else {}) == after
 
 
-def test_a_run_tells_its_course(arguments, home):
+def test_a_run_shows_its_trajectory(arguments, home):
     settings = compose(arguments())
     course = {"sequence/S": dict.fromkeys(range(1, 101), 50.0), "sequence/perplexity": {0: 2.0, 100: 30.0}}
     console = Console(width=100)
@@ -103,7 +103,7 @@ def test_a_run_tells_its_course(arguments, home):
     assert [cell.strip() for cell in rows[-1]] == ["100", "50", "30"]
 
 
-def test_a_course_without_a_mean_tells_what_it_has(arguments, home):
+def test_a_trajectory_without_a_mean_shows_what_it_has(arguments, home):
     settings = compose(arguments("dataset.metrics=[counterfact,greedy]"))
     course = {"sequence/Eff*": {1: 100.0}, "sequence/FreeEff": {1: 50.0}, "sequence/perplexity": {0: 2.0, 1: 2.5}}
     assert [one.header for one in trajectory_table(course, settings).columns] == [

@@ -1,4 +1,4 @@
-"""What a run has started ends with it, however that ends."""
+"""The child processes of a run end with it, even if it is killed."""
 
 from __future__ import annotations
 

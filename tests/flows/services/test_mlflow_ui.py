@@ -1,4 +1,4 @@
-"""MLflow's UI as a person meets it: in a browser, from the address that ``factsmith ui`` prints."""
+"""MLflow's UI in a browser, at the address that ``factsmith ui`` prints."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Schedules against a real Prefect server: runs fire by themselves, and find everything there the second time."""
+"""Schedules on a real Prefect server: runs start by themselves, and the second one is cached."""
 
 from __future__ import annotations
 

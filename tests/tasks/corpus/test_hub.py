@@ -1,4 +1,4 @@
-"""Corpora from the hub: how much is read, what stands for the data, and what cannot be read."""
+"""Corpora from the hub: how much is read, what identifies the data, and what cannot be read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Corpora from a folder that is laid out as a dataset of the hub, through the pipeline."""
+"""Corpora from a folder in the layout of a hub dataset, through the pipeline."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Covariances of keys that are not kept: the same bytes, and never a key twice."""
+"""Covariances of keys that are not stored: the same bytes, and no key is computed twice."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_kept_or_not_they_answer_for_each_other(unkept, arguments):
     assert states(precompute(compose(arguments(MANY))))["covariance"] == "cached"
 
 
-def test_killed_it_goes_on_after_the_last_checkpoint(unkept, store, rows, tmp_path, monkeypatch):
+def test_a_killed_run_continues_after_the_last_checkpoint(unkept, store, rows, tmp_path, monkeypatch):
     update = Moments.update
 
     def dies(self, keys):
@@ -85,7 +85,7 @@ def test_killed_it_goes_on_after_the_last_checkpoint(unkept, store, rows, tmp_pa
     assert found.items() <= contents(Store(tmp_path / "there")).items()
 
 
-def test_a_larger_multiplier_goes_on_where_a_smaller_one_ended(unkept, rows):
+def test_a_larger_multiplier_continues_a_smaller_one(unkept, rows):
     unkept(MANY)
     rows.clear()
     unkept("corpus.dynamic_multiplier=60")
@@ -100,7 +100,7 @@ def test_only_the_layers_that_lack_one_are_added_up(unkept, rows):
 
 
 @pytest.mark.slow
-def test_killed_between_two_layers_it_goes_on_from_the_checkpoint_of_both(unkept, store, rows):
+def test_killed_between_two_layers_a_run_continues_from_the_checkpoint_of_both(unkept, store, rows):
     unkept(MANY)
     before = {one.key["layer"]: one for one in artifacts(store, "covariance")}
     with alone(store):

@@ -1,4 +1,4 @@
-"""Laws of held-out leverage, and what a spectrum tells."""
+"""Laws of held-out leverage and of spectra."""
 
 from __future__ import annotations
 

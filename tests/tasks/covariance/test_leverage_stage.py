@@ -1,4 +1,4 @@
-"""A dynamic multiplier that is found: the first at which C0 serves keys it has not seen, and what a report tells."""
+"""An automatic dynamic multiplier: the first at which C0 fits held-out keys. Reports of precompute."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_it_is_the_first_step_at_which_every_layer_is_within_tolerance(prepared,
             assert value == pytest.approx(expected, rel=1e-9)
 
 
-def test_what_it_leads_to_is_what_the_number_leads_to(prepared, arguments, store, tmp_path, monkeypatch):
+def test_an_automatic_multiplier_gives_the_artifacts_of_its_number(prepared, arguments, store, tmp_path, monkeypatch):
     prepared()
     with monkeypatch.context() as patch:
         patch.setattr(Checkpoint, "load", lambda *_, **__: pytest.fail("a model was loaded"))
@@ -101,7 +101,7 @@ def test_a_covariance_that_is_there_is_not_added_up_again_and_gives_the_same_byt
     assert len(found) == 10
 
 
-def test_interrupted_it_goes_on_with_the_keys_and_leverages_that_are_there(prepared, store, tmp_path, monkeypatch):
+def test_an_interrupted_run_uses_the_keys_and_leverages_that_are_there(prepared, store, tmp_path, monkeypatch):
     class Killed(BaseException):
         """Nothing in the pipeline may catch it."""
 
@@ -128,7 +128,7 @@ def test_interrupted_it_goes_on_with_the_keys_and_leverages_that_are_there(prepa
     assert contents(Store(tmp_path / "there")) == contents(store)
 
 
-def test_a_cap_that_is_reached_is_told_and_used(prepared, store, caplog):
+def test_a_cap_that_is_reached_is_reported_and_used(prepared, store, caplog):
     report = prepared("corpus.auto.steps=[0.5,4,3,3]", "corpus.auto.tolerance=1.01")
     assert report.dynamic_multiplier == 4
     assert measured(store)[0][20] is None, "C0 of 20 tokens is singular"
@@ -249,7 +249,7 @@ def test_the_command_line(factsmith, plain_flows, arguments):
 # -------------------------------------------------------------------------------------------------------- sweeps
 
 
-def test_a_sweep_tells_it_beside_the_numbers(arguments, tmp_path):
+def test_a_sweep_shows_it_beside_the_numbers(arguments, tmp_path):
     given = arguments(*AUTO, "corpus.dynamic_multiplier=3,auto,8", "dataset.batches=1")
     report = run_sweep(open_sweep(given))
     found = {one.place["corpus.dynamic_multiplier"]: one for one in report.cells}

@@ -1,4 +1,4 @@
-"""Running a model block by block gives what plain transformers gives."""
+"""A model that runs block by block gives what transformers gives."""
 
 from __future__ import annotations
 

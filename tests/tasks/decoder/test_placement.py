@@ -1,4 +1,4 @@
-"""A model whose blocks lie elsewhere than where they run gives what the whole model gives, to the last bit."""
+"""A model whose blocks are stored on another device gives the same bits as the whole model."""
 
 from __future__ import annotations
 

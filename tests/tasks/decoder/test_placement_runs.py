@@ -1,4 +1,4 @@
-"""A run on a model whose blocks lie elsewhere leaves the same bytes behind."""
+"""A run on a model whose blocks are on another device gives the same bytes."""
 
 from __future__ import annotations
 

@@ -146,7 +146,7 @@ def test_history_compressed_at_energy_1_is_full_history(decoder, operators):
 
 @pytest.mark.parametrize("operators", ["full", "low_rank", "null_space"], indirect=True)
 @pytest.mark.parametrize("history", ["none", "full", "compressed"])
-def test_a_writer_that_replays_another_goes_on_to_the_same_bits(decoder, operators, history):
+def test_a_writer_that_replays_another_continues_with_the_same_bits(decoder, operators, history):
     sums, written, held = ones(decoder, operators, history=history, tau=2)
     with writer(decoder, operators, history=history, tau=2) as sequence:
         sequence.replay(one.step for one in written[:3])
@@ -198,7 +198,7 @@ def test_what_was_reached_is_read_from_the_edited_model(decoder, operators):
         assert [one.facts[0].reached for one in written] == pytest.approx([expected] * 4, abs=1e-3)
 
 
-def test_facts_with_nearly_the_same_key_are_told(decoder, operators):
+def test_facts_with_nearly_the_same_key_are_reported(decoder, operators):
     twins = [EditRequest(7, "Mara Flousano", "{} speaks", "Danish"), EditRequest(8, "Mara Flousano", "{} says", "Oslo")]
     with writer(decoder, operators) as sequence:
         written = sequence.write([facts()[1], *twins], 1.0)  # a subject's own key: what follows it does not matter

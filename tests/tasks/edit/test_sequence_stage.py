@@ -1,4 +1,4 @@
-"""Sequential editing as a run: what is kept, gone on from, scored and logged."""
+"""Sequential editing as a run: what is stored, continued, scored and logged."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_one_batch_in_sequence_is_a_batch(pipeline, store):
         pytest.param("edit", 1, marks=pytest.mark.slow),
     ],
 )
-def test_killed_it_goes_on_to_the_same_bytes(
+def test_a_killed_sequence_ends_with_the_same_bytes(
     killed, pipeline, store, writes, tmp_path, monkeypatch, kind, number
 ):  # fmt: skip
     given = ones(5, "method.sequence.history=compressed", "method.sequence.tau=2", "method.sequence.energy=0.9")
@@ -100,7 +100,7 @@ def test_killed_it_goes_on_to_the_same_bytes(
     assert contents(Store(tmp_path / "there")) == interrupted
 
 
-def test_a_model_that_is_worn_out_loses_nothing_that_was_written(pipeline, writes, monkeypatch):
+def test_a_failing_batch_loses_nothing_that_was_written(pipeline, writes, monkeypatch):
     write = SequenceWriter.write
 
     def wear_out(self, requests, slack):
@@ -116,7 +116,7 @@ def test_a_model_that_is_worn_out_loses_nothing_that_was_written(pipeline, write
     assert writes == [1] * 3
 
 
-def test_a_longer_sequence_goes_on_where_a_shorter_one_ended(pipeline, store, writes, tmp_path, monkeypatch):
+def test_a_longer_sequence_continues_a_shorter_one(pipeline, store, writes, tmp_path, monkeypatch):
     pipeline(*ones(3))
     pipeline(*ones(6))
     assert writes == [1] * 6

@@ -139,7 +139,7 @@ def test_neighbours_without_an_answer_and_records_without_a_question_are_not_ask
     assert PORTABILITY.passes(decoder.tokenizer, bare) == []
 
 
-def test_an_answer_that_does_not_fit_is_counted_and_told_in_no_metric(gpt2_folder):
+def test_an_answer_that_does_not_fit_is_counted_in_no_metric(gpt2_folder):
     decoder = constant_decoder(gpt2_folder, spelling_tokenizer(), {"a": 1.0})
     done = []
     rows = ZSRE.score(decoder, [record(answers={"neighborhood": ("a" * 96,)})], most_tokens=100, advance=done.append)

@@ -1,4 +1,4 @@
-"""Texts are those of transformers, whatever stands beside them; their entropies against hand-computed values."""
+"""Texts are those of transformers in any batch, and entropies are those computed by hand."""
 
 from __future__ import annotations
 
@@ -234,7 +234,7 @@ def test_prompts_that_leave_nothing_to_say_are_skipped(decoder):
     assert len(FAMILY.score(decoder, [record()], most_tokens=1000)) == 0
 
 
-def test_no_more_is_run_than_was_told(decoder):
+def test_no_more_is_run_than_was_planned(decoder):
     asked = record(*TEXTS, TEXTS[0], " A" * 120)
     seen = passes_of(decoder)
     FAMILY.score(decoder, [asked], most_tokens=1)  # no padding

@@ -1,4 +1,4 @@
-"""Answers against the object by hand, and against teacher forcing."""
+"""Greedy answers against hand-computed values, and against teacher forcing."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_scores_have_a_row_a_prompt_and_what_does_not_fit_is_skipped(decoder):
     assert sum(done) == 4
 
 
-def test_no_more_is_run_than_was_told(decoder):
+def test_no_more_is_run_than_was_planned(decoder):
     asked = record("Her mother tongue is", "A")
     seen: list[int] = []
     decoder.blocks[0].register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].shape[:2].numel()))
@@ -137,7 +137,7 @@ def test_what_is_said_is_what_teacher_forcing_counts(embedded, wanted):
 
 
 @pytest.mark.parametrize(("wanted", "said"), [("Covus", True), ("Cov", False), ("C", False), ("Kovus", None)])
-def test_a_word_that_goes_on_is_counted_by_teacher_forcing_alone(embedded, wanted, said):
+def test_a_longer_word_is_counted_by_teacher_forcing_alone(embedded, wanted, said):
     """The model repeats a name of several tokens: C, ov, us."""
     request = EditRequest(1, "Ena", "Ena Covus was born in Oslo. {}", wanted, None)
     ((exact, correct, answer),) = both(embedded, [Record(request, {"rewrite": (request.prompt,)}, 0)])

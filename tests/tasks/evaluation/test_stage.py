@@ -1,4 +1,4 @@
-"""Families of metrics in a run: each is scored once, whichever others are asked for."""
+"""Metric families in a run: each is scored once, in any combination."""
 
 from __future__ import annotations
 

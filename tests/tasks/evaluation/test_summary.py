@@ -1,4 +1,4 @@
-"""Bootstrap intervals: what they cover, what pairs them, what they leave out."""
+"""Bootstrap intervals: coverage, pairing, and missing values."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_the_harmonic_mean_is_of_the_means_not_of_the_records():
     assert found == {"ES": 50.0, "PS": 100.0, "S": pytest.approx(2 / (1 / 50 + 1 / 100))}
 
 
-def test_what_no_record_tells_is_not_summed_up():
+def test_a_metric_that_no_record_has_is_not_summarised():
     nothing = values([100.0, 50.0], [torch.nan, torch.nan])
     assert nothing.summary() == {"ES": 75.0, "PS": None, "S": None}
     assert set(intervals(nothing)) == {"ES"}

@@ -1,4 +1,4 @@
-"""Runs on datasets of other schemata: zsRE, and questions of what follows from a fact."""
+"""Runs on datasets in other formats: zsRE, and portability questions."""
 
 from __future__ import annotations
 

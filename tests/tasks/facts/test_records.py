@@ -123,7 +123,7 @@ def asking(case: int, subject: str, prompt: str, target: str, relation: str | No
     return Record(EditRequest(case, subject, prompt, target), {}, case, relation=relation)
 
 
-def test_the_first_of_two_objects_of_a_relation_is_kept_in_whatever_words(caplog):
+def test_the_first_of_two_objects_of_a_relation_is_kept_for_any_prompt(caplog):
     records = [
         asking(0, "Lyon", "{} is a twin city of", "Toronto", "P190"),
         asking(1, "Lyon", "The twin city of {} is", "Manila", "P190"),  # contradicts 0 in other words

@@ -1,4 +1,4 @@
-"""The search goes where the scores lead, and the same way every time."""
+"""The search follows the scores, and is deterministic."""
 
 from __future__ import annotations
 

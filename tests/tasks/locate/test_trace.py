@@ -1,4 +1,4 @@
-"""Causal tracing does what its plain description says, however it is batched."""
+"""Causal tracing against hooks on whole passes, in any batches."""
 
 from __future__ import annotations
 

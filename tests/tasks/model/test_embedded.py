@@ -1,4 +1,4 @@
-"""The model that ships: small, true to its world, and trained by code that can be stopped and started."""
+"""The embedded model: it knows its world, and its training can be interrupted."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_training_writes_a_model_that_loads(trained):
 
 
 @pytest.mark.parametrize("at", [1, 5, 7, 11])
-def test_training_goes_on_where_it_was_stopped(trained, tmp_path, at):
+def test_training_continues_where_it_was_stopped(trained, tmp_path, at):
     steps = 0
 
     def stop(more: int) -> None:

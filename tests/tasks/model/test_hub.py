@@ -1,4 +1,4 @@
-"""Models on the hub: what is fetched when, which commit it is, and what is said when it cannot be."""
+"""Models on the hub: which files of which commit are fetched, and errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run that the machine is too small for says so, leaves nothing half written, and goes on when there is room."""
+"""A run that needs more than the machine has says so, leaves nothing half written, and can be continued."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from factsmith.tasks.values import stage as values
 from tests.runs import artifacts, states
 
 
-def test_a_full_disk_ends_a_stage_and_room_goes_on_from_there(pipeline, small_disk, tmp_path, monkeypatch):
+def test_a_full_disk_ends_a_stage_and_a_rerun_continues_there(pipeline, small_disk, tmp_path, monkeypatch):
     disk, resize = small_disk
     monkeypatch.setenv("FACTSMITH_HOME", str(disk))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")

@@ -1,4 +1,4 @@
-"""Memory and disks that are full are told as such, from whatever library they come."""
+"""Errors about full memory and full disks are recognised, from any library."""
 
 from __future__ import annotations
 

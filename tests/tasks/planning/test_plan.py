@@ -1,4 +1,4 @@
-"""What a plan says is what a run does."""
+"""A run does what its plan says."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_everything_is_missing_before_a_run_and_nothing_after(planned, pipeline)
     assert not any(stage.flop for stage in after.values())
 
 
-def test_a_sequence_is_planned_with_the_text_that_it_is_told_by(planned, pipeline):
+def test_a_sequence_is_planned_with_its_held_out_text(planned, pipeline):
     given = ("method.sequence.history=full", "method.batch_size=2", "dataset.batches=3")
     pipeline(*given, "method.sequence.evaluate_at=[2]")
     before = planned(*given, "method.sequence.evaluate_at=[4]")

@@ -1,4 +1,4 @@
-"""Every preservation operator against the dense float64 formula, and what the low-rank family promises."""
+"""Every preservation operator against the dense float64 formula, and laws of the low-rank family."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every kind of preservation through the pipeline: what is made, shared, planned and refused."""
+"""Every kind of preservation in the pipeline: what is built, shared, planned and refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Requests that no model could be given: named before anything is computed."""
+"""Requests that the model cannot take are refused before anything is computed."""
 
 from __future__ import annotations
 
