@@ -51,7 +51,8 @@ def test_the_embedded_model(method, size, batches, least):
     assert report.metrics["after"]["S"] >= least, report.metrics
 
 
-@pytest.mark.parametrize(("size", "batches"), [(16, 5), pytest.param(64, 4, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("size", "batches"), [(16, 10), (64, 4)])
 def test_an_automatic_multiplier_does_as_well_as_the_largest(size, batches):
     given = [f"method.batch_size={size}", f"dataset.batches={batches}"]
     found = {one: run(compose([*given, f"corpus.dynamic_multiplier={one}"])) for one in ("auto", "40")}
@@ -93,8 +94,8 @@ CLAIM = [
     ],
 )
 def test_fastmemits_claim(sizes, given):
-    """At d_m = 1 edits fail at every batch size; at 3 they do as well as at 10. All use one collection of keys."""
-    report = run_sweep(open_sweep([*given, "method=memit", "corpus.dynamic_multiplier=1,3,10"]))
+    """At d_m = 1 edits fail; at 3, and at the d_m that is found, they do as well as at 10. Keys are collected once."""
+    report = run_sweep(open_sweep([*given, "method=memit", "corpus.dynamic_multiplier=1,3,10,auto"]))
     found = curves(report)[""]
     assert set(found) == sizes
     for curve in found.values():
@@ -102,6 +103,7 @@ def test_fastmemits_claim(sizes, given):
         low, _ = curve["10"].intervals["S"]
         assert scores["1"] <= scores["10"] - 15, scores
         assert scores["3"] >= min(low, 0.93 * scores["10"]), scores
+        assert scores["auto"] >= 0.95 * scores["10"], scores
     shards = artifacts(Store(home()), "keys")
     spans = [(one.manifest.series, one.key["layer"], one.key["start"]) for one in shards]
     assert len(set(spans)) == len(spans), "a key was collected twice"
