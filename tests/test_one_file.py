@@ -48,7 +48,7 @@ class Rewrites(AnswerAccuracy):
     version = 1
     metric_of = {"rewrite": "Rew"}
     kinds = tuple(metric_of)
-    metrics = {"Rew": "share of the new answer's tokens that come first"}
+    metrics = {"Rew": "share of correct tokens of the new answer"}
 
 
 FAMILY = Rewrites()
