@@ -44,7 +44,7 @@ def composed_or_refused(arguments: list[str]) -> None:
         sound(compose(arguments))
 
 
-@examples(200)
+@examples(100)
 @given(st.lists(st.one_of(
     st.builds("{}={}".format, st.sampled_from(KEYS), text),
     st.builds("{}={}".format, st.sampled_from(GROUPS), st.one_of(text, st.sampled_from([
@@ -106,7 +106,7 @@ def own(tmp_path_factory):
     return tmp_path_factory.mktemp("own") / "own.yaml"
 
 
-@examples(150)
+@examples(70)
 @given(tree, st.sampled_from(sorted(GOOD)))
 def test_any_part_of_a_yaml_is_composed_or_refused(own, part, name):
     for content in (part, {**GOOD, name: part}):
@@ -115,7 +115,7 @@ def test_any_part_of_a_yaml_is_composed_or_refused(own, part, name):
             composed_or_refused([f"{group}={own}"])
 
 
-@examples(150)
+@examples(70)
 @given(st.one_of(
     st.binary(max_size=40),
     st.text(max_size=40).map(str.encode),
