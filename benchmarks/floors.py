@@ -1,4 +1,4 @@
-"""The time of each stage against the least work that could produce its result, in one process.
+"""Compare the time of each stage with that of the least computation that gives the same result, in one process.
 
     python benchmarks/floors.py [cf-gpt2] [gpt2-small]
 
@@ -43,7 +43,7 @@ from factsmith.tasks.values.optimiser import ESSENCE_TEMPLATE, optimise_values
 from factsmith.tasks.values.settings import ValueSettings
 
 Rows = list[tuple[str, str, float, float]]
-"""The work, its unit, our seconds and the floor's."""
+"""What is timed, its amount, our seconds, and the seconds of the least computation (the floor)."""
 
 CONTEXTS = (
     "{}",
@@ -78,13 +78,13 @@ SHAPES = {
 
 
 def measured(repetitions: int, **works: Callable[[], object]) -> dict[str, float]:
-    """Median seconds of each kind of work. They run in turn, so that all meet the same load of the machine."""
+    """Median seconds of each kind of work. They take turns, so that the load of the machine affects all alike."""
     times: dict[str, list[float]] = defaultdict(list)
     for repetition in range(repetitions + 1):
         for name, work in works.items():
             started = time.perf_counter()
             work()
-            if repetition:  # The first round warms up.
+            if repetition:  # The first round is a warm-up.
                 times[name].append(time.perf_counter() - started)
     return {name: statistics.median(values) for name, values in times.items()}
 
@@ -269,10 +269,10 @@ def benchmark(name: str, console: Console) -> None:
         rows += time_values(run.model.decoder, shape, requests)
         rows += time_evaluation(run.model.decoder, shape, records[: shape.records])
     table = Table(title=f"{name}: {shape.blocks} blocks of width {shape.width}, layers {shape.layers}")
-    for column in ("work", "of", "ms", "floor ms", "ratio"):
-        table.add_column(column, justify="left" if column in ("work", "of") else "right")
-    for work, of, seconds, floor in rows:
-        table.add_row(work, of, f"{1e3 * seconds:,.1f}", f"{1e3 * floor:,.1f}", f"{seconds / floor:.2f}")
+    for column in ("work", "amount", "ms", "floor ms", "ratio"):
+        table.add_column(column, justify="left" if column in ("work", "amount") else "right")
+    for work, amount, seconds, floor in rows:
+        table.add_row(work, amount, f"{1e3 * seconds:,.1f}", f"{1e3 * floor:,.1f}", f"{seconds / floor:.2f}")
     console.print(table)
 
 

@@ -2,8 +2,8 @@
 
     python benchmarks/large.py [--multiplier 2] [--facts 0] [--device auto] [--blocks 18] [--unkept]
 
-The model is random and has GPT-2 XL's first 18 blocks. The blocks above the edited layers cost precompute nothing. Each
-figure comes from a process of its own, as the command line starts it.
+The model is random and has only the first 18 blocks of GPT-2 XL, because precompute does not run the blocks above the
+edited layers. Each command runs in a process of its own, as when a user starts it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ LAYERS = [13, 14, 15, 16, 17]
 
 
 def make_model(folder: Path, blocks: int) -> None:
-    """Write the random model. Call this in a separate process, whose memory is freed when it ends."""
+    """Write the random model. Call this in a separate process, so that its memory is freed."""
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -41,7 +41,11 @@ def make_model(folder: Path, blocks: int) -> None:
 
 
 def measured(words: list[str], home: Path) -> tuple[dict[str, object], float, float, str]:
-    """Run the command line: its JSON, wall seconds, and peak resident bytes of the process and its children."""
+    """Run the command line.
+
+    Returns:
+        Its JSON, wall seconds, peak resident bytes of the process and its children, and the command.
+    """
     environment = {**os.environ, "FACTSMITH_HOME": str(home)}
     started = time.perf_counter()
     process = subprocess.Popen(

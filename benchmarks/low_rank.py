@@ -1,4 +1,4 @@
-"""Low-rank against full preservation, and a late edit of a sequence against an early one, on random keys.
+"""Time low-rank against full preservation, and late against early edits of a sequence, on random keys.
 
     python benchmarks/low_rank.py [6400] [16384]
 
@@ -39,7 +39,7 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
 
 
 def timed(work: Callable[[], object], repetitions: int = 5) -> float:
-    """Median seconds of a repetition, after one that warms up."""
+    """Median seconds of a repetition, after a warm-up."""
     times = []
     for _ in range(repetitions + 1):
         started = time.perf_counter()
@@ -123,7 +123,7 @@ class Sequence:
 
 
 def in_turn(operator: PreservationOperator, width: int) -> dict[int, float]:
-    """Median seconds of an early and a late edit. They run in turn, so that both meet the same load of the machine."""
+    """Median seconds of an early and a late edit. They take turns, so the load of the machine affects both alike."""
     sequences = {count: Sequence(operator, width, count - EDITS // 2) for count in (EARLY, LATE)}
     times: dict[int, list[float]] = {count: [] for count in sequences}
     for seed in range(EDITS + 1):

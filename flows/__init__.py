@@ -11,4 +11,4 @@ Imports run downwards::
 
 import logging
 
-logging.getLogger("factsmith").setLevel(logging.INFO)  # Whoever starts a run chooses where its messages go.
+logging.getLogger("factsmith").setLevel(logging.INFO)  # Whoever starts a run decides where messages go.

@@ -30,7 +30,7 @@ class Sweep:
     Attributes:
         grid: its axes.
         cells: the cells and their settings, in the order of the axes.
-        refused: why a cell cannot run, by its index.
+        refused: why some cells cannot run, by the index of the cell.
         jobs: number of cells to run at once.
     """
 
@@ -44,9 +44,9 @@ def open_sweep(arguments: Sequence[str], *, jobs: int = 1, memory_mb: int | None
     """Check everything that the user gave before anything is written.
 
     Args:
-        arguments: those of ``read_grid``.
+        arguments: choices and settings, as for ``read_grid``.
         jobs: most cells to run at once.
-        memory_mb: memory for all cells that run at once, in MiB; fewer run if they would need more.
+        memory_mb: memory for all cells that run at once, in MiB. If ``jobs`` cells would need more, fewer run at once.
 
     Raises:
         InputError: an argument is not understood, or no cell can run.
@@ -72,14 +72,17 @@ def open_sweep(arguments: Sequence[str], *, jobs: int = 1, memory_mb: int | None
         fitting = memory_mb * 2**20 // needed
         if fitting < jobs:
             logger.warning(
-                "%d cells at once would need %s MB: running %d", jobs, f"{jobs * needed / 2**20:,.0f}", max(1, fitting)
+                "%d cells at once would need %s MiB of memory: at most %d run at once",
+                jobs,
+                f"{jobs * needed / 2**20:,.0f}",
+                max(1, fitting),
             )
         jobs = max(1, min(jobs, fitting))
     return Sweep(grid, cells, {place: str(error) for place, error in refused.items()}, jobs)
 
 
 class RunPool:
-    """Runs that share a model, each borrowed by one cell at a time. Models of earlier cells are dropped."""
+    """Runs that cells borrow, one cell at a time, so that cells share models. Models of earlier cells are dropped."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -88,7 +91,7 @@ class RunPool:
 
     @contextmanager
     def borrow(self, settings: Settings) -> Iterator[Run]:
-        """A run with ``settings``, whose model no other cell uses in the meantime."""
+        """Lend a run with ``settings``. No other cell uses its model until the context ends."""
         model = settings.model_dump_json(include={"model", "runtime"})
         with self._lock:
             self._free = {model: self._free.get(model, [])}
@@ -101,7 +104,7 @@ class RunPool:
 
 
 def _checked_settings(settings: Settings) -> str:
-    """The settings that decide whether input can be used. Cells that differ only in others are checked once."""
+    """The settings that decide whether input can be used. Cells that differ only in other settings are checked once."""
     value = set(type(settings.method.value).model_fields) - {"site"}
     numbers = {"preservation_weight", "ridge", "slack", "slack_of_one", "spread", "clean_weight", "context_seed"}
     numbers |= {"low_rank", "null_space"}
@@ -112,7 +115,7 @@ def _checked_settings(settings: Settings) -> str:
 
 
 def _same_tokens(cell: Cell, settings: Settings) -> InputError | None:
-    """An error if d_m is an axis and the method does not use C0: the cells along this axis would be the same."""
+    """An error if d_m is an axis and the method does not use C0, because all cells of this axis would be the same."""
     method = settings.method
     if MULTIPLIER not in cell.place or method.reads == "corpus":
         return None
@@ -120,7 +123,7 @@ def _same_tokens(cell: Cell, settings: Settings) -> InputError | None:
     return InputError(
         f"{MULTIPLIER} makes no difference to {method.name}, which does not use C0.",
         got=f"{MULTIPLIER}={cell.place[MULTIPLIER]}",
-        remedy="vary method.low_rank.n_samples, the tokens that it reads" if samples else "it reads no tokens",
+        remedy="vary method.low_rank.n_samples instead" if samples else "leave it out; the method reads no tokens",
     )
 
 

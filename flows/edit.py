@@ -1,4 +1,4 @@
-"""Flow ``edit``: write facts, and if asked export the edited model."""
+"""Flow ``edit``: write facts and, on request, export the edited model."""
 
 from __future__ import annotations
 
@@ -24,12 +24,14 @@ __all__ = ["edit", "write"]
 
 
 def write(run: Run, prepared: Prepared) -> list[Artifact]:
-    """contexts -> values -> edit; in a sequence, contexts -> principal directions -> edit.
+    """Write the facts: contexts -> values -> edit. In a sequence: contexts -> principal directions -> edit.
 
-    A sequence optimises its value vectors in stage ``edit``, because they depend on the weights of that moment.
+    A sequence optimises its value vectors in stage ``edit``, because they depend on the weights that earlier batches
+    left.
 
     Returns:
-        One edit for each batch. In a sequence, one after each number of batches that is scored; the last holds all.
+        One edit for each batch. In a sequence, one edit for each number of batches that is scored; the last one holds
+        the changes of all batches.
     """
     workspace, model, layers, method, batches = run.workspace, run.model, run.layers, run.settings.method, run.batches
     templates = contexts(workspace, model, method, run.given_contexts)

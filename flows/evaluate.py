@@ -27,7 +27,7 @@ __all__ = ["evaluate", "score"]
 
 
 def score(run: Run, edits: Sequence[Artifact], *, figure: bool = True) -> tuple[Scores, Curves]:
-    """evaluation, and for a sequence trajectory; logs both to MLflow.
+    """Score the edits: evaluation and, for a sequence, trajectory. Logs both to MLflow.
 
     Args:
         run: the run.
@@ -61,11 +61,11 @@ def score(run: Run, edits: Sequence[Artifact], *, figure: bool = True) -> tuple[
 
 @flow(name="evaluate")
 def evaluate(settings: RunSettings, run: str | None = None) -> Report:
-    """Score the edit that the settings describe. What it needs and does not exist yet is made first.
+    """Score the edit that the settings describe. Artifacts that this needs and that do not exist yet are built first.
 
     Args:
         settings: choices, and settings that differ from them.
-        run: MLflow id of an earlier run of these settings, whose stored edits are scored.
+        run: MLflow id of an earlier run with these settings; its stored edits are scored.
     """
     past = find_run(home(), run) if run else None
     with open_run(settings, "evaluate", past=past) as current:

@@ -1,4 +1,4 @@
-"""Flow ``locate``: which layers of a model carry its facts, and should be edited."""
+"""Flow ``locate``: find the layers that carry a model's facts, which are the layers to edit."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["locate"]
 
 @flow(name="locate")
 def locate(settings: Settings) -> LocateReport:
-    """Trace facts that a model knows through its layers.
+    """Find the layers that carry facts that a model knows, by causal tracing.
 
     Args:
         settings: the settings, resolved. Method and corpus are not read.

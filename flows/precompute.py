@@ -37,7 +37,7 @@ class Prepared:
         keys: the source of the keys; ``None`` if the method reads none.
         statistics: what the factors are made from.
         tokens: the tokens that these statistics cover.
-        leverages: held-out leverages, if the token count was found by them.
+        leverages: the held-out leverages that determined the token count; ``None`` if it was not searched for.
     """
 
     factors: Factors
@@ -48,7 +48,7 @@ class Prepared:
 
 
 def prepare(run: Run, *, held_out: int = 0) -> Prepared:
-    """model -> tokens -> keys -> covariance -> factor.
+    """Prepare the model for editing: model -> tokens -> keys -> covariance -> factor.
 
     Stages whose results the method's factors do not need are left out. Keys are not stored if ``corpus.keep_keys`` is
     false.
@@ -86,7 +86,10 @@ def _statistics(run: Run, source: KeySource, count: int) -> FactorSource:
 
 
 def finish(run: Run, prepared: Prepared, scores: Scores | None = None, trajectory: Curves | None = None) -> Report:
-    """The report of a run. Logs how the token count was found after the scores, which MLflow compares first."""
+    """The report of a run. Also logs how the token count was found.
+
+    This is logged after the scores, because MLflow's comparison starts with the metric that was logged first.
+    """
     if prepared.leverages:
         log_choice(run, prepared.leverages)
     return Report.of(run, scores, trajectory, tokens=prepared.tokens)

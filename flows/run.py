@@ -43,7 +43,7 @@ def run_part(part: Run, name: str, *, flow: str, parent: str) -> tuple[Scores, C
     Args:
         part: the run.
         name: its name in MLflow.
-        flow: what it is logged as.
+        flow: the flow that it is logged as.
         parent: id of the MLflow run that it is a part of.
     """
     with part.logged(name, flow=flow, parent=parent):

@@ -38,7 +38,7 @@ __all__ = ["run_sweep", "sweep"]
 logger = logging.getLogger(__name__)
 
 _LONGEST_WAIT = 0.5
-"""Seconds of one wait for a cell."""
+"""Longest single wait for a cell, in seconds."""
 
 
 @flow(name="sweep")
@@ -54,16 +54,16 @@ def sweep(arguments: list[str], jobs: int = 1, memory_mb: int | None = None) -> 
 
 
 def run_sweep(opened: Sweep) -> SweepReport:
-    """The flow, for a sweep whose input has been checked already."""
+    """Run a sweep whose input has been checked already."""
     runner: Any = ThreadPoolTaskRunner(max_workers=opened.jobs)
     report: SweepReport = Flow(lambda: _report(opened), name="cells", task_runner=runner)()
     return report
 
 
 def _report(opened: Sweep) -> SweepReport:
-    """Run the cells of a sweep. Those that need most tokens run first, since their covariances extend smaller ones.
+    """Run the cells of a sweep. Cells that need the most tokens run first, because these include what others need.
 
-    A cell that fails is reported, and the others still run. A sweep that was interrupted continues where it was.
+    A cell that fails is reported, and the others still run. A sweep that was interrupted continues where it stopped.
 
     Raises:
         InputError: every cell failed.
@@ -131,7 +131,7 @@ def _run_cells(opened: Sweep, store: Store, parent: str) -> list[CellReport]:
 
 
 def _wait(futures: Collection[PrefectFuture[CellReport]]) -> None:
-    """Wait until all have ended. A single wait without a limit may miss a Ctrl-C that comes as it begins."""
+    """Wait until all futures have ended. Each wait is short, because a long one may miss a Ctrl-C just as it starts."""
     ended = Semaphore(0)
     for future in futures:
         future.add_done_callback(lambda _: ended.release())
@@ -173,7 +173,7 @@ def _scored(run: Run, scores: Scores, curves: Curves, prepared: Prepared) -> dic
 
 
 def _most_tokens_first(settings: Settings) -> tuple[str, float, float]:
-    """A sort key: by model, then the most tokens first, because a larger covariance extends smaller ones."""
+    """A sort key: by model, then the most tokens first, because these include what cells with fewer need."""
     return settings.model.path, -(settings.corpus.tokens or 0), -settings.corpus.multipliers[-1]
 
 

@@ -96,7 +96,7 @@ def tune(settings: Settings, trials: int = 12, seed: int = 0, out: Path | None =
 
     Args:
         settings: the settings, resolved. The search starts from their lambda, clamp and learning rate.
-        trials: most trials, with the start.
+        trials: most trials, including the start.
         seed: seed of the search.
         out: YAML file for the settings that are found.
 
@@ -201,7 +201,8 @@ def _editing_yaml(settings: Settings, report: TuneReport) -> str:
         content["defaults"] = known
     if settings.method.value.site == "block":
         content["editing"] = report.editing
-    else:  # One layer, and values at another place: other methods need other settings.
+    else:
+        # Such a method edits one layer, and its values are at another place: its settings do not suit other methods.
         content["methods"] = {settings.method.name: report.editing}
     before, after = report.held_out.start.get("S"), report.held_out.best.get("S")
     shown = ["-" if one is None else f"{one:.1f}" for one in (before, after)]

@@ -45,13 +45,13 @@ AsJson = Annotated[bool, typer.Option("--json", help="print one JSON document an
 
 
 def start() -> None:
-    """Set the environment and the log of a command, before anything slow is imported."""
+    """Set the environment and the log messages of a command, before anything slow is imported."""
     prepare_command_line()
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
 
 
 def compose_arguments(arguments: list[str] | None, **options: Any) -> Settings:
-    """Start, and compose the settings of a run."""
+    """Prepare the command, and compose the settings of its run."""
     start()
     from factsmith.flows.configuration.composition import compose
 
@@ -79,7 +79,7 @@ def preflight(
     try:
         check_input(run, dataset=dataset, editing=editing, out=out, past=past)
         make_prefect_home()
-    except OSError as error:  # Only paths of the user's have been used so far: a name too long, no permission, ...
+    except OSError as error:  # So far only the user's paths were used: a name may be too long, permission missing, ...
         raise InputError(f"{error.filename or 'A file'} cannot be used.", got=error.strerror) from None
     return run
 
@@ -130,7 +130,10 @@ def show_report(flow: Callable[[], Report], settings: Settings, as_json: bool, o
     if report.trajectory:
         show(trajectory_table(report.trajectory, settings))
         if (edits := collapse(report.trajectory)) is not None:
-            typer.echo(f"Collapsed: after {edits:,} edits the perplexity of text is {COLLAPSE:g} times what it was.")
+            typer.echo(
+                f"Collapsed: after {edits:,} edits, the perplexity of held-out text is at least {COLLAPSE:g} times its "
+                "initial value."
+            )
     if isinstance(report, PrecomputeReport):
         show(conditioning_table(report.layers))
     show(stages_table(report.stages))

@@ -1,4 +1,4 @@
-"""Commands about Factsmith itself: its choices and settings, and the model that ships."""
+"""Commands about Factsmith itself: its choices and settings, and the embedded model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["conf", "pretrain"]
 
 
 def conf(arguments: Arguments = None, as_json: AsJson = False) -> None:
-    """Show all choices, and the settings that some arguments give."""
+    """Show all choices, and all settings with their meanings and the values that the arguments give them."""
     from factsmith.flows.reporting.terminal import choices_table, settings_table
 
     settings = compose_arguments(arguments)
@@ -31,7 +31,7 @@ def pretrain(
         Path("embedded-model")
     ),
 ) -> None:
-    """Train the embedded model again: its tokenizer, its weights, its recall."""
+    """Train the embedded model and its tokenizer again, and measure which facts it recalls."""
     start()
     from factsmith.tasks.model.embedded.training import Recipe, pretrain
     from factsmith.tasks.pipeline.progress import progress
@@ -39,9 +39,9 @@ def pretrain(
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"The folder {out} cannot be made.", got=error.strerror, remedy="choose another --out") from (
-            None
-        )
+        raise InputError(
+            f"The folder {out} cannot be created.", got=error.strerror, remedy="choose another --out"
+        ) from None
     recipe = Recipe()
     with progress("pretrain", recipe.steps) as advance:
         shares = pretrain(out, recipe=recipe, advance=advance)

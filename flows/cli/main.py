@@ -20,11 +20,11 @@ from factsmith.flows.cli.sweep import sweep
 __all__ = ["app", "main"]
 
 _STOPPED = 130
-"""Exit code after Ctrl-C, as in shells. Typer turns the interrupt into it without a message. SIGTERM gives it too."""
+"""Exit code after Ctrl-C or SIGTERM, as in shells. Typer exits with it after an interrupt, without a message."""
 
 app = typer.Typer(
     name="factsmith",
-    help="Correct facts inside a language model. `factsmith run` shows the whole pipeline on the model that ships.",
+    help="Correct facts inside a language model. `factsmith run` shows the whole pipeline on the embedded model.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

@@ -85,9 +85,9 @@ def evaluate(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Score a model before and after its facts are written. Only what has not been scored yet is run.
+    """Score a model before and after its facts are written. Existing scores are reused.
 
-    RUN is the id of an earlier run (`factsmith runs`) or `latest`: the edits of that run are scored, not made again.
+    RUN is the id of an earlier run (`factsmith runs` lists them) or `latest`. Its stored edits are then scored.
     """
     given = list(arguments or [])
     if metrics is not None:
@@ -117,7 +117,7 @@ def _is_run(argument: str) -> bool:
 
 def plan(
     arguments: FactsAndArguments = None,
-    precompute: Annotated[bool, typer.Option("--precompute", help="only what does not depend on facts")] = False,
+    precompute: Annotated[bool, typer.Option("--precompute", help="only stages that do not depend on facts")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Show what a run would do: what is cached, and what the rest would cost in FLOP, bytes and memory."""

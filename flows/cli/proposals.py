@@ -33,12 +33,12 @@ def locate(arguments: Arguments = None, as_json: AsJson = False) -> None:
 
 def tune(
     arguments: Arguments = None,
-    trials: Annotated[int, typer.Option(min=1, help="most settings to try, starting with those given")] = 12,
+    trials: Annotated[int, typer.Option(min=1, help="most trials; the first one has the given settings")] = 12,
     seed: Annotated[int, typer.Option(min=0, help="seed of the search")] = 0,
-    out: Annotated[Path | None, typer.Option(help="YAML file for the settings found, for model=FILE")] = None,
+    out: Annotated[Path | None, typer.Option(help="write the settings to this YAML file, for model=FILE")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Find lambda, clamp and learning rate on half of the records, and judge them on the other half."""
+    """Find lambda, clamp and learning rate on one half of the records, and judge them on the other half."""
     settings = compose_arguments(arguments)
     from factsmith.flows.tune import check_tune, on_half
     from factsmith.flows.tune import tune as flow

@@ -17,10 +17,10 @@ __all__ = ["compare", "runs"]
 def runs(
     run: Annotated[str | None, typer.Argument(metavar="[RUN]", help="show this run and its parts")] = None,
     experiment: Annotated[str | None, typer.Option(metavar="NAME", help="only runs of this MLflow experiment")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="most runs to show, without their parts")] = 20,
+    limit: Annotated[int, typer.Option(min=1, help="most runs to show; parts of runs do not count")] = 20,
     as_json: AsJson = False,
 ) -> None:
-    """List earlier runs, latest first, or one run with its cells or trials."""
+    """List earlier runs, latest first, or show one run with its cells or trials."""
     start()
     check_runs()
     from factsmith.flows.reporting.runs import described, grouped, runs_table
@@ -40,7 +40,7 @@ def runs(
 def compare(
     given: Annotated[
         list[str] | None,
-        typer.Argument(metavar="RUN", help="two or more: ids as `factsmith runs` shows them, or `latest`"),
+        typer.Argument(metavar="RUN", help="two or more runs: ids as `factsmith runs` shows them, or `latest`"),
     ] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="print Markdown tables, for papers and reviews")] = False,
     as_json: AsJson = False,
@@ -49,7 +49,7 @@ def compare(
 
     The first run is compared with each of the others. Brackets hold 95 % bootstrap intervals over facts: paired by fact
     if two runs scored the same facts, independent otherwise. A difference is noise if its interval contains zero.
-    Intervals are computed for each metric by itself and are not corrected for multiple comparisons.
+    Intervals are computed for each metric separately and are not corrected for multiple comparisons.
     """
     names = given or []
     if len(names) < 2:

@@ -21,12 +21,13 @@ def serve(
     only: Annotated[
         list[str] | None, typer.Option(metavar="FLOW", help="precompute, evaluate or run; may be repeated")
     ] = None,
-    cron: Annotated[str | None, typer.Option(help="schedule that replaces each flow's own")] = None,
+    cron: Annotated[str | None, typer.Option(help="cron schedule of all flows, instead of their own")] = None,
     interval: Annotated[
-        int | None, typer.Option(metavar="SECONDS", min=1, max=10**8, help="seconds between runs, instead of a cron")
+        int | None,
+        typer.Option(metavar="SECONDS", min=1, max=10**8, help="seconds between runs, instead of a cron schedule"),
     ] = None,
-    timezone: Annotated[str, typer.Option(help="time zone of the cron, such as Europe/Paris")] = "UTC",
-    name: Annotated[str | None, typer.Option(help="name of the deployments; by default the model's")] = None,
+    timezone: Annotated[str, typer.Option(help="time zone of the cron schedule, such as Europe/Paris")] = "UTC",
+    name: Annotated[str | None, typer.Option(help="name of the deployments; by default that of the model")] = None,
 ) -> None:
     """Run flows on a schedule, and when users start them in Prefect's UI, until stopped.
 
@@ -48,7 +49,7 @@ def serve(
 
 
 def ui(port: Annotated[int, typer.Option(help="port on 127.0.0.1", min=1, max=65535)] = 5000) -> None:
-    """Open the MLflow UI on this machine only, and print the page of each experiment that shows its scores."""
+    """Start the MLflow UI on 127.0.0.1, and print the address of each experiment's page of scores."""
     prepare_command_line()
     uri = os.environ.get("MLFLOW_TRACKING_URI")
     if uri and uri.startswith("http"):

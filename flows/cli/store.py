@@ -55,7 +55,7 @@ def show(address: Annotated[str, typer.Argument(help="kind/digest or digest, as 
 
 @store_app.command("verify")
 def verify(
-    address: Annotated[str | None, typer.Argument(help="what to check; everything if left out")] = None,
+    address: Annotated[str | None, typer.Argument(help="what to check; by default all artifacts")] = None,
 ) -> None:
     """Read every byte again and name the files that have changed since they were written."""
     from factsmith.tasks.pipeline.progress import progress
@@ -87,7 +87,7 @@ def gc(
 ) -> None:
     """Remove leftovers: files of killed runs, damaged artifacts that were set aside, old locks.
 
-    No run may be going on.
+    No run may be active at the same time.
     """
     from factsmith.artifacts.removal import alone, leftovers, unused
 
@@ -106,17 +106,20 @@ def rm(
     with_dependants: Annotated[
         bool, typer.Option("--dependants", help="also remove everything that was made from them")
     ] = False,
-    force: Annotated[bool, typer.Option("--force", help="keep what was made from them, which remains usable")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="remove only these; artifacts that were made from them remain usable")
+    ] = False,
     dry_run: DryRun = False,
 ) -> None:
-    """Remove artifacts. A run that needs them builds them again, to the same bytes.
+    """Remove artifacts. A run that needs them builds them again, with the same bytes.
 
-    No run may be going on.
+    No run may be active at the same time.
     """
     from factsmith.artifacts.removal import alone, dependants
 
     store = Store(home())
-    given = [path for address in addresses for path in store.resolve(address)]  # before anything is written
+    # A wrong address is refused before anything is written.
+    given = [path for address in addresses for path in store.resolve(address)]
     with alone(store):
         paths = sorted(set(given))
         made_from = dependants(store, paths)

@@ -28,12 +28,14 @@ def sweep(
     jobs: Annotated[int, typer.Option(min=1, help="most cells to run at once")] = 1,
     memory_mb: Annotated[
         int | None,
-        typer.Option(min=1, help="estimated memory of all cells that run at once, in MiB; fewer run if they need more"),
+        typer.Option(
+            min=1, help="memory for all cells that run at once, in MiB; fewer run at once if they would need more"
+        ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="folder for the tables and plots")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Run every combination of some settings, and show the scores in a paper's tables and plots.
+    """Run every combination of the given settings, and show the scores in tables and plots as in the papers.
 
     experiment=NAME runs a prepared sweep (`factsmith conf` lists them); other settings change it. Stages that cells
     share run once, a cell that fails does not stop the others, and the same command continues an interrupted sweep.

@@ -136,7 +136,7 @@ def compose_again(content: Mapping[str, Any], arguments: Sequence[str]) -> Setti
             raise InputError(
                 f"{name} was decided when the edit was made.",
                 expected=f"{', '.join(_LOCATIONS)}, runtime.* or tracking.*",
-                remedy="leave the run out, and give the settings of the edit to make and score",
+                remedy="leave out the run, and give all settings of the edit to make and score",
             )
     earlier = OmegaConf.create(with_new_names(content))
     try:
@@ -151,7 +151,7 @@ def past_settings(run: PastRun) -> Settings:
     """The settings of an earlier run.
 
     Raises:
-        InputError: the run has kept none, or another version of Factsmith has written them.
+        InputError: the run has no stored settings, or another version of Factsmith wrote them.
     """
     try:
         return Settings.model_validate(with_new_names(run.content))
@@ -207,7 +207,7 @@ def _part(config: DictConfig, name: str) -> DictConfig:
 
 
 def _check_values(content: Any, name: str = "") -> None:
-    """Refuse values that a setting's type would accept and that nothing could use."""
+    """Refuse values that the type of a setting accepts but that cannot be used."""
     if isinstance(content, Mapping):
         for key, value in content.items():
             _check_values(value, f"{name}.{key}" if name else str(key))
@@ -217,7 +217,7 @@ def _check_values(content: Any, name: str = "") -> None:
     elif isinstance(content, bool) and setting_types().get(name) is not bool:
         raise InputError(f"{name} cannot be used.", got=repr(content), expected="a value that is not true or false")
     elif isinstance(content, int) and not -(2**63) <= content < 2**63:
-        raise InputError(f"{name} cannot be used.", got=repr(content), expected="a number of 64 bits")
+        raise InputError(f"{name} cannot be used.", got=repr(content), expected="an integer of at most 64 bits")
     elif isinstance(content, str) and ("\0" in content or not _is_unicode(content)):
         raise InputError(f"{name} cannot be used.", got=ascii(content), expected="Unicode text without NUL")
     elif isinstance(content, str) and content.startswith("~") and os.path.expanduser(content) == content:
@@ -249,7 +249,7 @@ def _not_given(name: str) -> InputError:
 
 
 _ABOUT_A_FIELD = ("missing", "extra_forbidden")
-"""Faults inside a setting's value, which only make sense with the name of the field."""
+"""Types of errors inside a setting's value. Their messages only make sense with the name of the field."""
 
 
 def _validated(content: Any) -> Settings:

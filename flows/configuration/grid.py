@@ -25,7 +25,7 @@ from factsmith.flows.configuration.choices import EXPERIMENT, load_choice
 __all__ = ["MULTIPLIER", "Cell", "Grid", "read_grid"]
 
 MULTIPLIER = "corpus.dynamic_multiplier"
-"""The axis of the FastMEMIT paper's tables."""
+"""The setting that varies in the FastMEMIT paper's tables."""
 
 _MOST_CELLS = 10_000
 
@@ -55,7 +55,7 @@ class Grid:
     Attributes:
         name: name of the experiment, or ``sweep``.
         settings: the settings of every cell.
-        axes: the settings that vary. An axis maps one or more settings to equally many values.
+        axes: the settings that vary. An axis maps one or more settings to their values, equally many for each.
     """
 
     name: str
@@ -133,7 +133,7 @@ def _length(axis: Mapping[str, tuple[str, ...]]) -> int:
 
 
 def _values(text: str) -> Iterator[str]:
-    """The parts of ``text`` between its outermost commas."""
+    """The parts of ``text`` between the commas that are not in brackets, braces or quotes."""
     depth, quote, part = 0, "", ""
     for letter in text:
         if quote:
@@ -158,7 +158,7 @@ def _narrowed(axis: Mapping[str, tuple[str, ...]], key: str, wanted: Sequence[st
             raise InputError(
                 f"{key}={value} is not in the experiment.",
                 expected=", ".join(axis[key]),
-                remedy=f"its values belong to those of {others}: copy its YAML file, and use experiment=FILE.yaml",
+                remedy=f"each value belongs to one of {others}: copy the YAML file, and use experiment=FILE.yaml",
             )
     kept = [place for place, value in enumerate(axis[key]) if value in wanted]
     return {name: tuple(values[place] for place in kept) for name, values in axis.items()}
@@ -183,12 +183,12 @@ def _read(name: str) -> tuple[str, dict[str, str], list[dict[str, tuple[str, ...
             raise InputError(
                 f"The settings of an axis of {path} have different numbers of values.",
                 got=", ".join(f"{len(values)} of {key}" for key, values in axis.items()),
-                expected="equally many values of each setting",
+                expected="the same number of values for each setting",
             )
         found.append({str(key): tuple(_text(value) for value in values) for key, values in axis.items()})
     return path.stem, {str(key): _text(value) for key, value in settings.items()}, found
 
 
 def _text(value: Any) -> str:
-    """A YAML value as an argument spells it."""
+    """A YAML value in the form that it has in an argument."""
     return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))

@@ -37,7 +37,7 @@ def check_key(name: str, groups: Iterable[str]) -> None:
         groups: groups of choices, which a misspelt name may stand for.
 
     Raises:
-        InputError: there is no such setting; suggests the one that may be meant.
+        InputError: there is no such setting; the message suggests the one that may be meant.
     """
     check_renamed([name])
     known = {key for key, _ in describe_settings()}
@@ -55,10 +55,10 @@ def check_key(name: str, groups: Iterable[str]) -> None:
 
 
 def check_renamed(names: Iterable[str]) -> None:
-    """Check that no setting has the name that it had in an earlier version.
+    """Check that none of ``names`` is a name that a setting had in an earlier version.
 
     Raises:
-        InputError: one has; says its new name.
+        InputError: one of them is; the message gives the new name.
     """
     for name in names:
         if name in RENAMED:

@@ -100,13 +100,14 @@ class Comparison(BaseModel):
     """Runs side by side, as ``--json`` prints it. Lists are in the order of ``runs``.
 
     An interval estimates how much a number would vary with another sample of as many facts (percentile bootstrap over
-    facts). With few facts it is too narrow, and if all facts agree it has no width. Intervals are not corrected for
+    facts). With few facts it is too narrow, and if all facts agree its width is zero. Intervals are not corrected for
     multiple comparisons: if two runs do not differ, one of twenty metrics is expected to show a difference.
 
     Attributes:
         runs: the runs. The others are compared with the first.
         settings: the settings that differ, as MLflow shows them; null for a run without such a setting.
-        scores: scores by phase and metric; null for a run that lacks the metric. ``before`` is given if it differs.
+        scores: scores by phase and metric; null for a run that lacks the metric. ``before`` is left out if it
+            is the same for all runs.
         means: the metrics that are harmonic means of others.
     """
 

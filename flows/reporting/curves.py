@@ -20,13 +20,13 @@ FIRST_FACTS = f"sequence/first_{FIRST}/{{}}"
 PERPLEXITY = "sequence/perplexity"
 
 COLLAPSE = 10.0
-"""A model has collapsed when the perplexity of held-out text is this many times the unedited model's."""
+"""A model has collapsed when the perplexity of held-out text is at least this many times the unedited model's."""
 
 
 def collapse(curves: Curves) -> int | None:
-    """The first number of edits after which the model is found to have collapsed.
+    """The smallest scored number of edits after which the model has collapsed.
 
-    ``None`` if it never was, or if perplexity was not measured.
+    ``None`` if it has not collapsed, or if perplexity was not measured.
     """
     points = curves.get(PERPLEXITY, {})
     return next((edits for edits, value in points.items() if not value < COLLAPSE * points[0]), None)

@@ -67,13 +67,13 @@ def score_by_multiplier(
     Args:
         points: the score and the ends of its interval in percent, by variant, batch size and d_m.
         name: name of the score.
-        threshold: a dotted line is drawn at this share of the largest d_m's score.
+        threshold: a dotted line is drawn at this share of the score at the largest d_m.
     """
     figure = Figure(figsize=(0.8 + 4.6 * len(points), 3.6), layout="constrained")
     panels = figure.subplots(1, len(points), sharey=True, squeeze=False)[0]
     for axes, (variant, by_batch) in zip(panels, points.items(), strict=True):
         for number, (batch, curve) in enumerate((batch, curve) for batch, curve in by_batch.items() if curve):
-            # Lines are shifted a little, or the intervals would hide one another.
+            # Lines are shifted a little, so that their intervals do not overlap.
             multipliers, found = [1.02**number * one for one in curve], list(curve.values())
             values = [value for value, _, _ in found]
             errors = [[value - low for value, low, _ in found], [high - value for value, _, high in found]]
@@ -91,7 +91,8 @@ def score_by_multiplier(
         axes.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel(f"{name}, percent")
     panels[0].set_ylim(0, 103)
-    panels[-1].legend(frameon=False, fontsize="small", title=f"dotted: {threshold:.0%} of the largest d_m")
+    title = f"dotted: {threshold:.0%} of the\nscore at the largest d_m"
+    panels[-1].legend(frameon=False, fontsize="small", title=title)
     return figure
 
 
@@ -146,8 +147,8 @@ def trajectory_figure(
     """Scores, perplexity of held-out text and the relative change of each layer, against the number of edits.
 
     Args:
-        scores: curves of scores and perplexity, by the names in MLflow.
-        measures: curves of the changes of each layer, by the names in MLflow.
+        scores: curves of scores and perplexity, by their names in MLflow.
+        measures: curves of the changes of each layer, by their names in MLflow.
         means: names of the scores to draw.
     """
     perplexity = scores.get(PERPLEXITY)

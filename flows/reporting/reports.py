@@ -42,7 +42,7 @@ class Report(_Frozen):
         stages: the stages, in order.
         metrics: metrics by phase (``before``, ``after``), in percent; empty if nothing was scored.
         trajectory: the curves of a sequence's scores; empty for independent batches.
-        dynamic_multiplier: d_m of C0, given or found; ``None`` if the run has none.
+        dynamic_multiplier: d_m of C0, as given or as found by the search; ``None`` if the run reports none.
     """
 
     run_id: str
@@ -84,11 +84,12 @@ class LayerReport(_Frozen):
     Attributes:
         layer: the layer, counted from 0.
         tokens: number of tokens that C0 covers.
-        dynamic_multiplier: the same in multiples of d_k.
+        dynamic_multiplier: d_m: number of tokens that C0 covers, in multiples of d_k.
         leverage: held-out leverage; ``None`` if C0 is singular, or the corpus has no keys left to hold out.
         effective_rank: effective rank of C0, at most d_k.
         condition_number: condition number of C0; ``None`` if it is singular.
-        eigenvalues: eigenvalues of C0: the largest, median and smallest, and those that 1, 10, 90 and 99 % exceed.
+        eigenvalues: eigenvalues of C0: the largest, the median, the smallest, and those that 1, 10, 90 and 99 % of all
+            eigenvalues exceed.
     """
 
     layer: int
@@ -115,16 +116,16 @@ class CellReport(_Frozen):
 
     Attributes:
         place: the value of each setting that the sweep varies.
-        mlflow_run_id: id of its run in MLflow; ``None`` if it did not begin.
+        mlflow_run_id: id of the cell's run in MLflow; ``None`` if the cell did not start.
         facts: number of facts that were written and scored.
         tokens: number of tokens that C0 covers; 0 if the cell failed.
-        dynamic_multiplier: the same in multiples of d_k.
+        dynamic_multiplier: d_m: number of tokens that C0 covers, in multiples of d_k; 0 if the cell failed.
         metrics: metrics by phase (``before``, ``after``), in percent; empty if the cell failed.
         trajectory: the curves of a sequence's scores; empty for independent batches.
         intervals: 95 % bootstrap interval over records of each metric after the edit.
         stages: the stages, in order.
-        seconds: time taken.
-        error: why the cell failed.
+        seconds: time taken, in seconds.
+        error: why the cell failed; ``None`` if it did not.
     """
 
     place: dict[str, str]
@@ -147,9 +148,9 @@ class SweepReport(_Frozen):
         run_id: id of the flow run in Prefect.
         mlflow_run_id: id of the sweep's run in MLflow.
         name: name of the experiment.
-        axes: the settings that vary, those of one axis together.
+        axes: for each axis, the settings that vary along it.
         metrics: metrics that some cell has, in display order.
-        mean: the harmonic mean that summarises a cell, and its metrics; ``None`` if no cell has it.
+        mean: the harmonic mean that summarises a cell, and the metrics it is made of; ``None`` if no cell has it.
         cells: the cells, in the order of the axes.
     """
 
@@ -200,8 +201,8 @@ class Trial(_Frozen):
         clamp: clamp of value vectors.
         learning_rate: learning rate of value vectors.
         metrics: metrics in percent; empty if the trial failed.
-        seconds: time taken.
-        error: why the trial failed.
+        seconds: time taken, in seconds.
+        error: why the trial failed; ``None`` if it did not.
     """
 
     number: int
@@ -214,7 +215,7 @@ class Trial(_Frozen):
 
 
 class HeldOut(_Frozen):
-    """Metrics in percent on the half that nothing was chosen on.
+    """Metrics in percent on the half of the records that was not used for tuning.
 
     Attributes:
         start: metrics of the start; empty if it fails there.
@@ -234,7 +235,7 @@ class TuneReport(_Frozen):
         trials: the trials, in order.
         best: number of the best trial.
         held_out: metrics of the start and of the best trial on the other half.
-        editing: the settings that were found, in the form that a model's YAML has.
+        editing: the settings that were found, in the form of the ``editing`` part of a model's YAML file.
     """
 
     run_id: str

@@ -123,7 +123,7 @@ def comparison_tables(comparison: Comparison) -> list[TextTable]:
 
 
 def _scores_table(comparison: Comparison, phase: str, ids: Sequence[str]) -> TextTable:
-    """One row per metric for two runs. More would not fit side by side and have one row per metric and run."""
+    """A table with one row per metric for two runs, and one row per metric and run for more, which need more space."""
     two = len(ids) == 2
     columns = ["", *ids, f"{ids[1]} - {ids[0]}"] if two else ["", "run", phase, f"difference from {ids[0]}"]
     table = TextTable(f"scores {phase}, percent [95 % interval]", columns, labels=len(columns), caption=_CAPTION)

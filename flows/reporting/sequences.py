@@ -17,7 +17,7 @@ from factsmith.tasks.tracking.tracker import Tracker
 __all__ = ["log_sequences", "sequence_tables", "write_sequences"]
 
 _COLUMNS = 5
-"""Numbers of edits that a table shows. The CSV file has all."""
+"""Most numbers of edits that a table shows. The CSV file has all."""
 
 
 def sequence_tables(report: SweepReport) -> Iterator[TextTable]:
@@ -29,7 +29,7 @@ def sequence_tables(report: SweepReport) -> Iterator[TextTable]:
             f"{report.name}: {title} by number of edits",
             [*(key.rpartition(".")[2] for key in varied), *(f"{count:,}" for count in counts), "collapse"],
             labels=len(varied),
-            caption=f"collapse: edits after which perplexity is {COLLAPSE:g} times that of the unedited model",
+            caption=f"collapse: edits after which perplexity is at least {COLLAPSE:g} times that of the unedited model",
         )
         digits = "#.4g" if curve == PERPLEXITY else ".1f"
         for cell in report.cells:
@@ -81,7 +81,7 @@ def _titles(report: SweepReport) -> dict[str, str]:
 
 
 def _name(report: SweepReport, cell: CellReport) -> str:
-    """The name of a cell among the others."""
+    """A name that distinguishes a cell from the others."""
     return ", ".join(cell.place[axis[0]] for axis in report.axes)
 
 

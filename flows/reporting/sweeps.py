@@ -25,7 +25,7 @@ __all__ = ["Curve", "curves", "failures", "log_sweep", "sweep_tables", "write_sw
 BATCH = "method.batch_size"
 AUTO = "auto"
 THRESHOLD = 0.95
-"""Share of the full covariance's score that a fast one should reach."""
+"""Share of the full covariance's score that a smaller, fast one should reach."""
 
 Curve = Mapping[str, CellReport]
 """Cells that differ only in d_m, ascending, by the value of the setting: a number, or ``auto``."""
@@ -111,7 +111,7 @@ def _by_multiplier(report: SweepReport) -> Iterator[TextTable]:
         f"{report.name}: {name} by d_m, percent, and 95 % interval over records",
         [*_headings(report), *multipliers],
         labels=len(_headings(report)),
-        caption=f"! below {THRESHOLD:.0%} of the largest d_m",
+        caption=f"! below {THRESHOLD:.0%} of the score at the largest d_m",
     )
     for variant, by_batch in curves(report).items():
         for batch, curve in by_batch.items():

@@ -104,7 +104,7 @@ def conditioning_table(layers: Sequence[LayerReport]) -> Table:
     table = Table(
         title=f"C0 of each edited layer: {first.tokens:,} tokens, d_m = {first.dynamic_multiplier:.4g}",
         title_justify="left",
-        caption="leverage: of keys that are not in C0; it is 1 if C0 is right. last three columns: eigenvalues of C0",
+        caption="leverage: held-out leverage, close to 1 if C0 is well estimated; last three columns: eigenvalues",
         caption_justify="left",
     )
     for name in ("layer", "leverage", "effective rank", "condition", "largest", "median", "smallest"):
@@ -120,9 +120,11 @@ def conditioning_table(layers: Sequence[LayerReport]) -> Table:
 def plan_table(stages: Sequence[StagePlan], settings: Settings) -> Table:
     """What each stage would build, and its cost."""
     table = Table(
-        title=f"{settings.method.name} on {settings.model.name}: what a run would do", title_justify="left",
-        caption="FLOP and memory are estimates. Memory is without Python's own.", caption_justify="left",
-    )  # fmt: skip
+        title=f"{settings.method.name} on {settings.model.name}: what a run would do",
+        title_justify="left",
+        caption="FLOP and memory are estimates. Memory does not include Python and its libraries.",
+        caption_justify="left",
+    )
     for name in ("stage", "to build"):
         table.add_column(name)
     for name in ("FLOP", "to write", "peak memory"):
@@ -148,7 +150,7 @@ def plan_table(stages: Sequence[StagePlan], settings: Settings) -> Table:
 
 def _size(count: float) -> str:
     if count < 5e4:
-        return "little"
+        return "< 0.1 MB"
     return f"{count / 1e9:,.1f} GB" if count >= 1e8 else f"{count / 1e6:,.1f} MB"
 
 

@@ -45,14 +45,14 @@ class CorpusSettings(Section):
     )
     topics: int = Field(16, ge=1, description="number of clusters (stratified)")
     block_length: int = Field(128, ge=2, description="tokens per block; a block never spans two documents")
-    blocks_per_document: int | None = Field(None, ge=1, description="most blocks from one document; null for all")
+    blocks_per_document: int | None = Field(None, ge=1, description="most blocks of one document; null for all")
     dynamic_multiplier: Annotated[float, Field(gt=0)] | Literal["auto"] = Field(
         10.0, description="d_m: tokens to use, in multiples of d_k; 'auto' finds how many C0 needs"
     )
     tokens: int | None = Field(None, ge=1, description="tokens to use, instead of dynamic_multiplier")
     key_dtype: Literal["float32", "float16"] = Field("float32", description="data type of the stored keys")
     keep_keys: bool = Field(
-        True, description="false sums keys up without storing them, for token counts that do not fit on disk"
+        True, description="false sums keys up without storing them, for more keys than fit on the disk"
     )
     auto: AutoSettings = Field(default_factory=AutoSettings)
 

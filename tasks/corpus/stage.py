@@ -1,4 +1,4 @@
-"""Stage ``tokens``: the corpus as exact blocks of tokens, in a series of shards that only grows."""
+"""Stage ``tokens``: the corpus as exact blocks of tokens, in shards. Reading further only adds shards."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ document, ``start`` the position of the block's first token in the stream."""
 
 
 class _CorpusEndedError(Exception):
-    """The corpus ended before the tokens that a run cannot do without."""
+    """The corpus ended before it gave the tokens that a run needs at least."""
 
     def __init__(self, available: int) -> None:
         super().__init__(f"the corpus ends after {available} tokens")
@@ -107,8 +107,8 @@ def tokens(
         workspace: the run's workspace.
         model: the model whose tokenizer is used.
         corpus: the documents.
-        budget: the tokens that the run needs at least.
-        wanted: the tokens that the run would use.
+        budget: the token budget; ``budget.least`` is the number of tokens that the run cannot do without.
+        wanted: the number of tokens that the run would use.
 
     Raises:
         InputError: the corpus ends before ``budget.least`` tokens; says how many it has.

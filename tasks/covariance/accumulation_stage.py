@@ -1,7 +1,7 @@
 """Stage ``covariance`` without stored keys: each key is added to the moments as the model gives it.
 
-This is for token counts whose keys do not fit on a disk. The artifacts are, to the byte, those that stage
-``covariance`` makes of stored keys: the same values, added in the same groups.
+This is for token counts whose keys do not fit on a disk. The artifacts have the same bytes as those that stage
+``covariance`` builds from stored keys, because the same values are added in the same groups.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ __all__ = ["accumulate", "checkpoint_series", "last_checkpoint"]
 logger = logging.getLogger(__name__)
 
 _TENSORS = "sums.safetensors"
-"""Holds ``layer.N.outer`` (d_k, d_k), of which one half is used, and ``layer.N.sum`` (d_k,), float64."""
+"""Holds ``layer.N.outer`` (d_k, d_k), of which only one triangle is used, and ``layer.N.sum`` (d_k,), float64."""
 
 
 def checkpoint_series(keys: str) -> Series:
@@ -128,7 +128,7 @@ class _PartialSums:
         workspace: the run's workspace.
         source: the keys.
         layers: the layers to sum up.
-        count: the number of rows wanted; a checkpoint with more rows is of no use.
+        count: the number of rows wanted; a checkpoint with more rows cannot be used.
         made_from: the artifacts that the keys are computed from.
 
     Attributes:

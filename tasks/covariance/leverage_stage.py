@@ -1,4 +1,4 @@
-"""Stage ``leverage``: does C0 serve keys that it does not cover? If not, continue with more tokens."""
+"""Stage ``leverage``: measure how well C0 describes keys that it does not cover, and add tokens until it does."""
 
 from __future__ import annotations
 
@@ -82,8 +82,8 @@ def leverage(
 ) -> Outcome[Leverages]:
     """Measure held-out leverage at ``steps`` until that of every edited layer is at most ``tolerance``.
 
-    C0 of a step covers the keys of the step before and those in between. The keys after them are held out; the next
-    step covers them.
+    C0 of a step covers the keys of the step before it and those between the two. The keys after these are held out. The
+    next step covers them.
 
     Args:
         workspace: the run's workspace.
@@ -159,7 +159,7 @@ def _measure(draft: Draft, statistics: _Statistics, layer: int, count: int) -> N
 class _Statistics:
     """Covariances of the first keys of a stream, and the keys after them.
 
-    A covariance is read from the store if it is there. Others are summed up, reading every key once.
+    A covariance is read from the store if it is there. If not, it is summed up. Every key is read once.
 
     Args:
         workspace: the run's workspace.

@@ -1,4 +1,4 @@
-"""Part of stage ``edit`` of a sequence: its steps in shards, and how a run finds those that it begins with."""
+"""Part of stage ``edit`` of a sequence: the shards of its steps, and how a run finds those that it starts with."""
 
 from __future__ import annotations
 

@@ -2,8 +2,8 @@
 
 The store keeps the steps of the sequence: each batch's changes, and the keys that are preserved from then on, in shards
 of some batches. A run that continues a sequence, after a kill or with more facts, replays the shards to the same bits
-and optimises nothing twice. An edit is the sum of all changes up to a number of batches. It is published for every
-number after which the model is scored.
+and optimises no value vector twice. An edit is the sum of all changes up to a number of batches. It is published for
+every number after which the model is scored.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ __all__ = ["edit_in_sequence", "sequence_edits", "sequence_series", "state_serie
 logger = logging.getLogger(__name__)
 
 _COLLISIONS_SHOWN = 3
-"""The most colliding pairs of a batch that are named."""
+"""Most colliding pairs of a batch that are reported."""
 
 
 def sequence_series(
@@ -58,7 +58,7 @@ def sequence_series(
     factor: str,
     directions: str,
 ) -> Series:
-    """The series of the shards of a sequence, whatever its facts. What it is made from is given by digests."""
+    """The series of the shards of sequences, whatever their facts. The inputs are given by their digests."""
     settings = method.sequence
     history: dict[str, Any] = {"history": settings.history}
     if settings.history != "none":
@@ -119,8 +119,8 @@ def edit_in_sequence(
         The edits after each number of batches that is scored.
 
     Raises:
-        InputError: a fact in a context is too long, its value vector is NaN or infinite, or it asks for another value
-            at the key of another fact of its batch; names the fact.
+        InputError: a fact in a context is too long, its value vector is NaN or infinite, or it has the key of another
+            fact of its batch but asks for a different value; names the fact.
     """
     check_requests(model.tokenizer, batches.requests, contexts.templates, model.context_length)
     series = sequence_series(

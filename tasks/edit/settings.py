@@ -1,4 +1,4 @@
-"""Settings of a method: the parts of the one equation, and their constants."""
+"""Settings of a method: the parts of the equation that all methods solve, and their constants."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from factsmith.tasks.values.settings import ValueSettings
 __all__ = ["MethodSettings", "ReadKeys", "SequenceSettings", "Spread"]
 
 Spread = Literal["even", "square_root"]
-"""How the residual is divided among the layers still to be written: by their number (MEMIT) or its square root."""
+"""The divisor of the residual at each layer: the number of layers still to be written (MEMIT) or its square root."""
 
 ReadKeys = Literal["averaged", "clean"]
 """The key that a change is read with: the averaged key that it is written with, or the clean prompt's (original ROME).
@@ -31,12 +31,12 @@ class SequenceSettings(Section):
     )
     history_keys: Literal["after_write", "as_written"] = Field(
         "after_write",
-        description="the keys that the history keeps: read again after all layers are written, or those that were "
-        "written; scores hardly differ",
+        description="the keys that the history keeps: read again after all layers are written (after_write), or those "
+        "that the edit was computed with (as_written); scores hardly differ",
     )
     tau: int = Field(500, ge=1, description="keys between compressions of the history")
     energy: float = Field(0.99, gt=0, le=1, description="share of the keys' squared norm that a compression keeps")
-    most: int = Field(3000, ge=1, description="most directions that a compression keeps")
+    most: int = Field(3000, ge=1, description="most principal directions that a compression keeps")
     checkpoint_every: int = Field(50, ge=1, description="batches between checkpoints")
     evaluate_at: list[int] | None = Field(
         None, description="numbers of edits to score after, rounded up to whole batches; null for ten, evenly spaced"

@@ -41,7 +41,7 @@ _TENSORS = "factors.safetensors"
 """Holds ``layer.N.left`` (d_out, B) and ``layer.N.right`` (d_in, B), float64: Delta = left @ right.T."""
 
 REQUESTS = "requests.json"
-"""The file that lists the facts that an edit writes."""
+"""The file with the facts that an edit writes."""
 
 
 def read_deltas(artifact: Artifact) -> dict[int, LowRankDelta]:
@@ -71,7 +71,7 @@ def edit_series(
     values: str,
     factor: str,
 ) -> Series:
-    """The series of the edits of batches of ``facts`` facts. What they are made from is given by digests."""
+    """The series of the edits of batches of ``facts`` facts. The inputs are given by their digests."""
     parameters = {
         "layers": list(layers),
         "slack": method.slack_for(facts),
@@ -110,7 +110,7 @@ def edit(
     values: Values,
     factors: Factors,
 ) -> Outcome[list[Artifact]]:
-    """Solve for each batch, always from the unedited weights.
+    """Compute the edit of each batch, always from the unedited weights.
 
     Args:
         workspace: the run's workspace.

@@ -46,7 +46,7 @@ class Scores:
     Attributes:
         artifact: the artifact that holds the tables.
         before: metrics of the unedited model, in percent; ``None`` for a metric that no record has.
-        after: metrics of the edited model.
+        after: the same of the edited model.
     """
 
     artifact: Artifact
@@ -68,7 +68,7 @@ def evaluation(
     batches: FactBatches,
     edits: Sequence[Artifact],
 ) -> Outcome[Scores]:
-    """Score the unedited model on all records, and each edit on the records that it holds.
+    """Score the unedited model on all records, and each edit on the records that it writes.
 
     A score is identified by the weights, the record, its prompts and the version of the metric family. What an earlier
     run has scored is not scored again. A prompt that is too long for the model is skipped, counted and reported.

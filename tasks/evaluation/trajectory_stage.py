@@ -36,10 +36,10 @@ TRAJECTORY = "course.parquet"
 ``held_out`` text."""
 
 FIRST = 100
-"""The number of edits whose scores are followed from the beginning to the end."""
+"""The number of first edits that are scored again at every point of the trajectory."""
 
 HELD_OUT = 64
-"""The number of corpus blocks, none of them covered by C0, whose perplexity is measured."""
+"""The number of corpus blocks whose perplexity is measured. C0 covers none of them."""
 
 _SCHEMA = pa.schema([("edits", pa.int64()), ("scope", pa.string()), ("metric", pa.string()), ("value", pa.float64())])
 _BLOCKS = "blocks.parquet"

@@ -44,7 +44,7 @@ class ContextSample(Section):
     """Context prefixes of one kind."""
 
     start: str = Field(min_length=1, description="the words that a prefix starts with")
-    length: int = Field(ge=1, description="most tokens of a prefix, with start and special tokens")
+    length: int = Field(ge=1, description="most tokens of a prefix, including start and special tokens")
     count: int = Field(1, ge=1, description="number of prefixes to sample")
 
 

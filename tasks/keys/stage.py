@@ -55,7 +55,7 @@ class KeySource:
         return key_series(self.model.fingerprint, self.tokens.series.digest, self.dtype)
 
     def reader(self, tokens_per_pass: int) -> KeyReader:
-        """Reads the keys off the model."""
+        """A reader that computes these keys with the model."""
         return KeyReader(
             self.model,
             self.tokens.shard_blocks,
@@ -88,7 +88,7 @@ class KeyStream:
 
 
 def key_series(model: Fingerprint, tokens: str, dtype: str) -> Series:
-    """The series of the keys of a token series, given by its digest. It has a name even if no keys are kept."""
+    """The series of the keys of a token series, given by its digest. It names the keys even if none are kept."""
     return Series("keys", 1, {"key_dtype": dtype, **model.parameters}, {**model.inputs, "tokens": tokens})
 
 
@@ -148,7 +148,7 @@ def keys(workspace: Workspace, source: KeySource, wanted: int) -> Outcome[KeyStr
 
 
 def collect_keys(workspace: Workspace, source: KeySource, wanted: int, reader: KeyReader) -> tuple[KeyStream, int]:
-    """``wanted`` rows of every edited layer, and the number of rows that had to be built."""
+    """Collect ``wanted`` rows of every edited layer. Also returns the number of rows that had to be built."""
     store, series, width = workspace.store, source.series, source.model.key_width
     spans = key_spans(width, wanted, source.tokens.count)
     total = spans[-1][1]

@@ -1,4 +1,4 @@
-"""Stage ``locate``: how much each state carries of the facts that a model knows, and the layers that this proposes."""
+"""Stage ``locate``: how strongly each state carries the facts that a model knows, and the layers to edit."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _FACTS_PER_TRACE = 32
 
 @dataclass(frozen=True)
 class Location:
-    """Where a model keeps the facts it knows.
+    """Where a model keeps the facts that it knows.
 
     Attributes:
         artifact: holds the table of effects.
@@ -64,13 +64,13 @@ class Location:
 def locate(
     workspace: Workspace, model: Model, records: Sequence[Record], settings: TraceSettings, dataset: str
 ) -> Outcome[Location]:
-    """Trace the first facts that the model knows: every token of ``target_true`` is its first choice.
+    """Trace the first facts that the model knows, those whose ``target_true`` is its first choice at every token.
 
     Args:
         workspace: the run's workspace.
         model: the model.
         records: records with a true object.
-        settings: of the trace.
+        settings: the settings of the trace.
         dataset: name of the dataset, for messages.
 
     Raises:

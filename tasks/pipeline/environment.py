@@ -33,9 +33,10 @@ def prepare_command_line() -> None:
         PREFECT_HOME=str(home() / "prefect"),
         # The first start migrates a database, which can take longer than Prefect's 20 seconds on a busy machine.
         PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS="180",
-        # The command line reports progress itself.
+        # The command line reports progress and errors itself. MLflow would log the traceback of errors that it raises.
         PREFECT_LOGGING_LEVEL="CRITICAL",
         PREFECT_SERVER_LOGGING_LEVEL="CRITICAL",
+        MLFLOW_LOGGING_LEVEL="CRITICAL",
     )
     _quiet_libraries()
 

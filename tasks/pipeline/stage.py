@@ -33,7 +33,7 @@ class Outcome(Generic[T]):
         artifact: address of the artifact or series in the store.
         built: whether anything had to be built.
         metrics: numbers to log (tokens, bytes, facts, ...).
-        tags: digests and words to log.
+        tags: texts to log, such as digests.
     """
 
     value: T
@@ -46,10 +46,10 @@ class Outcome(Generic[T]):
 def stage(
     name: str,
 ) -> Callable[[Callable[Concatenate[Workspace, P], Outcome[T]]], Callable[Concatenate[Workspace, P], T]]:
-    """Make a function a stage. Prefect shows its state as ``Cached`` if the store already had everything.
+    """Make a function a stage. Prefect shows its state as ``Cached`` if nothing had to be built.
 
-    The artifact store is the only cache. Prefect's own cache is off, because it would still answer for artifacts that
-    have been deleted.
+    The artifact store is the only cache. Prefect's own cache is off, because it would also return results whose
+    artifacts have been deleted.
     """
 
     def decorate(

@@ -50,7 +50,7 @@ class _RunPlanner(PrecomputePlanner):
     """Plans the stages after ``precompute`` too: contexts, values, edit and evaluation."""
 
     def facts(self) -> list[StagePlan]:
-        """contexts, values, edit and evaluation."""
+        """The plans of contexts, values, edit and evaluation; for a sequence, those of ``in_sequence``."""
         contexts = context_series(self.fingerprint, self.settings.method, self.run.given_contexts).member()
         templates = StagePlan("contexts", self.missing([contexts]), 1, "template list", memory=self.weights)
         if self.run.batches.in_sequence:
@@ -61,7 +61,7 @@ class _RunPlanner(PrecomputePlanner):
         return [templates, self.values(vectors), self.edits(edits), self.evaluation(edits)]
 
     def in_sequence(self, contexts: str) -> list[StagePlan]:
-        """principal directions, edit, evaluation and trajectory."""
+        """The plans of principal directions, edit, evaluation and trajectory."""
         run, store, width = self.run, self.store, self.cost.key_width
         leading = direction_series(self.factor_series.digest)
         layers = layers_to_decompose(self.kind, self.layers)
@@ -114,7 +114,7 @@ class _RunPlanner(PrecomputePlanner):
 
     @cached_property
     def templates(self) -> int:
-        """The number of context templates, with the clean one."""
+        """The number of context templates, including the clean one."""
         given = self.run.given_contexts
         return len(given) if given else 1 + sum(one.count for one in self.settings.method.context_samples)
 
@@ -164,7 +164,11 @@ class _RunPlanner(PrecomputePlanner):
         return StagePlan("evaluation", missing, total, "records", flop, memory=self.pass_memory())
 
     def _unscored(self, phases: Sequence[tuple[str | None, Sequence[Record]]]) -> tuple[int, float]:
-        """The number and cost of scores that are missing, by the digest of an edit or ``None``, and its records."""
+        """The number and the FLOP of missing scores.
+
+        Args:
+            phases: pairs of an edit, given by its digest, or ``None`` for the unedited model, and the records to score.
+        """
         lacking = [
             (family, record)
             for family in self.run.families

@@ -21,12 +21,12 @@ __all__ = ["PrecomputePlanner", "StagePlan"]
 
 @dataclass(frozen=True)
 class StagePlan:
-    """One stage of a run that has not begun.
+    """The plan of one stage of a run.
 
     Attributes:
         name: the stage's name.
         missing: how much of ``total`` has to be built; 0 if the stage is cached.
-        total: how much the run needs.
+        total: how much the run needs in all.
         unit: what is counted: tokens, layers, facts, ...
         flop: FLOP of the model's passes and of the algebra.
         bytes: bytes to write.
@@ -111,7 +111,7 @@ class PrecomputePlanner:
         return StagePlan("model", missing, 1, "checkpoint", memory=2 * missing * largest)
 
     def corpus(self) -> list[StagePlan]:
-        """tokens, keys and covariance, as far as the run needs them; leverage, if the token count has to be found."""
+        """The plans of tokens, leverage, keys and covariance, as far as the run needs these stages."""
         if self.kind.source == "nothing":
             return []
         budget, settings, width = self.run.budget, self.settings.corpus, self.cost.key_width
@@ -135,7 +135,7 @@ class PrecomputePlanner:
             memory = self.pass_memory(kept_layers=len(lacking)) + (len(lacking) + 1) * self.matrix
             size = (len(lacking) + 1) * self.matrix if lacking else 0  # with a checkpoint
             return [tokens, StagePlan("covariance", len(lacking), len(self.layers), "layers", flop, size, memory)]
-        # While the token count has to be found, the last step and the held-out tokens count.
+        # As long as the token count is not known, plan for the last step and its held-out tokens.
         spans = key_spans(width, self.settled or self.count + budget.held_out, most)
         shards = [(span[1] - span[0], absent_shards(self.store, self.keys, self.layers, span)) for span in spans]
         absent = [(rows, layers) for rows, layers in shards if layers]

@@ -66,7 +66,9 @@ def check_input(
     threads, cores = run.settings.runtime.threads, os.cpu_count()
     if threads and cores and threads > cores:
         raise InputError(
-            f"There are no {threads} cores here.", expected=f"at most {cores}", remedy="lower runtime.threads"
+            f"This machine does not have {threads} CPU cores.",
+            expected=f"at most {cores}",
+            remedy="lower runtime.threads",
         )
     model = run.model
     model.checkpoint.check_readable()

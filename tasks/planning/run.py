@@ -1,4 +1,4 @@
-"""One run: its workspace, and its input, opened when it is first needed."""
+"""One run: its workspace and its input. Each part of the input is opened when it is first needed."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Run:
     Args:
         settings: the settings, resolved.
         store: the artifact store.
-        lender: a run whose model, and corpus if it is the same, this one shares.
+        lender: a run that lends its model to this one, and its corpus if both use the same documents.
     """
 
     def __init__(self, settings: Settings, store: Store, *, lender: Run | None = None) -> None:
@@ -46,7 +46,7 @@ class Run:
         self._lender = lender
 
     def variant(self, settings: Settings) -> Run:
-        """A run with other settings that shares this one's model, and its corpus if that is the same."""
+        """A run with other settings that borrows this one's model, and its corpus if both use the same documents."""
         return Run(settings, self.workspace.store, lender=self)
 
     # ---------------------------------------------------------------------- the input

@@ -1,4 +1,4 @@
-"""Stage ``principal directions``: the directions that matter most to the corpus's keys.
+"""Stage ``principal directions``: the leading eigenvectors of C0 at every edited layer.
 
 The changes of a sequence of edits are measured along them.
 """
@@ -35,7 +35,7 @@ class PrincipalDirections:
 
     Attributes:
         series: the series of the layers.
-        layers: the artifact of each layer; empty if the factors hold the directions, or there are none.
+        layers: the artifact of each layer; empty if the factors hold the principal directions, or if there are none.
         factors: the factors of the method.
     """
 
@@ -61,13 +61,13 @@ def direction_series(factor: str) -> Series:
 
 
 def layers_to_decompose(kind: PreservationKind, layers: Sequence[int]) -> list[int]:
-    """The layers whose directions have to be computed: all of them, if the factor is that of C0 as a whole."""
+    """The layers whose principal directions have to be computed: all if the factor is that of C0 itself, else none."""
     return list(layers) if kind.name == "full" else []
 
 
 @stage("principal directions")
 def principal_directions(workspace: Workspace, factors: Factors) -> Outcome[PrincipalDirections]:
-    """At every edited layer, as few of C0's eigenvectors as hold 90 % of its eigenvalue sum.
+    """Compute the fewest eigenvectors of C0 that hold 90 % of its eigenvalue sum, at every edited layer.
 
     A low-rank model already holds its own, P_r. The null space of C0 and the identity have none.
     """

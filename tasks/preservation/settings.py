@@ -23,7 +23,7 @@ class LowRankSettings(Section):
         True,
         description="whether the keys' mean is subtracted, as in the paper; only D then preserves the mean direction",
     )
-    rank: int | None = Field(None, ge=1, description="r0, columns of U; null for the smallest rank with this energy")
+    rank: int | None = Field(None, ge=1, description="r0, columns of U; null for as few as hold low_rank.energy")
     energy: float = Field(0.8, gt=0, le=1, description="share of the fused covariance that U holds")
     energy_of: EnergyOf = Field(
         "eigenvalues", description="whether energy is a share of the sum of the eigenvalues or of their squares"
@@ -47,7 +47,7 @@ class NullSpaceSettings(Section):
     """The directions that may be written, as in AlphaEdit."""
 
     complement_of: Literal["covariance", "low_rank"] = Field(
-        "covariance", description="what these directions avoid: C0's eigenvectors, or the columns of low_rank's U"
+        "covariance", description="what changes must avoid: leading eigenvectors of C0, or the columns of low_rank's U"
     )
     threshold: float = Field(0.02, gt=0, description="eigenvalue of C0 below which a direction may be written")
     l2: float = Field(10, gt=0, description="weight of the change's size, in place of lambda")

@@ -1,4 +1,4 @@
-"""Stage ``factor``: factorise once, for every edit, what must be preserved."""
+"""Stage ``factor``: factorise what edits must preserve, once for all edits."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from factsmith.tasks.preservation.operator import PreservationOperator
 __all__ = ["FactorSource", "Factors", "factor", "factor_series"]
 
 FactorSource: TypeAlias = Covariances | KeyStream | None
-"""What the factors are made from, as the earlier stages leave it."""
+"""What the factors are made from: the result of an earlier stage, or nothing."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Factors:
         """The preservation operator of ``layer``.
 
         Raises:
-            InputError: the operator would let nothing be written.
+            InputError: the operator would allow no change.
         """
         artifact = self.layers[layer]
         try:
@@ -91,10 +91,10 @@ def factor(
         layers: the edited layers, ascending.
         kind: the kind of preservation.
         source: what the factors are made from.
-        budget: the tokens that the run reads, for remedies.
+        budget: the tokens that the run reads, for the remedies in messages.
 
     Raises:
-        InputError: a layer has no factor; names the layer, and what would help.
+        InputError: a layer cannot be factorised; the message names the layer and says what would help.
     """
     series = factor_series(kind, source.series.digest if source else None)
 

@@ -63,8 +63,8 @@ def not_finite(error: NonFiniteValueError, layer: int, *, kept: int = 0) -> Inpu
     remedy = "lower method.value.learning_rate, or set model.dtype=float32"
     if kept:
         remedy += (
-            f"; a model that has collapsed under many edits ends like this, and dataset.batches={kept} scores the "
-            "batches that were written"
+            f"; if the model has collapsed under many edits, set dataset.batches={kept} to score the batches that were "
+            "written"
         )
     return InputError(
         f"The value vector of case {error.request.case_id} is NaN or infinite.",
@@ -88,7 +88,7 @@ def values(
         workspace: the run's workspace.
         model: the unedited model.
         layer: the last edited layer.
-        settings: of the optimiser.
+        settings: the settings of the optimiser.
         contexts: the context templates.
         requests: the facts.
 

@@ -377,7 +377,7 @@ def test_a_failed_run_is_logged_as_failed(refused, prefect_server, arguments, ho
         (["run", "method=../config"], "no method"),
         (["edit", "."], "Is a directory"),
         (["ui", "--port", "70000"], "port"),
-        (["pretrain", "--out", "/dev/null"], "cannot be made"),
+        (["pretrain", "--out", "/dev/null"], "cannot be created"),
         (["store", "rm", ""], "No artifacts"),
         (["store", "gc", "--unused", "-1"], "unused"),
     ],
