@@ -370,7 +370,7 @@ def test_a_failed_run_is_logged_as_failed(refused, prefect_server, arguments, ho
         (["run", "corpus=local", f"corpus.path={'a' * 300}.jsonl"], "File name too long"),
         (["edit", "dataset=embedded", "--out", "a" * 300], "File name too long"),
         (["edit", "dataset=embedded", "--out", "/proc/edited"], "not a writable folder"),
-        (["run", "runtime.threads=1000000"], "no 1000000 cores"),
+        (["run", "runtime.threads=1000000"], "does not have 1000000 CPU cores"),
         (["run", "model.path=a\udcffb"], "cannot be"),
         (["run", "dataset.seed=99999999999999999999"], "64 bits"),
         (["run", "method.batch_size=true"], "not true or false"),
