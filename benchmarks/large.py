@@ -40,7 +40,7 @@ def make_model(folder: Path, blocks: int) -> None:
     Run(compose(), Store(folder / "unused")).model.tokenizer.save_pretrained(folder)
 
 
-def measured(words: list[str], home: Path) -> tuple[dict[str, object], float, float, str]:
+def measured(arguments: list[str], home: Path) -> tuple[dict[str, object], float, float, str]:
     """Run the command line.
 
     Returns:
@@ -49,7 +49,7 @@ def measured(words: list[str], home: Path) -> tuple[dict[str, object], float, fl
     environment = {**os.environ, "FACTSMITH_HOME": str(home)}
     started = time.perf_counter()
     process = subprocess.Popen(
-        [sys.executable, "-m", "factsmith.flows.cli", *words, "--json"],
+        [sys.executable, "-m", "factsmith.flows.cli", *arguments, "--json"],
         env=environment,
         stdout=subprocess.PIPE,
         text=True,
@@ -72,7 +72,7 @@ def measured(words: list[str], home: Path) -> tuple[dict[str, object], float, fl
     watcher.join()
     if process.returncode:
         sys.exit(process.returncode)
-    return json.loads(output), time.perf_counter() - started, peak, " ".join(words)
+    return json.loads(output), time.perf_counter() - started, peak, " ".join(arguments)
 
 
 def main() -> None:
@@ -91,14 +91,14 @@ def main() -> None:
         )
         maker += f"large.make_model(Path({str(model)!r}), {given.blocks})"
         subprocess.run([sys.executable, "-c", maker], check=True)
-        words = [
+        arguments = [
             "model=local", f"model.path={model}", "corpus=embedded", f"method.layers={LAYERS}", "dataset=embedded",
             f"corpus.dynamic_multiplier={given.multiplier:g}", f"runtime.device={given.device}",
             f"corpus.keep_keys={str(not given.unkept).lower()}",
         ]  # fmt: skip
-        runs = [measured(["precompute", *words], home)]
+        runs = [measured(["precompute", *arguments], home)]
         if given.facts:
-            runs.append(measured(["edit", *words, f"method.batch_size={given.facts}", "dataset.split=all"], home))
+            runs.append(measured(["edit", *arguments, f"method.batch_size={given.facts}", "dataset.split=all"], home))
         for report, seconds, peak, command in runs:
             console.print(command.replace(str(folder), ""), style="dim")
             table = Table(caption=f"peak {peak / 2**30:.2f} GiB, {seconds:.0f} s", caption_justify="left")

@@ -13,6 +13,13 @@ from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 
 import pytest
+import torch
+
+from factsmith.artifacts.store import Store
+from factsmith.flows.configuration.composition import compose
+from factsmith.flows.run import run
+from factsmith.tasks.keys import stage as keys_stage
+from tests.runs import run_as_functions
 
 __all__ = ["count_what_is_built", "kill_before", "start"]
 
@@ -21,7 +28,7 @@ __all__ = ["count_what_is_built", "kill_before", "start"]
 def _context() -> ForkServerContext:
     """Processes that begin with everything imported."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["factsmith.flows.run", "transformers.models.gpt2.modeling_gpt2", "tests.runs"])
+    context.set_forkserver_preload(["tests.processes", "transformers.models.gpt2.modeling_gpt2"])
     return context
 
 
@@ -33,11 +40,6 @@ def start(target: Callable[..., None], *arguments: object) -> ForkServerProcess:
 
 
 def _run(target: Callable[..., None], environment: Mapping[str, str], *arguments: object) -> None:
-    import torch
-
-    from factsmith.tasks.keys import stage as keys_stage
-    from tests.runs import run_as_functions
-
     os.environ.update(environment)
     torch.set_num_threads(1)
     keys_stage._SHARD_ROWS = 400
@@ -47,10 +49,6 @@ def _run(target: Callable[..., None], environment: Mapping[str, str], *arguments
 
 def kill_before(kind: str, number: int, arguments: list[str]) -> None:
     """Run the pipeline and be killed just before the n-th artifact of a kind is published."""
-    from factsmith.artifacts.store import Store
-    from factsmith.flows.configuration.composition import compose
-    from factsmith.flows.run import run
-
     publish = Store._publish
     seen = 0
 
@@ -68,10 +66,6 @@ def kill_before(kind: str, number: int, arguments: list[str]) -> None:
 
 def count_what_is_built(ready: Path, other_ready: Path, out: Path, arguments: list[str]) -> None:
     """Run the pipeline at the same time as another process, and write what was built here to ``out``."""
-    from factsmith.artifacts.store import Store
-    from factsmith.flows.configuration.composition import compose
-    from factsmith.flows.run import run
-
     publish = Store._publish
     built = []
 

@@ -48,13 +48,13 @@ def prepare_scheduler() -> None:
         # Prefect's UI shows our log with each run. Messages logged outside a run are ignored there.
         PREFECT_LOGGING_EXTRA_LOGGERS="factsmith",
         PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW="ignore",
+        MLFLOW_LOGGING_LEVEL="WARNING",
     )
     _quiet_libraries()
 
 
 def _quiet_libraries() -> None:
     _set_defaults(
-        MLFLOW_LOGGING_LEVEL="WARNING",
         MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR="false",
         # Wait about 15 seconds for a tracking server that does not answer, instead of several minutes.
         MLFLOW_HTTP_REQUEST_MAX_RETRIES="3",

@@ -9,6 +9,7 @@ import torch
 
 from factsmith.artifacts.store import Store
 from factsmith.flows.cells import open_sweep
+from factsmith.flows.configuration.choices import load_choice
 from factsmith.flows.configuration.composition import compose
 from factsmith.flows.reporting.sweeps import curves
 from factsmith.flows.run import run
@@ -79,18 +80,15 @@ def test_real_facts(shared, method, batches):
     assert run(compose(given)).metrics["after"]["S"] >= 94
 
 
-CLAIM = [
-    "model=embedded", "method.layers=[0]", "method.value.clamp=4", "method.value.steps=20", "method.ridge=auto",
-    "method.batch_size=16", "dataset.batches=5",
-]  # fmt: skip
-"""The experiment's settings, for one batch size and fewer facts."""
+EXPERIMENT = "fastmemit-embedded"
+SETTINGS = [f"{name}={value}" for name, value in load_choice("experiment", EXPERIMENT)[1].settings.items()]
 
 
 @pytest.mark.parametrize(
     ("sizes", "given"),
     [
-        ({""}, CLAIM),
-        pytest.param({"1", "16", "64"}, ["experiment=fastmemit-embedded"], marks=pytest.mark.slow),
+        ({""}, [*SETTINGS, "method.batch_size=16", "dataset.batches=5"]),
+        pytest.param({"1", "16", "64"}, [f"experiment={EXPERIMENT}"], marks=pytest.mark.slow),
     ],
 )
 def test_fastmemits_claim(sizes, given):

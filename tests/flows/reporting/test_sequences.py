@@ -37,7 +37,7 @@ def report() -> SweepReport:
     )  # fmt: skip
 
 
-def test_a_sweep_shows_how_each_sequence_went(plain_flows, home, arguments, pipeline, tmp_path):
+def test_a_sweep_shows_how_each_sequence_went(home, arguments, pipeline, tmp_path):
     few = "method.low_rank.n_samples=300"
     grid = arguments(*WORDS, "method=memit,memit-f", "method.sequence.history=full,none", few)
     found = run_sweep(open_sweep(grid))

@@ -110,7 +110,7 @@ def test_a_failing_batch_loses_nothing_that_was_written(pipeline, writes, monkey
 
     with monkeypatch.context() as patch:
         patch.setattr(SequenceWriter, "write", wear_out)
-        with pytest.raises(InputError, match=r"NaN or infinite[^$]*dataset.batches=3"):
+        with pytest.raises(InputError, match=r"NaN or infinite[^$]*dataset.batches=3 to score the batches"):
             pipeline(*ones(5, "method.sequence.checkpoint_every=50"))
     pipeline(*ones(3))
     assert writes == [1] * 3
