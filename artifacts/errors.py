@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Iterator
 
-__all__ = ["DamagedArtifactError", "FactsmithError", "InputError", "causes", "closest", "first_line"]
+__all__ = ["DamagedArtifactError", "FactsmithError", "InputError", "causes", "closest", "first_line", "similar"]
 
 _LONGEST = 1000
 
@@ -51,11 +51,21 @@ class DamagedArtifactError(FactsmithError):
     """Stored bytes differ from those that were published."""
 
 
+_MOST_CHOICES = 25
+
+
 def closest(name: str, known: Iterable[str], *, cutoff: float = 0.5) -> str:
-    """A remedy for an unknown name: the most similar known one, or all of them."""
+    """A remedy for an unknown name: the most similar known one, or all of them if they are not too many."""
     known = sorted(known)
-    matches = difflib.get_close_matches(name, known, n=1, cutoff=cutoff)
-    return f"did you mean {matches[0]!r}?" if matches else f"choose one of {', '.join(known)}"
+    if (meant := similar(name, known, cutoff=cutoff)) is not None:
+        return f"did you mean {meant!r}?"
+    more = ", ..." if len(known) > _MOST_CHOICES else ""
+    return f"choose one of {', '.join(known[:_MOST_CHOICES])}{more}"
+
+
+def similar(name: str, known: Iterable[str], *, cutoff: float = 0.5) -> str | None:
+    """The known name that is most similar to ``name``; ``None`` if none is."""
+    return next(iter(difflib.get_close_matches(name, sorted(known), n=1, cutoff=cutoff)), None)
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:

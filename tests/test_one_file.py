@@ -27,16 +27,17 @@ LAYOUT = NewLayout()
 """
 
 DATASET = """
-from factsmith.tasks.facts.reading import read_records
+from factsmith.tasks.facts.reading import parse_records
 from factsmith.tasks.facts.record import Record
 from factsmith.tasks.facts.request import EditRequest
 
 
 def load(settings):
-    return [
-        Record(EditRequest(raw.index, raw.text("s"), "{} is", raw.text("o")), {"rewrite": ()}, raw.index)
-        for raw in read_records(settings.required_path())
-    ]
+    return parse_records(settings.required_path(), parse)
+
+
+def parse(raw):
+    return Record(EditRequest(raw.index, raw.text("s"), "{} is", raw.text("o")), {"rewrite": ()}, raw.index)
 """
 
 METRIC = """

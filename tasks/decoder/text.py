@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerFast
 
+from factsmith.tasks.decoder.words import Separator, separator_between
+
 __all__ = ["PLACEHOLDER", "EncodedPrompt", "encode_prompt"]
 
 PLACEHOLDER = "{}"
@@ -48,9 +50,13 @@ class EncodedPrompt:
 
 
 def encode_prompt(
-    tokenizer: PreTrainedTokenizerFast, template: str, subject: str | None = None, target: str | None = None
+    tokenizer: PreTrainedTokenizerFast,
+    template: str,
+    subject: str | None = None,
+    target: str | None = None,
+    separator: Separator = "auto",
 ) -> EncodedPrompt:
-    """Encode ``template`` with ``subject`` in its placeholder, followed by one space and ``target``.
+    """Encode ``template`` with ``subject`` in its placeholder, followed by the separator and ``target``.
 
     The subject's tokens are those that overlap it, so a token with a leading space counts if it also contains the
     subject's first letter. A token belongs to the continuation if it contains any text after the prompt.
@@ -60,7 +66,9 @@ def encode_prompt(
         start = template.index(PLACEHOLDER)
         end = start + len(subject)
         prompt = template[:start] + subject + template[start + len(PLACEHOLDER) :]
-    text = prompt if target is None else f"{prompt} {target.lstrip()}"
+    text = prompt
+    if target is not None:
+        text += separator_between(prompt, target.lstrip(), separator) + target.lstrip()
     encoding = tokenizer(
         text, return_offsets_mapping=True, return_special_tokens_mask=True, return_attention_mask=False
     )

@@ -70,4 +70,6 @@ class AnswerAccuracy(MetricFamily):
 
 def _continued(tokenizer: PreTrainedTokenizerFast, asked: Sequence[Asked]) -> list[EncodedPrompt]:
     """Each prompt, continued with its answer."""
-    return [encode_prompt(tokenizer, one.prompt, target=one.answer) for one in asked]
+    return [
+        encode_prompt(tokenizer, one.prompt, target=one.answer, separator=one.record.request.separator) for one in asked
+    ]

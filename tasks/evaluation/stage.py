@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from factsmith.artifacts.formats import load_table, save_json, save_table
-from factsmith.artifacts.recipe import Series, digest_of
+from factsmith.artifacts.recipe import Series
 from factsmith.artifacts.rows import RowSeries, holders
 from factsmith.artifacts.store import Artifact, Draft
 from factsmith.tasks.edit.batch import applied
@@ -95,7 +95,7 @@ def evaluation(
         }
     recipe = Series("evaluation", 2, {}).member(
         phases={name: [one.series.digest for one in by_batch] for name, by_batch in scored.items()},
-        batches=[[digest_of(record.request.fact) for record in batch] for batch in batches.written],
+        batches=[[record.request.digest for record in batch] for batch in batches.written],
         records={family.name: [record.digest(family.kinds) for record in records] for family in families},
     )
 
@@ -218,6 +218,6 @@ def values_by_fact(family: MetricFamily, rows: pa.Table, records: Sequence[Recor
     requests = {record.digest(family.kinds): record.request for record in records}
     values = family.by_record(rows.filter(pc.is_in(rows["record"], value_set=pa.array(list(requests), pa.string()))))
     asked = [requests[digest] for digest in values["record"].to_pylist()]
-    facts = pa.array([digest_of(request.fact) for request in asked], pa.string())
+    facts = pa.array([request.digest for request in asked], pa.string())
     cases = pa.array([request.case_id for request in asked], pa.int64())
     return values.set_column(0, "record", facts).add_column(1, "case_id", cases)

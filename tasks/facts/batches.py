@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Literal
 
-from factsmith.artifacts.recipe import digest_of
 from factsmith.tasks.facts.record import Record
 from factsmith.tasks.facts.request import EditRequest
 from factsmith.tasks.facts.selection import scored_batches, select_batches
@@ -75,9 +74,9 @@ class FactBatches:
 
 def ordered_facts(batch: Sequence[Record]) -> list[Record]:
     """The records of a batch in the order in which they are solved, whatever order they came in."""
-    return sorted(batch, key=lambda record: digest_of(record.request.fact))
+    return sorted(batch, key=lambda record: record.request.digest)
 
 
 def fact_digests(batch: Sequence[Record]) -> list[str]:
     """The digests of a batch's facts, the same whatever order they came in."""
-    return sorted(digest_of(record.request.fact) for record in batch)
+    return sorted(record.request.digest for record in batch)

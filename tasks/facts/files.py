@@ -12,15 +12,16 @@ from typing import Any
 
 from factsmith.artifacts.errors import InputError, closest
 
-__all__ = ["json_list", "json_lines", "parse_json", "read_text", "table_rows"]
+__all__ = ["json_records", "parse_json", "read_text", "table_rows"]
 
 DELIMITERS = (",", ";", "\t")
 SEPARATOR = "|"
 """Separates the prompts in one cell of a table."""
 
+_LINES = {".jsonl", ".ndjson"}
 _COLUMNS = ("subject", "prompt", "target_new")
-_OPTIONAL_COLUMNS = ("target_true", "paraphrase_prompts", "neighborhood_prompts")
-_LISTS = ("paraphrase_prompts", "neighborhood_prompts")
+_OPTIONAL_COLUMNS = ("target_true", "paraphrase_prompts", "neighborhood_prompts", "generation_prompts")
+_LISTS = ("paraphrase_prompts", "neighborhood_prompts", "generation_prompts")
 
 
 def read_text(path: Path) -> str:
@@ -63,18 +64,39 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def json_list(path: Path) -> Iterator[tuple[int | None, Any]]:
-    """The values of a JSON list, each with ``None`` for its line, which is not known."""
-    values = parse_json(read_text(path), str(path))
-    if not isinstance(values, list):
-        raise InputError(f"{path} does not hold a list of records.", got=type(values).__name__)
-    for value in values:
-        yield None, value
+def json_records(path: Path) -> Iterator[tuple[int | None, Any]]:
+    """The values of a JSON list or of JSON lines, each with its line number, from 1, if it is known.
+
+    The content decides which of the two it is: a file of JSON lines may be called ``.json``. Blank lines are skipped.
+
+    Raises:
+        InputError: the file is neither; names the line.
+    """
+    text = read_text(path)
+    try:
+        whole = json.loads(text, object_pairs_hook=_object)
+    except (ValueError, RecursionError):
+        if not _first_line_is_object(text) and path.suffix.lower() not in _LINES:
+            whole = parse_json(text, str(path))  # Raises.
+        else:
+            yield from _json_lines(text, path)
+            return
+    if isinstance(whole, list):
+        yield from ((None, value) for value in whole)
+    else:
+        yield 1, whole
 
 
-def json_lines(path: Path) -> Iterator[tuple[int | None, Any]]:
-    """The values of JSON lines, each with its line number, from 1. Blank lines are skipped."""
-    for number, line in enumerate(read_text(path).split("\n"), 1):
+def _first_line_is_object(text: str) -> bool:
+    lines = (line for line in text.split("\n") if line.strip())
+    try:
+        return isinstance(json.loads(next(lines, "")), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _json_lines(text: str, path: Path) -> Iterator[tuple[int | None, Any]]:
+    for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             yield number, parse_json(line, f"Line {number} of {path}")
 

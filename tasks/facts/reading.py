@@ -1,96 +1,193 @@
-"""Reading records from JSON, JSON lines and tables. Errors name the file, index, line and field."""
+"""Reading the records of a file. Errors name the file, index, line and field."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from factsmith.artifacts.errors import InputError, closest
-from factsmith.tasks.decoder.text import PLACEHOLDER
-from factsmith.tasks.facts.files import json_lines, json_list, parse_json, read_text, table_rows
+from factsmith.artifacts.errors import InputError, similar
+from factsmith.tasks.facts.files import json_records, parse_json, read_text, table_rows
+from factsmith.tasks.facts.record import Record
+from factsmith.tasks.facts.texts import TemplateError, filled, problem_of, stripped, template_of
 
-__all__ = ["RawRecord", "read_json", "read_records"]
+__all__ = ["RawRecord", "parse_records", "read_json"]
+
+logger = logging.getLogger(__name__)
+
+_MOST_NAMED = 10
+"""Most records or fields that one message names."""
 
 
 @dataclass(frozen=True)
 class RawRecord:
     """An object in a file, with its place.
 
+    Texts lose the blanks at both ends. ``null`` is the same as a missing field, as tables that pandas writes have it.
+
     Attributes:
         where: the file, for messages.
         index: index of the record, from 0.
         fields: the object's fields.
         line: number of the line that it begins on, from 1; ``None`` if that is not known.
+        asked: names of the fields that were asked for, whether or not the object has them.
     """
 
     where: Path | str
     index: int
     fields: Mapping[str, Any]
     line: int | None = None
+    asked: set[str] = field(default_factory=set)
 
     def error(self, problem: str, **details: Any) -> InputError:
         line = f"; line {self.line}" if self.line else ""
         return InputError(f"Record {self.index} of {self.where} (counted from 0{line}): {problem}.", **details)
 
+    def value(self, name: str) -> Any:
+        """The value of a field; ``None`` if it is missing."""
+        self.asked.add(name)
+        return self.fields.get(name)
+
+    def first(self, *names: str) -> str:
+        """The first of ``names`` that the object has a value for, or the first one if it has none."""
+        self.asked.update(names)
+        return next((name for name in names if self.fields.get(name) is not None), names[0])
+
     def text(self, *names: str) -> str:
         """The text under ``names``, each nested in the one before. It must exist and must not be blank."""
+        found = self.optional_text(*names)
+        if found is None:
+            raise self._missing(names)
+        return found
+
+    def optional_text(self, *names: str) -> str | None:
+        """The text under ``names``, each nested in the one before; ``None`` if it is missing."""
+        self.asked.add(names[0])
         value: Any = self.fields
-        for depth, name in enumerate(names):
-            known = list(value) if isinstance(value, Mapping) else []
-            if name not in known:
-                where = ".".join(names[: depth + 1])
-                others = ", ".join(map(repr, known))
-                raise self.error(f"field {where!r} is missing", got=f"fields {others}" if known else None)
-            value = value[name]
-        if problem := _problem_of(value):
-            raise self.error(f"field {'.'.join(names)!r} is {problem}", got=ascii(value)[:80])
-        return str(value)
+        for name in names:
+            value = value.get(name) if isinstance(value, Mapping) else None
+        if value is None:
+            return None
+        if problem := problem_of(value):
+            raise self.error(f"field {'.'.join(names)!r} {problem}", got=ascii(value)[:80])
+        return stripped(value)
 
     def texts(self, name: str) -> tuple[str, ...]:
         """The list of texts under ``name``; empty if the field is missing."""
-        value = self.fields.get(name, [])
-        if not isinstance(value, list) or any(map(_problem_of, value)):
+        value = self.value(name)
+        if value is None:
+            return ()
+        if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
             raise self.error(f"field {name!r} is not a list of texts", got=ascii(value)[:80])
-        return tuple(value)
+        for place, one in enumerate(value):
+            if problem := problem_of(one):
+                raise self.error(f"text {place} of the list in field {name!r} {problem}", got=ascii(one)[:80])
+        return tuple(map(stripped, value))
+
+    def target(self, name: str) -> str | None:
+        """An object, given as text or as CounterFact's ``{"str": text}``; ``None`` if it is missing."""
+        nested = isinstance(self.value(name), Mapping)
+        return self.text(name, "str") if nested else self.optional_text(name)
 
     def template(self, prompt: str, subject: str, *, field: str = "prompt") -> str:
-        """``prompt``, the text of ``field``, with one ``{}`` in place of the subject.
-
-        If the subject occurs several times, the last occurrence is replaced.
-        """
-        count = prompt.count(PLACEHOLDER)
-        if count == 1:
-            return prompt
-        before, found, after = prompt.rpartition(subject)
-        if count > 1 or not found:
-            problem = "the prompt has more than one {}" if count > 1 else "the subject is not in the prompt"
+        """The template that ``prompt``, the text of ``field``, stands for. See ``texts.template_of``."""
+        try:
+            return template_of(prompt, subject)
+        except TemplateError as error:
             raise self.error(
-                f"{problem} (field {field!r})",
+                f"{error} (field {field!r})",
                 got=f"subject {subject!r}, prompt {prompt!r}",
-                expected="the subject, or one {} in its place",
-            )
-        return before + PLACEHOLDER + after
+                expected=error.expected,
+                remedy=error.remedy,
+            ) from None
 
-    def known_fields(self, known: set[str]) -> None:
-        """Refuse a field that looks like a misspelt known one. Other unknown fields are ignored."""
-        for name in self.fields:
-            if name not in known and "did you mean" in (remedy := closest(name, known - set(self.fields), cutoff=0.8)):
-                raise self.error(f"field {name!r} is not known", remedy=remedy)
+    def prompts(self, name: str, subject: str | None = None) -> tuple[str, ...]:
+        """The list of prompts under ``name``, with ``subject`` in the place of ``{}``.
+
+        Without a subject, ``{}`` is refused: the prompts are about other subjects.
+        """
+        return tuple(self.fill(one, subject, field=name) for one in self.texts(name))
+
+    def fill(self, prompt: str, subject: str | None = None, *, field: str) -> str:
+        """``prompt``, the text of ``field``, with ``subject`` in the place of ``{}``, as in ``prompts``."""
+        try:
+            return filled(prompt, subject)
+        except TemplateError as error:
+            raise self.error(f"{error} (field {field!r})", got=f"prompt {prompt!r}", expected=error.expected) from None
+
+    def _missing(self, names: tuple[str, ...]) -> InputError:
+        value: Any = self.fields
+        for depth, name in enumerate(names):
+            known = [one for one, its in value.items() if its is not None] if isinstance(value, Mapping) else []
+            if name not in known:
+                got = f"fields {', '.join(map(repr, known))}"[:200] if known else None
+                return self.error(f"field {'.'.join(names[: depth + 1])!r} is missing", got=got)
+            value = value[name]
+        raise AssertionError(names)
 
 
-def _problem_of(value: Any) -> str | None:
-    """The reason why ``value`` cannot be given to a model as text, or ``None`` if it can."""
-    if not isinstance(value, str):
-        return "not text"
-    if not value.strip():
-        return "empty"
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return "not Unicode text"
-    return None
+def parse_records(
+    path: Path,
+    parse: Callable[[RawRecord], Record],
+    *,
+    unused: Iterable[str] = (),
+    others: Mapping[str, Iterable[str]] | None = None,
+) -> list[Record]:
+    """The records of a JSON list, of JSON lines or of a table (``.csv``, ``.tsv``).
+
+    Args:
+        path: the file.
+        parse: makes a record from an object. The fields that it asks for are the known ones.
+        unused: further fields of the format, which nothing needs.
+        others: fields of other formats, by format. The warning about such fields names the format.
+
+    Raises:
+        InputError: there is no such file, it has no records, it does not have the format of its suffix, or a record
+            cannot be parsed or has a field that looks like a misspelt known one. The message names the first such
+            record, and tells how many there are.
+    """
+    records: list[Record] = []
+    errors: dict[int, InputError] = {}
+    asked, present = set(unused), dict[str, int]()
+    elsewhere = {field for fields in (others or {}).values() for field in fields}
+    for raw in _read(path):
+        try:
+            records.append(parse(raw))
+            _check_misspelt(raw, {*asked, *raw.asked}, elsewhere)
+        except InputError as error:
+            errors[raw.index] = error
+        asked |= raw.asked
+        for name, value in raw.fields.items():
+            if value is not None:
+                present.setdefault(name, raw.index)
+    if errors:
+        raise _first_of(errors)
+    if unread := [name for name in present if name not in asked]:
+        named = ", ".join(map(repr, unread[:_MOST_NAMED])) + (", ..." if len(unread) > _MOST_NAMED else "")
+        readers = [name for name, fields in (others or {}).items() if set(fields) & set(unread)]
+        hint = f"; dataset={readers[0]} does" if readers else ""
+        logger.warning("%s: nothing reads the field%s %s%s", path, "s" if len(unread) > 1 else "", named, hint)
+    return records
+
+
+def _first_of(errors: Mapping[int, InputError]) -> InputError:
+    """The first error, with the number and the places of the others."""
+    (_, first), *others = errors.items()
+    what = first.what
+    if others:
+        places = ", ".join(str(place) for place, _ in others[:_MOST_NAMED])
+        more = f"{len(others)} more record{'s' if len(others) > 1 else ''} cannot be used"
+        what += f" {more}: {places}{', ...' if len(others) > _MOST_NAMED else ''}."
+    return InputError(what, **first.details)
+
+
+def _check_misspelt(raw: RawRecord, known: set[str], elsewhere: set[str]) -> None:
+    """Refuse a field that looks like a misspelt known one that the record lacks."""
+    for name in raw.fields:
+        if name not in known | elsewhere and (meant := similar(name, known - set(raw.fields), cutoff=0.8)):
+            raise raw.error(f"field {name!r} is not known", remedy=f"did you mean {meant!r}?")
 
 
 def read_json(path: Path) -> Any:
@@ -102,18 +199,12 @@ def read_json(path: Path) -> Any:
     return parse_json(read_text(path), str(path))
 
 
-_READERS = {".jsonl": json_lines, ".ndjson": json_lines, ".csv": table_rows, ".tsv": table_rows}
-"""Readers by suffix. A file with any other suffix is read as a JSON list."""
+_TABLES = {".csv", ".tsv"}
 
 
-def read_records(path: Path) -> Iterator[RawRecord]:
-    """The records of a JSON list, of JSON lines (``.jsonl``, ``.ndjson``) or of a table (``.csv``, ``.tsv``).
-
-    Raises:
-        InputError: there is no such file, it has no records, it does not have the format of its suffix, or a record is
-            not an object. The message says which.
-    """
-    values = list(_READERS.get(path.suffix.lower(), json_list)(path.expanduser()))
+def _read(path: Path) -> Iterator[RawRecord]:
+    read = table_rows if path.suffix.lower() in _TABLES else json_records
+    values = list(read(path.expanduser()))
     if not values:
         raise InputError(f"{path} is empty.", expected="at least one record")
     for index, (line, value) in enumerate(values):

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from factsmith.artifacts.recipe import digest_of
+from factsmith.tasks.decoder.words import separator_between
 from factsmith.tasks.facts.request import EditRequest
 
 __all__ = ["Record"]
@@ -34,11 +35,19 @@ class Record:
 
     def digest(self, kinds: Sequence[str]) -> str:
         """Digest of everything that a score on prompts of ``kinds`` depends on, except the model and the metric."""
-        return digest_of(
-            {
-                "case_id": self.request.case_id,
-                "prompts": {kind: list(self.prompts.get(kind, ())) for kind in kinds},
-                "answers": {kind: list(self.answers[kind]) for kind in kinds if kind in self.answers},
-                "targets": [self.request.target_new, self.request.target_true],
-            }
-        )
+        request = self.request
+        content = {
+            "case_id": request.case_id,
+            "prompts": {kind: list(self.prompts.get(kind, ())) for kind in kinds},
+            "answers": {kind: list(self.answers[kind]) for kind in kinds if kind in self.answers},
+            "targets": [request.target_new, request.target_true],
+        }
+        prompts = [prompt for kind in kinds for prompt in self.prompts.get(kind, ())]
+        targets = [
+            request.target_new,
+            request.target_true or "",
+            *(a for kind in kinds for a in self.answers.get(kind, ())),
+        ]
+        separators = {separator_between(prompt, target, request.separator) for prompt in prompts for target in targets}
+        # With the usual blank everywhere, scores keep the names of earlier versions.
+        return digest_of(content if separators <= {" "} else {**content, "separator": request.separator})

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from factsmith.artifacts.recipe import digest_of
 from factsmith.tasks.decoder.text import PLACEHOLDER
+from factsmith.tasks.decoder.words import Separator, separator_between
 
 __all__ = ["EditRequest"]
 
@@ -19,6 +21,7 @@ class EditRequest:
         template: the prompt, with ``{}`` in place of the subject.
         target_new: the new object: the continuation of the prompt after the edit.
         target_true: the true object: the continuation before the edit, if it is known.
+        separator: what stands between a prompt and its object.
     """
 
     case_id: int
@@ -26,6 +29,7 @@ class EditRequest:
     template: str
     target_new: str
     target_true: str | None = None
+    separator: Separator = "auto"
 
     @property
     def prompt(self) -> str:
@@ -33,5 +37,12 @@ class EditRequest:
 
     @property
     def fact(self) -> dict[str, str]:
-        """The fields that the value vector depends on. They are equal for two requests that ask for the same thing."""
+        """Subject, template and new object, as columns of tables."""
         return {"subject": self.subject, "template": self.template, "target_new": self.target_new}
+
+    @property
+    def digest(self) -> str:
+        """Digest of what the value vector depends on. It is equal for two requests that ask for the same thing."""
+        joined = separator_between(self.prompt, self.target_new, self.separator)
+        # With the usual blank, artifacts keep the names of earlier versions.
+        return digest_of(self.fact if joined == " " else {**self.fact, "separator": joined})

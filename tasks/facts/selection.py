@@ -7,6 +7,7 @@ import pkgutil
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
 from types import ModuleType
@@ -33,7 +34,7 @@ def load_records(settings: DatasetSettings) -> list[Record]:
         InputError: the format is not known, or the records cannot be read.
     """
     records: list[Record] = _format(settings).load(settings)
-    return records
+    return [replace(one, request=replace(one.request, separator=settings.separator)) for one in records]
 
 
 def _format(settings: DatasetSettings) -> ModuleType:
@@ -131,5 +132,8 @@ def _with_cases(records: list[Record], settings: DatasetSettings) -> list[Record
     counts = Counter(record.request.case_id for record in records)
     for case in cases:
         if counts[case] > 1:
-            raise InputError(f"{counts[case]} records of dataset={settings.name} have case id {case}.", got=where)
+            raise InputError(
+                f"{where} asks for case {case}, but {counts[case]} records of dataset={settings.name} have that id.",
+                expected="a case id that one record has",
+            )
     return [by_case[case] for case in dict.fromkeys(cases)]

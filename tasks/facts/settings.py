@@ -8,6 +8,7 @@ from typing import Annotated
 from pydantic import Field
 
 from factsmith.artifacts.errors import InputError
+from factsmith.tasks.decoder.words import Separator
 from factsmith.tasks.model.embedded.world import Split
 from factsmith.tasks.pipeline.settings import Section
 
@@ -20,6 +21,11 @@ class DatasetSettings(Section):
     name: str = Field(description="name of the choice, for tables")
     format: str = Field(description="format of the records: counterfact, embedded, facts, zsre, ...")
     path: Path | None = Field(None, description="file of the records")
+    separator: Separator = Field(
+        "auto",
+        description="what stands between a prompt and its object: blank, none, or auto for a blank except in scripts "
+        "without blanks",
+    )
     split: Split = Field("all", description="tune: the half that settings are tuned on; test: the other half")
     cases: Path | list[int] | None = Field(None, description="case ids to use, or a JSON file that lists them")
     limit: int | None = Field(None, ge=1, description="most records to use")

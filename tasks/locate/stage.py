@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -15,7 +15,9 @@ from factsmith.artifacts.rows import Row, RowSeries, holders
 from factsmith.artifacts.store import Artifact, Draft, Store
 from factsmith.tasks.decoder.likelihood import continuation_likelihoods
 from factsmith.tasks.decoder.text import EncodedPrompt, encode_prompt
+from factsmith.tasks.decoder.words import separator_between
 from factsmith.tasks.facts.record import Record
+from factsmith.tasks.facts.request import EditRequest
 from factsmith.tasks.locate.effects import LAST_SUBJECT, SCHEMA, SEVERED, average, probabilities, rows_of
 from factsmith.tasks.locate.proposal import critical_layers, mediated
 from factsmith.tasks.locate.settings import TraceSettings
@@ -76,7 +78,7 @@ def locate(
     Raises:
         InputError: the model knows none of the facts.
     """
-    facts = {digest_of(fact): fact for fact in _facts(records)}
+    facts = {_digest(fact): fact for fact in _facts(records)}
     known, tried, recalled = _known(workspace, model, facts, settings.facts, dataset)
     fingerprint = model.fingerprint
     series = Series(
@@ -131,17 +133,24 @@ def locate(
     )
 
 
-def _facts(records: Sequence[Record]) -> list[dict[str, str]]:
+def _facts(records: Sequence[Record]) -> list[EditRequest]:
+    """Each record's fact as the model may know it: with the true object in place of the new one."""
     requests = [record.request for record in records]
-    return [
-        {"subject": request.subject, "template": request.template, "object": request.target_true}
-        for request in requests
-        if request.target_true is not None
-    ]
+    return [replace(one, target_new=one.target_true) for one in requests if one.target_true is not None]
+
+
+def _columns(fact: EditRequest) -> dict[str, str]:
+    return {"subject": fact.subject, "template": fact.template, "object": fact.target_new}
+
+
+def _digest(fact: EditRequest) -> str:
+    joined = separator_between(fact.prompt, fact.target_new, fact.separator)
+    # With the usual blank, artifacts keep the names of earlier versions.
+    return digest_of(_columns(fact) if joined == " " else {**_columns(fact), "separator": joined})
 
 
 def _known(
-    workspace: Workspace, model: Model, facts: dict[str, dict[str, str]], wanted: int, dataset: str
+    workspace: Workspace, model: Model, facts: dict[str, EditRequest], wanted: int, dataset: str
 ) -> tuple[list[str], int, int]:
     """The first ``wanted`` facts that the model knows, how many were tried, and how many had to be run."""
     fingerprint = model.fingerprint
@@ -154,7 +163,7 @@ def _known(
         prompts = [_encoded(model, facts[digest]) for digest in digests]
         found = continuation_likelihoods(model.decoder, prompts, most_tokens=workspace.runtime.tokens_per_pass)
         rows = [
-            {**facts[digest], "fact": digest, "nll": one.nll, "tokens": one.tokens, "correct": one.correct}
+            {**_columns(facts[digest]), "fact": digest, "nll": one.nll, "tokens": one.tokens, "correct": one.correct}
             for digest, one in zip(digests, found, strict=True)
         ]
         save_table(draft.path / _RECALL, pa.Table.from_pylist(rows))
@@ -209,10 +218,10 @@ def _tables(rows: dict[str, Row], digests: Sequence[str], name: str) -> list[pa.
     return [load_table(artifact.path / name) for artifact in holders(rows[digest] for digest in digests)]
 
 
-def _encoded(model: Model, fact: dict[str, str]) -> EncodedPrompt:
-    return encode_prompt(model.tokenizer, fact["template"], fact["subject"], fact["object"])
+def _encoded(model: Model, fact: EditRequest) -> EncodedPrompt:
+    return encode_prompt(model.tokenizer, fact.template, fact.subject, fact.target_new, fact.separator)
 
 
-def _traced(model: Model, fact: dict[str, str]) -> Traced:
+def _traced(model: Model, fact: EditRequest) -> Traced:
     prompt = _encoded(model, fact)
     return Traced(prompt.tokens[: len(prompt.tokens) - prompt.continued], prompt.first, prompt.lookup, prompt.labels[0])

@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Sequence
 from functools import cached_property
 
-from factsmith.artifacts.recipe import Recipe, Series, digest_of
+from factsmith.artifacts.recipe import Recipe, Series
 from factsmith.artifacts.rows import RowSeries
 from factsmith.tasks.decoder.text import encode_prompt
 from factsmith.tasks.edit.sequence_shards_stage import batch_digests, stored_batches
@@ -119,7 +119,7 @@ class _RunPlanner(PrecomputePlanner):
         return len(given) if given else 1 + sum(one.count for one in self.settings.method.context_samples)
 
     def values(self, series: Series) -> StagePlan:
-        facts = {digest_of(request.fact): request for request in self.run.batches.requests}
+        facts = {request.digest: request for request in self.run.batches.requests}
         stored = RowSeries(self.store, series).find()
         absent = [request for digest, request in facts.items() if digest not in stored]
         flop = sum(map(self._value_flop, absent))
@@ -128,7 +128,9 @@ class _RunPlanner(PrecomputePlanner):
 
     def _value_flop(self, request: EditRequest) -> float:
         steps, above = self.settings.method.value.steps, self.cost.blocks - self.layers[-1] - 1
-        prompt = encode_prompt(self.run.model.tokenizer, request.template, request.subject, request.target_new)
+        prompt = encode_prompt(
+            self.run.model.tokenizer, request.template, request.subject, request.target_new, request.separator
+        )
         length = self.templates * len(prompt.inputs)
         behind = self.templates * (len(prompt.inputs) - prompt.lookup) + 1
         reads = self.templates * prompt.continued + 1

@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerFast
 
 from factsmith.artifacts.errors import InputError
 from factsmith.tasks.decoder.text import PLACEHOLDER, encode_prompt
+from factsmith.tasks.decoder.words import separator_between
 from factsmith.tasks.facts.request import EditRequest
 from factsmith.tasks.values.optimiser import ESSENCE_TEMPLATE
 
@@ -55,7 +56,7 @@ def _text(request: EditRequest, template: str | None) -> str:
     if template is None:
         return ESSENCE_TEMPLATE.replace(PLACEHOLDER, request.subject, 1)
     prompt = template.replace(PLACEHOLDER, request.template, 1).replace(PLACEHOLDER, request.subject, 1)
-    return f"{prompt} {request.target_new.lstrip()}"
+    return prompt + separator_between(prompt, request.target_new, request.separator) + request.target_new
 
 
 def _place(template: str | None) -> str:
@@ -66,7 +67,7 @@ def _check_tokens(tokenizer: PreTrainedTokenizerFast, request: EditRequest) -> N
     for name, target in (("target_new", request.target_new), ("target_true", request.target_true)):
         if target is None:
             continue
-        encoded = encode_prompt(tokenizer, request.template, request.subject, target)
+        encoded = encode_prompt(tokenizer, request.template, request.subject, target, request.separator)
         missing = None
         if encoded.lookup < 0:
             missing = f"its subject {request.subject!r}"

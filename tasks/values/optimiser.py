@@ -118,7 +118,10 @@ class _Fact:
     def encode(cls, decoder: Decoder, request: EditRequest, contexts: Sequence[str]) -> _Fact:
         templates = [context.replace(PLACEHOLDER, request.template, 1) for context in contexts]
         return cls(
-            tuple(encode_prompt(decoder.tokenizer, one, request.subject, request.target_new) for one in templates),
+            tuple(
+                encode_prompt(decoder.tokenizer, one, request.subject, request.target_new, request.separator)
+                for one in templates
+            ),
             encode_prompt(decoder.tokenizer, ESSENCE_TEMPLATE, request.subject),
         )
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from factsmith.artifacts.errors import InputError
 from factsmith.artifacts.formats import load_tensors, save_table, save_tensors
-from factsmith.artifacts.recipe import Series, digest_of
+from factsmith.artifacts.recipe import Series
 from factsmith.artifacts.rows import Row, RowSeries, holders
 from factsmith.artifacts.store import Artifact, Draft
 from factsmith.tasks.facts.request import EditRequest
@@ -46,7 +46,7 @@ class Values:
 
     def read(self, requests: Sequence[EditRequest]) -> tuple[Tensor, list[Artifact]]:
         """The (B, d_model) vectors of ``requests``, and the artifacts that they were read from."""
-        rows = [self.rows[digest_of(request.fact)] for request in requests]
+        rows = [self.rows[request.digest] for request in requests]
         artifacts = holders(rows)
         tensors = {one.digest: load_tensors(one.path / _TENSORS)["value"] for one in artifacts}
         return torch.stack([tensors[row.artifact.digest][row.place] for row in rows]), artifacts
@@ -96,7 +96,7 @@ def values(
         InputError: a fact in a context is too long for the model, or its vector is NaN or infinite; names the fact.
     """
     series = value_series(model.fingerprint, layer, settings, contexts.digest)
-    by_digest = {digest_of(request.fact): request for request in requests}
+    by_digest = {request.digest: request for request in requests}
     check_requests(model.tokenizer, list(by_digest.values()), contexts.templates, model.context_length)
     with progress("values", len(by_digest)) as advance:
 

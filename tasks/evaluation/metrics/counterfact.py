@@ -119,9 +119,16 @@ class CounterFact(MetricFamily):
 
 
 def _continued(tokenizer: PreTrainedTokenizerFast, asked: Asked) -> list[EncodedPrompt | None]:
-    """The prompt continued with the new and with the true object; ``None`` if the true object is not known."""
-    targets = (asked.record.request.target_new, asked.record.request.target_true)
-    return [None if one is None else encode_prompt(tokenizer, asked.prompt, target=one) for one in targets]
+    """The prompt continued with the new and with the true object; ``None`` if the true object is not known.
+
+    The true object of a neighbourhood prompt with an answer of its own is that answer.
+    """
+    request = asked.record.request
+    true = asked.answer if asked.kind == "neighborhood" and request.target_true is not None else request.target_true
+    return [
+        None if one is None else encode_prompt(tokenizer, asked.prompt, target=one, separator=request.separator)
+        for one in (request.target_new, true)
+    ]
 
 
 def _probability(rows: pa.Table, target: str) -> pa.ChunkedArray:

@@ -2,8 +2,8 @@
 
 A model continues a rewrite prompt (FreeEff) or a paraphrase (FreeGen) with its first choices. Its answer counts if it
 starts with the new object as whole words: ``Englishman`` is not ``English``. Texts are compared after Unicode NFC
-normalisation, with each run of white space replaced by one space. This is too strict for scripts that write no spaces
-between words. Means are taken within a record, then over records.  [Yang et al. 2025, The Mirage of Model Editing]
+normalisation, with each run of white space replaced by one space. In scripts without blanks, a word may end anywhere.
+Means are taken within a record, then over records.  [Yang et al. 2025, The Mirage of Model Editing]
 
 If Eff* or Gen* counts a prompt, every token of the object is the first choice after the tokens before it, so the answer
 starts with exactly these tokens. So Eff* implies FreeEff unless the answer continues inside the last word, and FreeEff
@@ -22,6 +22,7 @@ from transformers import PreTrainedTokenizerFast
 from factsmith.tasks.decoder.decoder import Decoder
 from factsmith.tasks.decoder.generation import continuations, end_tokens
 from factsmith.tasks.decoder.text import encode_prompt
+from factsmith.tasks.decoder.words import within_word
 from factsmith.tasks.evaluation.family import ASKED, Asked, MetricFamily, Passes, mean_by_kind
 from factsmith.tasks.facts.record import Record
 
@@ -78,7 +79,9 @@ class Greedy(MetricFamily):
 
 def _answer_length(tokenizer: PreTrainedTokenizerFast, asked: Asked) -> int:
     """The number of tokens of a prompt's correct answer."""
-    return encode_prompt(tokenizer, asked.prompt, target=asked.answer).continued
+    return encode_prompt(
+        tokenizer, asked.prompt, target=asked.answer, separator=asked.record.request.separator
+    ).continued
 
 
 def _text_after(tokenizer: PreTrainedTokenizerFast, prompt: Sequence[int], generated: Sequence[int]) -> str:
@@ -93,14 +96,8 @@ def _text_after(tokenizer: PreTrainedTokenizerFast, prompt: Sequence[int], gener
 def opens_with(answer: str, wanted: str, prompt: str) -> bool:
     """Whether ``answer``, which follows ``prompt``, starts with ``wanted`` as whole words."""
     plain, wanted = (" ".join(unicodedata.normalize("NFC", text).split()) for text in (answer, wanted))
-    inside = _in_word(prompt[-1:]) and _in_word(answer[:1])
-    continues = _in_word(wanted[-1:]) and _in_word(plain[len(wanted) :][:1])
-    return plain.startswith(wanted) and not inside and not continues
-
-
-def _in_word(character: str) -> bool:
-    """Whether ``character`` is a letter, a digit or a combining mark; false for an empty string."""
-    return bool(character) and unicodedata.category(character)[0] in "LMN"
+    inside = within_word(prompt + answer, len(prompt))
+    return plain.startswith(wanted) and not inside and not within_word(plain, len(wanted))
 
 
 FAMILY = Greedy()

@@ -8,17 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from factsmith.tasks.facts.reading import RawRecord, read_records
+from factsmith.tasks.facts.reading import RawRecord, parse_records
 from factsmith.tasks.facts.record import Record
 from factsmith.tasks.facts.request import EditRequest
 from factsmith.tasks.facts.settings import DatasetSettings
 
-__all__ = ["load", "parse", "portability", "scored"]
+__all__ = ["UNUSED", "load", "parse", "portability", "scored"]
+
+UNUSED = ("pararel_idx", "attribute_prompts")
+"""Fields of the format that no metric needs."""
 
 
 def load(settings: DatasetSettings) -> list[Record]:
     """The records of a CounterFact file (a JSON list or JSON lines)."""
-    return [parse(raw) for raw in read_records(settings.required_path())]
+    return parse_records(settings.required_path(), parse, unused=UNUSED)
 
 
 def parse(raw: RawRecord) -> Record:
@@ -27,7 +30,8 @@ def parse(raw: RawRecord) -> Record:
     Raises:
         InputError: a field is missing or wrong. The message names the file, the index and the field.
     """
-    case_id = raw.fields.get("case_id", raw.index)
+    given = raw.value("case_id")
+    case_id = raw.index if given is None else given
     if type(case_id) is not int or abs(case_id) >= 2**63:
         raise raw.error("field 'case_id' is not a 64-bit integer", got=repr(case_id)[:80])
     subject = raw.text("requested_rewrite", "subject")
@@ -38,21 +42,19 @@ def parse(raw: RawRecord) -> Record:
         target_new=raw.text("requested_rewrite", "target_new", "str"),
         target_true=raw.text("requested_rewrite", "target_true", "str"),
     )
-    rewrite = raw.fields["requested_rewrite"]
-    relation = raw.text("requested_rewrite", "relation_id") if rewrite.get("relation_id") is not None else None
-    return scored(raw, request, relation)
+    return scored(raw, request, raw.optional_text("requested_rewrite", "relation_id"))
 
 
 def scored(raw: RawRecord, request: EditRequest, relation: str | None = None) -> Record:
     """The record of ``request`` with the scoring prompts of ``raw``."""
     prompts = {
         "rewrite": (request.prompt,),
-        "paraphrase": raw.texts("paraphrase_prompts"),
-        "neighborhood": raw.texts("neighborhood_prompts"),
-        "generation": raw.texts("generation_prompts"),
+        "paraphrase": raw.prompts("paraphrase_prompts", request.subject),
+        "neighborhood": raw.prompts("neighborhood_prompts"),
+        "generation": raw.prompts("generation_prompts", request.subject),
     }
     answers = {}
-    given = raw.fields.get("portability")
+    given = raw.value("portability")
     # Other datasets have a field of this name with another schema.
     if isinstance(given, Mapping) and given.keys() & {"New Question", "New Answer"}:
         question, answer = portability(raw)
@@ -63,4 +65,4 @@ def scored(raw: RawRecord, request: EditRequest, relation: str | None = None) ->
 
 def portability(raw: RawRecord) -> tuple[str, str]:
     """The portability question of ``raw``, and its answer."""
-    return raw.text("portability", "New Question").strip(), raw.text("portability", "New Answer").strip()
+    return raw.text("portability", "New Question"), raw.text("portability", "New Answer")

@@ -1,33 +1,22 @@
 """A user's own file of facts, with CounterFact's field names but without its nesting.
 
-The file is a JSON list, JSON lines (``.jsonl``) or a table (``.csv``, ``.tsv``). A record needs ``subject``, ``prompt``
-(which contains the subject, or ``{}`` in its place) and ``target_new``. For scoring, it may add ``target_true``,
-``paraphrase_prompts``, ``neighborhood_prompts`` and ``portability``. Other fields are ignored, unless they look like a
-misspelt known one. In a table, prompts in one cell are separated by ``|``. Records in CounterFact's own schema are read
-too.
+The file is a JSON list, JSON lines or a table (``.csv``, ``.tsv``). A record needs ``subject``, ``prompt`` and
+``target_new``. The prompt contains the subject as whole words, or ``{}`` in its place. For scoring, a record may add
+``target_true``, ``paraphrase_prompts``, ``neighborhood_prompts``, ``generation_prompts`` and ``portability``. A warning
+names other fields. One that looks like a misspelt known field is refused. In a table, prompts in one cell are separated
+by ``|``. Records in CounterFact's own schema are read too.
 """
 
 from __future__ import annotations
 
 from factsmith.tasks.facts.conflicts import refuse_conflicts
-from factsmith.tasks.facts.datasets import counterfact
-from factsmith.tasks.facts.reading import RawRecord, read_records
+from factsmith.tasks.facts.datasets import counterfact, easyedit
+from factsmith.tasks.facts.reading import RawRecord, parse_records
 from factsmith.tasks.facts.record import Record
 from factsmith.tasks.facts.request import EditRequest
 from factsmith.tasks.facts.settings import DatasetSettings
 
 __all__ = ["load"]
-
-_FIELDS = {
-    "case_id",
-    "subject",
-    "prompt",
-    "target_new",
-    "target_true",
-    "paraphrase_prompts",
-    "neighborhood_prompts",
-    "requested_rewrite",
-}
 
 
 def load(settings: DatasetSettings) -> list[Record]:
@@ -38,26 +27,22 @@ def load(settings: DatasetSettings) -> list[Record]:
             index and the field, or both facts.
     """
     path = settings.required_path()
-    records = [_parse(raw) for raw in read_records(path)]
+    records = parse_records(path, _parse, unused=counterfact.UNUSED, others={"easyedit": easyedit.FIELDS})
     refuse_conflicts(records, path)
     return records
 
 
 def _parse(raw: RawRecord) -> Record:
-    raw.known_fields(_FIELDS)
-    if "requested_rewrite" in raw.fields:
+    if raw.value("requested_rewrite") is not None:
         return counterfact.parse(raw)
-    subject = raw.text("subject").strip()
+    raw.value("case_id")  # The index takes its place: ids of several files may be the same.
+    subject = raw.text("subject")
+    target_new = raw.target("target_new")
     request = EditRequest(
         case_id=raw.index,
         subject=subject,
-        template=raw.template(raw.text("prompt").strip(), subject),
-        target_new=_target(raw, "target_new"),
-        target_true=_target(raw, "target_true") if raw.fields.get("target_true") is not None else None,
+        template=raw.template(raw.text("prompt"), subject),
+        target_new=raw.text("target_new") if target_new is None else target_new,
+        target_true=raw.target("target_true"),
     )
     return counterfact.scored(raw, request)
-
-
-def _target(raw: RawRecord, name: str) -> str:
-    """A target, given as text or as CounterFact's ``{"str": text}``."""
-    return raw.text(name, "str") if isinstance(raw.fields.get(name), dict) else raw.text(name)

@@ -10,17 +10,20 @@ adds none).
 
 from __future__ import annotations
 
-from factsmith.tasks.facts.reading import RawRecord, read_records
+from factsmith.tasks.facts.reading import RawRecord, parse_records
 from factsmith.tasks.facts.record import Record
 from factsmith.tasks.facts.request import EditRequest
 from factsmith.tasks.facts.settings import DatasetSettings
 
-__all__ = ["load", "parse"]
+__all__ = ["UNUSED", "load", "parse"]
+
+UNUSED = ("pred", "alt", "answers", "cond", "portability", "case_id")
+"""Fields of the format that are not needed for every target."""
 
 
 def load(settings: DatasetSettings) -> list[Record]:
     """The records of a zsRE file (a JSON list or JSON lines). The case id of a record is its index."""
-    return [parse(raw, _first_answer(raw)) for raw in read_records(settings.required_path())]
+    return parse_records(settings.required_path(), lambda raw: parse(raw, _first_answer(raw)), unused=UNUSED)
 
 
 def parse(raw: RawRecord, target: str) -> Record:
@@ -29,19 +32,19 @@ def parse(raw: RawRecord, target: str) -> Record:
     Raises:
         InputError: a field is missing or wrong. The message names the file, the index and the field.
     """
-    subject = raw.text("subject").strip()
+    subject = raw.text("subject")
     request = EditRequest(
         case_id=raw.index,
         subject=subject,
-        template=raw.template(raw.text("src").strip(), subject, field="src"),
-        target_new=target.strip(),
+        template=raw.template(raw.text("src"), subject, field="src"),
+        target_new=target,
     )
     prompts = {
         "rewrite": (request.prompt,),
-        "paraphrase": (raw.text("rephrase").strip(),),
-        "neighborhood": (f"{raw.text('loc').strip().removesuffix('?')}?",),
+        "paraphrase": (raw.text("rephrase"),),
+        "neighborhood": (f"{raw.text('loc').removesuffix('?')}?",),
     }
-    return Record(request, prompts, raw.index, answers={"neighborhood": (raw.text("loc_ans").strip(),)})
+    return Record(request, prompts, raw.index, answers={"neighborhood": (raw.text("loc_ans"),)})
 
 
 def _first_answer(raw: RawRecord) -> str:

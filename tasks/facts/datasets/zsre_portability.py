@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from factsmith.tasks.facts.datasets import zsre
 from factsmith.tasks.facts.datasets.counterfact import portability
-from factsmith.tasks.facts.reading import read_records
+from factsmith.tasks.facts.reading import RawRecord, parse_records
 from factsmith.tasks.facts.record import Record
 from factsmith.tasks.facts.settings import DatasetSettings
 
@@ -23,15 +23,14 @@ def load(settings: DatasetSettings) -> list[Record]:
     Raises:
         InputError: a field is missing or wrong. The message names the file, the index and the field.
     """
-    records = []
-    for raw in read_records(settings.required_path()):
-        record = zsre.parse(raw, raw.text("alt"))
-        question, answer = portability(raw)
-        records.append(
-            replace(
-                record,
-                prompts={**record.prompts, "portability": (question,)},
-                answers={**record.answers, "portability": (answer,)},
-            )
-        )
-    return records
+    return parse_records(settings.required_path(), _parse, unused=zsre.UNUSED)
+
+
+def _parse(raw: RawRecord) -> Record:
+    record = zsre.parse(raw, raw.text("alt"))
+    question, answer = portability(raw)
+    return replace(
+        record,
+        prompts={**record.prompts, "portability": (question,)},
+        answers={**record.answers, "portability": (answer,)},
+    )

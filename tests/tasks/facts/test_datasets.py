@@ -9,6 +9,7 @@ import pytest
 from factsmith.artifacts.errors import InputError
 from factsmith.tasks.facts.selection import load_records, select_records
 from factsmith.tasks.facts.settings import DatasetSettings
+from factsmith.tasks.facts.texts import stripped
 from factsmith.tasks.model.embedded.world import World
 
 QUESTION = {
@@ -90,7 +91,7 @@ def test_a_bad_record_is_named_with_file_index_and_field(tmp_path, format_name, 
         ("zsre", without("answers"), "field 'answers' is missing or empty"),
         ("zsre", {**QUESTION, "answers": []}, "field 'answers' is missing or empty"),
         ("zsre", {**QUESTION, "answers": "organ"}, "field 'answers' is not a list of texts"),
-        ("zsre", {**QUESTION, "answers": [" "]}, "field 'answers' is not a list of texts"),
+        ("zsre", {**QUESTION, "answers": [" "]}, "text 0 of the list in field 'answers' is empty"),
         ("zsre_portability", {**QUESTION, "alt": ""}, "field 'alt' is empty"),
         ("zsre_portability", without("portability"), "field 'portability' is missing"),
         ("zsre_portability", {**QUESTION, "portability": {}}, r"field 'portability\.New Question' is missing"),
@@ -142,5 +143,5 @@ def test_real_zsre(shared, format_name):
     for fields, record in zip(raw, records, strict=True):
         assert record.request.prompt == fields["src"]
         assert record.request.target_new == (fields["answers"][0] if format_name == "zsre" else fields["alt"].strip())
-        assert record.prompts["neighborhood"] == (fields["loc"] + "?",)
+        assert record.prompts["neighborhood"] == (stripped(fields["loc"]) + "?",)
         assert ("portability" in record.prompts) == (format_name == "zsre_portability")

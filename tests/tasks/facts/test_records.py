@@ -76,7 +76,8 @@ def test_a_bad_record_is_named_with_file_index_and_field(tmp_path, record, messa
         ("facts.json", "", "not JSON"),
         ("facts.json", "[]", "is empty"),
         ("facts.jsonl", "\n\n", "is empty"),
-        ("facts.json", "{}", "does not hold a list"),
+        ("facts.json", "{}", "Record 0 of .* field 'subject' is missing"),
+        ("facts.json", "5", "Record 0 of .* is not an object"),
         ("facts.json", "[1]", "Record 0 of .* is not an object"),
         ("facts.jsonl", json.dumps(FACT) + "\n{", "Line 2 of .* is not JSON"),
         ("facts.json", "[" * 100_000, "not JSON"),
@@ -284,7 +285,7 @@ def test_the_delimiter_is_the_one_that_finds_the_columns(tmp_path, name, delimit
         ('subject,prompt,target_new\nAda,"{} is" or,x\n', "Line 2 of .* is not a row"),
         ('subject,prompt,target_new\nAda,{} is,"x\n', "Line 2 of .* is not a row"),
         ("subject,prompt,target_new,target_tru\nAda,{} is,x,y\n", "'target_tru' is not known"),
-        ("subject,prompt,target_new,paraphrase_prompts\nAda,{} is,x,a||b\n", "line 2.*'paraphrase_prompts' is not"),
+        ("subject,prompt,target_new,paraphrase_prompts\nAda,{} is,x,a||b\n", "line 2.*: text 1 of the list"),
         ("subject,prompt,target_new\nAda,{} is,x\nAda,{} is,y\n", "Records 0 and 1 of .* contradict"),
         (f"subject,prompt,target_new\nAda,{{}} is,{'x' * 200_000}\n", "Line 2 of .* is not a row"),
     ],
@@ -311,6 +312,136 @@ def test_a_fault_in_json_lines_is_named_with_its_line(tmp_path):
 def test_a_case_that_two_records_go_by_is_not_asked_for(tmp_path):
     records = World(people_count=60).records()[:3]
     records[2]["case_id"] = 1
-    with pytest.raises(InputError, match="have case id 1"):
+    with pytest.raises(InputError, match="asks for case 1, but 2 records"):
         select_batches(counterfact(tmp_path, records, cases=[1]), 1)
     assert len(select_batches(counterfact(tmp_path, records, cases=[0]), 1)) == 1
+
+
+@pytest.mark.parametrize("blank", [" ", "\n", "\u00a0", "\u200b", " \ufeff\t"])
+def test_blanks_around_any_text_of_any_format_change_nothing(tmp_path, blank):
+    plain = {
+        **FACT,
+        "target_true": "Paris",
+        "paraphrase_prompts": ["Ada Lovelace is from"],
+        "neighborhood_prompts": ["Bob is from"],
+        "generation_prompts": ["{} was"],
+        "portability": {"New Question": "Which country is she from?", "New Answer": "England"},
+    }
+    nested = World(people_count=60).records()[3]
+    for make, name, record in ((facts, "facts.json", plain), (counterfact, "cf.json", nested)):
+        (one,) = load_records(make(tmp_path, [record]))
+        (other,) = load_records(make(tmp_path, [around(record, blank)]))
+        assert one == other, name
+        assert one.digest(tuple(one.prompts)) == other.digest(tuple(one.prompts))
+        assert one.request.digest == other.request.digest
+
+
+def around(value, blank):
+    """``value`` with ``blank`` before and after each text in it."""
+    if isinstance(value, dict):
+        return {name: around(one, blank) for name, one in value.items()}
+    if isinstance(value, list):
+        return [around(one, blank) for one in value]
+    return f"{blank}{value}{blank}" if isinstance(value, str) else value
+
+
+@pytest.mark.parametrize("target", ["Spanish\u200d", "\u202eSpanish", "Spanish\x00", "\ue000"])
+def test_a_text_that_ends_invisibly_is_refused(tmp_path, target):
+    with pytest.raises(InputError, match=r"'target_new' starts or ends with a character that cannot be seen, U\+"):
+        load_records(facts(tmp_path, [{**FACT, "target_new": target}]))
+
+
+@pytest.mark.parametrize(
+    ("subject", "prompt", "template"),
+    [
+        ("Russia", "Russian law says that Russia is", "Russian law says that {} is"),
+        ("Ann", "Annual reports of Ann's", "Annual reports of {}'s"),
+        ("GPT-2", "GPT-20 and GPT-2 are", "GPT-20 and {} are"),
+        ("中国", "中国的首都是", "{}的首都是"),
+        ("Paris", "{}, not to be confused with another, is", "{}, not to be confused with another, is"),
+        ("Paris", "Paris Hilton was not born in {subject}, which is", "Paris Hilton was not born in {}, which is"),
+        ("Zoe", "Zoe\u0308 and Zoe live", "Zoe\u0308 and {} live"),
+    ],
+)
+def test_the_subject_is_found_as_whole_words(tmp_path, subject, prompt, template):
+    (record,) = load_records(facts(tmp_path, [{**FACT, "subject": subject, "prompt": prompt}]))
+    assert record.request.template == template
+
+
+@pytest.mark.parametrize(
+    ("subject", "prompt", "message"),
+    [
+        ("Russia", "The Russian language is", "only a part of a longer word"),
+        ("Deutschland", "Deutschlands Hauptstadt ist", "only a part of a longer word"),
+        ("Paris", "Paris is Paris because", "in the prompt 2 times"),
+        ("Ena Covus", "Ena Covus speaks {}", "has {} and the subject as well"),
+        ("Paris", "{subject} is {subject}", "marks several places"),
+        ("Paris", "{subject} is {}", "marks several places"),
+        ("paris", "Paris is", "the subject is not in the prompt"),
+    ],
+)
+def test_an_unclear_place_of_the_subject_is_refused(tmp_path, subject, prompt, message):
+    with pytest.raises(InputError, match=message):
+        load_records(facts(tmp_path, [{**FACT, "subject": subject, "prompt": prompt}]))
+
+
+def test_a_placeholder_in_a_scoring_prompt_stands_for_the_subject(tmp_path):
+    (record,) = load_records(facts(tmp_path, [{**FACT, "paraphrase_prompts": ["The birthplace of {} is"]}]))
+    assert record.prompts["paraphrase"] == ("The birthplace of Ada Lovelace is",)
+    with pytest.raises(InputError, match="asks about other subjects"):
+        load_records(facts(tmp_path, [{**FACT, "neighborhood_prompts": ["The birthplace of {} is"]}]))
+
+
+def test_null_is_the_same_as_a_missing_field(tmp_path):
+    optional = ("case_id", "target_true", "paraphrase_prompts", "neighborhood_prompts", "generation_prompts")
+    nothing = dict.fromkeys((*optional, "portability", "requested_rewrite"))
+    assert load_records(facts(tmp_path, [{**FACT, **nothing}])) == load_records(facts(tmp_path, [FACT]))
+    nested = World(people_count=60).records()[3]
+    for name in ("case_id", "paraphrase_prompts", "neighborhood_prompts", "generation_prompts"):
+        absent = {key: value for key, value in nested.items() if key != name}
+        with_null = load_records(counterfact(tmp_path, [{**nested, name: None}]))
+        assert with_null == load_records(counterfact(tmp_path, [absent]))
+    with pytest.raises(InputError, match="field 'subject' is missing"):
+        load_records(facts(tmp_path, [{**FACT, "subject": None}]))
+
+
+def test_the_same_fact_with_another_blank_is_dropped_with_a_word(tmp_path, caplog):
+    with caplog.at_level(logging.WARNING):
+        (batch,) = select_batches(facts(tmp_path, [FACT, {**FACT, "target_new": " London"}]), "all")
+    assert [record.place for record in batch] == [0]
+    assert "dropped 1 of 2 records" in caplog.text
+
+
+def test_fields_that_nothing_reads_are_named_once(tmp_path, caplog):
+    records = [{**FACT, "subject": name, "source": "web", "year": 1815} for name in ("Ada", "Bob", "Eve")]
+    with caplog.at_level(logging.WARNING):
+        load_records(facts(tmp_path, records))
+    (message,) = caplog.messages
+    assert message.endswith("facts.json: nothing reads the fields 'source', 'year'")
+
+
+def test_all_bad_records_are_counted(tmp_path):
+    records = [FACT, {**FACT, "subject": ""}, FACT, {**FACT, "prompt": "She is"}, {**FACT, "target_new": 5}]
+    with pytest.raises(InputError, match=r"Record 1 of .*'subject' is empty\. 2 more records cannot be used: 3, 4\."):
+        load_records(facts(tmp_path, records))
+
+
+@pytest.mark.parametrize("name", ["facts.json", "facts.jsonl", "facts", "facts.txt"])
+def test_json_is_read_by_its_content(tmp_path, name):
+    records = [FACT, {**FACT, "subject": "Bob"}]
+    expected = load_records(facts(tmp_path, records))
+    lines = "\n".join(map(json.dumps, records))
+    assert load_records(facts(tmp_path, records, name)) == load_records(facts(tmp_path, lines, name)) == expected
+    with pytest.raises(InputError, match="Line 3 of .* is not JSON"):
+        load_records(facts(tmp_path, lines + "\n{", name))
+
+
+def test_no_blank_separates_prompt_and_object_in_a_script_without_blanks(tmp_path):
+    chinese = {"subject": "中国", "prompt": "中国的首都是", "target_new": "上海"}
+    plain, mixed = (
+        load_records(facts(tmp_path, [chinese], separator=separator))[0].request for separator in ("blank", "auto")
+    )
+    assert plain.digest != mixed.digest
+    assert mixed.digest == load_records(facts(tmp_path, [chinese], separator="none"))[0].request.digest
+    english = [load_records(facts(tmp_path, [FACT], separator=one))[0].request for one in ("auto", "blank", "none")]
+    assert english[0].digest == english[1].digest != english[2].digest

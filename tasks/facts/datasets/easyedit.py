@@ -1,0 +1,129 @@
+"""Records as EasyEdit and its benchmark KnowEdit have them (Wang et al. 2023; Zhang et al. 2024).
+
+A record needs ``subject``, ``prompt`` and ``target_new``. It may have ``ground_truth`` (the true object) and
+``rephrase``, ``rephrase_prompt`` or ``rephrase_prompts`` (paraphrases). ``locality`` holds prompts about other
+subjects, whose answers must not change. ``portability`` holds questions about consequences of the new object. Both are
+objects of named parts. A part is a list of ``{"prompt": ..., "ground_truth": ...}``, or one such object, whose fields
+may be lists of equal lengths. Both may also be flat: ``locality_prompt`` and ``locality_ground_truth``. An answer may
+be a list of spellings, of which the first is used. A prompt without an answer is left out.
+
+``locality`` becomes the neighbourhood, with answers of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from factsmith.tasks.facts.reading import RawRecord, parse_records
+from factsmith.tasks.facts.record import Record
+from factsmith.tasks.facts.request import EditRequest
+from factsmith.tasks.facts.settings import DatasetSettings
+from factsmith.tasks.facts.texts import problem_of, stripped
+
+__all__ = ["FIELDS", "load"]
+
+FIELDS = ("ground_truth", "rephrase", "rephrase_prompt", "rephrase_prompts", "locality", "locality_prompt")
+"""Fields that mark a record as one of EasyEdit's."""
+
+_NO_ANSWER = "<|endoftext|>"
+"""What EasyEdit writes in place of a true object that is not known."""
+
+_UNUSED = ("case_id", "portability_type", "rephrase_type", "id", "pred", "cond")
+
+
+def load(settings: DatasetSettings) -> list[Record]:
+    """The records of an EasyEdit or KnowEdit file. The case id of a record is its index.
+
+    Raises:
+        InputError: a field is missing or wrong. The message names the file, the index and the field.
+    """
+    return parse_records(settings.required_path(), _parse, unused=_UNUSED)
+
+
+def _parse(raw: RawRecord) -> Record:
+    subject = raw.text("subject")
+    true = _spelling(raw, "ground_truth", raw.value("ground_truth"))
+    request = EditRequest(
+        case_id=raw.index,
+        subject=subject,
+        template=raw.template(raw.text("prompt"), subject),
+        target_new=_spelling(raw, "target_new", raw.value("target_new")) or raw.text("target_new"),
+        target_true=true if true != _NO_ANSWER else None,
+    )
+    rephrased = raw.first("rephrase_prompts", "rephrase_prompt", "rephrase")
+    paraphrases = _texts(raw, rephrased, raw.value(rephrased))
+    locality, portability = _asked(raw, "locality"), _asked(raw, "portability")
+    return Record(
+        request,
+        {
+            "rewrite": (request.prompt,),
+            "paraphrase": tuple(raw.fill(one, subject, field=rephrased) for one in paraphrases),
+            "neighborhood": tuple(raw.fill(prompt, field="locality") for prompt, _ in locality),
+            "portability": tuple(raw.fill(prompt, subject, field="portability") for prompt, _ in portability),
+        },
+        raw.index,
+        answers={
+            "neighborhood": tuple(answer for _, answer in locality),
+            "portability": tuple(answer for _, answer in portability),
+        },
+    )
+
+
+def _asked(raw: RawRecord, name: str) -> list[tuple[str, str]]:
+    """The prompts of ``locality`` or ``portability`` that have an answer, each with it."""
+    nested, flat = raw.first(name, f"{name}_inputs"), f"{name}_prompt"
+    found: list[tuple[str, str]] = []
+    parts = raw.value(nested)
+    if parts is not None:
+        if not isinstance(parts, Mapping):
+            raise raw.error(f"field {nested!r} is not an object of named parts", got=ascii(parts)[:80])
+        for part, content in parts.items():
+            for one in content if isinstance(content, list) else [content]:
+                where = f"{nested}.{part}"
+                if one is not None and not isinstance(one, Mapping):
+                    raise raw.error(f"field {where!r} does not hold prompts with answers", got=ascii(one)[:80])
+                if one:
+                    found += _pairs(raw, where, one.get("prompt"), one.get("ground_truth"))
+    answers = raw.value(f"{name}_ground_truth")
+    if raw.value(flat) is not None:
+        found += _pairs(raw, flat, raw.value(flat), answers)
+    return found
+
+
+def _pairs(raw: RawRecord, where: str, prompts: Any, answers: Any) -> Iterator[tuple[str, str]]:
+    """Each of ``prompts`` with its answer: one prompt with its answer, or lists of equal lengths."""
+    if isinstance(prompts, list):
+        if not isinstance(answers, list) or len(answers) != len(prompts):
+            raise raw.error(
+                f"field {where!r} has {len(prompts)} prompts",
+                got=f"answers {ascii(answers)[:80]}",
+                expected="as many answers in ground_truth",
+            )
+    else:
+        prompts, answers = [prompts], [answers]
+    for prompt, answer in zip(prompts, answers, strict=True):
+        if problem := problem_of(prompt):
+            raise raw.error(f"a prompt of field {where!r} {problem}", got=ascii(prompt)[:80])
+        if (spelling := _spelling(raw, where, answer)) is not None:
+            yield stripped(prompt), spelling
+
+
+def _texts(raw: RawRecord, name: str, value: Any) -> list[str]:
+    """One text or a list of them."""
+    given = [] if value is None else value if isinstance(value, list) else [value]
+    for one in given:
+        if problem := problem_of(one):
+            raise raw.error(f"field {name!r} {problem}", got=ascii(one)[:80])
+    return [stripped(one) for one in given]
+
+
+def _spelling(raw: RawRecord, where: str, answer: Any) -> str | None:
+    """The first spelling of an answer; ``None`` if there is none."""
+    while isinstance(answer, list):
+        answer = answer[0] if answer else None
+    if answer is None or answer == "":
+        return None
+    if problem := problem_of(answer):
+        raise raw.error(f"an answer of field {where!r} {problem}", got=ascii(answer)[:80])
+    return stripped(answer)
