@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,23 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-__all__ = ["load_json", "load_table", "load_tensors", "save_json", "save_table", "save_tensors"]
+__all__ = ["allow_others", "load_json", "load_table", "load_tensors", "save_json", "save_table", "save_tensors"]
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write a safetensors file without metadata. With several metadata keys, its bytes would differ from run to run."""
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+    allow_others(path.parent)
+
+
+def allow_others(folder: Path) -> None:
+    """Give safetensors files in ``folder`` the mode of any new file. Safetensors lets only their owner read them."""
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        probe = Path(temporary) / "probe"  # The umask can only be read by changing it, which other threads would see.
+        probe.touch()
+        mode = probe.stat().st_mode & 0o777
+    for file in folder.glob("*.safetensors"):
+        file.chmod(mode)
 
 
 def load_tensors(path: Path, device: str = "cpu", names: Sequence[str] | None = None) -> dict[str, Tensor]:

@@ -193,7 +193,7 @@ def _editing_yaml(settings: Settings, report: TuneReport) -> str:
     content: dict[str, Any] = {"name": model.name, "path": _absolute(model.path)}
     if model.revision is not None:
         content["revision"] = model.revision
-    if model.dtype != "float32":
+    if model.dtype != "auto":
         content["dtype"] = model.dtype
     names = {"corpus": settings.corpus.name, "dataset": settings.dataset.name}
     known = {group: name for group, name in names.items() if name in choices(group)}

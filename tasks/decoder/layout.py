@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import re
 from abc import ABC, abstractmethod
 from functools import cache
 from typing import Any, ClassVar, TypeAlias
@@ -35,6 +36,13 @@ class Layout(ABC):
     attention_implementation: ClassVar[str] = "sdpa"
     """The attention implementation of transformers that is used. It affects the numbers that a model computes."""
 
+    buffers: ClassVar[tuple[str, ...]] = (
+        r"rotary_emb\.inv_freq$",
+        r"attn\.(masked_)?bias$",
+        r"attention\.(masked_)?bias$",
+    )
+    """Names of tensors, as regular expressions, that older checkpoints have although models compute them."""
+
     # ------------------------------------------------ from the config alone
 
     @abstractmethod
@@ -55,6 +63,10 @@ class Layout(ABC):
         Raises:
             InputError: names the setting of the config that the layout does not handle.
         """
+
+    def is_buffer(self, name: str) -> bool:
+        """Whether the tensor ``name`` may be in a checkpoint without being a weight."""
+        return any(re.search(pattern, name) for pattern in self.buffers)
 
     # ------------------------------------------------------------- the parts
 

@@ -6,7 +6,7 @@ import shutil
 import uuid
 from pathlib import Path
 
-from factsmith.artifacts.formats import load_json, save_json
+from factsmith.artifacts.formats import allow_others, load_json, save_json
 from factsmith.artifacts.store import Artifact
 from factsmith.tasks.edit.batch import applied
 from factsmith.tasks.edit.stage import REQUESTS, read_deltas
@@ -31,6 +31,7 @@ def export(workspace: Workspace, model: Model, edit: Artifact, out: Path) -> Out
         try:
             with applied(model.decoder, read_deltas(edit)):
                 model.decoder.save(staging)
+            allow_others(staging)
             model.tokenizer.save_pretrained(staging)
             save_json(
                 staging / "factsmith.json",

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -14,11 +15,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Pretra
 
 from factsmith.artifacts.errors import InputError
 from factsmith.tasks.decoder.decoder import Decoder
-from factsmith.tasks.decoder.layout import HFModel, Layout, layout_for
+from factsmith.tasks.decoder.layout import Layout, layout_for
 from factsmith.tasks.decoder.placement import DeviceMap, device_map
 from factsmith.tasks.decoder.quiet import quiet_transformers
 from factsmith.tasks.model.hub.repository import is_identifier
 from factsmith.tasks.model.hub.weights import HubWeights, open_hub, weight_names
+from factsmith.tasks.model.tensors import check_tensors, check_token_ids, own_dtype, refuse_incomplete
 
 __all__ = ["Checkpoint", "open_checkpoint", "open_model", "refuse_revision"]
 
@@ -89,13 +91,34 @@ class Checkpoint:
         return all((self.path / name).is_file() for name in weight_names(self.path))
 
     def check_readable(self) -> None:
-        """Check that the checkpoint has weights, without fetching them from the hub.
+        """Check that the checkpoint has every tensor of its model, without fetching weights from the hub.
 
         Raises:
-            InputError: a weight file is missing.
+            InputError: a weight file or a tensor is missing, or there is a tensor that the model does not have.
         """
-        if self.hub is None:
+        if self.hub is None or self.is_here:
             _ = self.weight_files
+            self.check_tensors()
+
+    def check_tensors(self) -> None:
+        """Check names and shapes of the tensors. See ``tensors.check_tensors``."""
+        check_tensors(self.path, self.config, self.layout)
+
+    @property
+    def own_dtype(self) -> str:
+        """The data type of the weights. While they are on the hub, it is the one that the config says.
+
+        Raises:
+            InputError: a model cannot be run in this type.
+        """
+        if self.is_here:
+            return self._dtype_of_files
+        configured = str(self.config.dtype).removeprefix("torch.")
+        return configured if configured in ("float32", "bfloat16", "float16") else "float32"
+
+    @cached_property
+    def _dtype_of_files(self) -> str:
+        return own_dtype(self.weight_files, str(self.path))
 
     @cached_property
     def tokenizer_files(self) -> list[Path]:
@@ -147,6 +170,7 @@ class Checkpoint:
         if not tokenizer("a", add_special_tokens=False)["input_ids"]:
             # Transformers returns such a tokenizer if the files are missing.
             raise InputError(f"The model {self.path} has no readable tokenizer.", got="an empty vocabulary")
+        check_token_ids(tokenizer, int(self.config.get_text_config().vocab_size), str(self.path))
         tokenizer.padding_side = "right"
         return tokenizer
 
@@ -156,12 +180,13 @@ class Checkpoint:
         """Load the model, with weights in ``dtype``, onto ``device`` or spread over devices by ``device_map``."""
         with quiet_transformers():
             try:
-                model: HFModel = AutoModelForCausalLM.from_pretrained(
+                loaded: Any = AutoModelForCausalLM.from_pretrained(
                     self.path,
                     config=self.config,
                     dtype=getattr(torch, dtype),
                     device_map=device_map,
                     attn_implementation=self.layout.attention_implementation,
+                    output_loading_info=True,
                     local_files_only=True,
                     use_safetensors=True,
                     trust_remote_code=False,
@@ -170,6 +195,8 @@ class Checkpoint:
                 if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
                     raise  # The model is not at fault.
                 raise InputError(f"The model {self.path} cannot be loaded.", got=str(error).splitlines()[0]) from None
+        model, info = loaded
+        refuse_incomplete(self.path, info, self.layout)
         return Decoder(model.to(device) if device_map is None else model, tokenizer, self.layout)
 
     def device_map(

@@ -70,10 +70,15 @@ class Model:
     ) -> None:
         self.checkpoint = checkpoint
         self.name = settings.name
-        self.dtype = settings.dtype
+        self._dtype = settings.dtype
         self.device = device
         self._runtime = runtime
         self._checksum = checksum
+
+    @property
+    def dtype(self) -> str:
+        """Data type of the weights in memory: as set, or the checkpoint's own."""
+        return self.checkpoint.own_dtype if self._dtype == "auto" else self._dtype
 
     @property
     def block_count(self) -> int:

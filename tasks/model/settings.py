@@ -20,6 +20,6 @@ class ModelSettings(Section):
     name: str = Field(description="name of the choice, for tables")
     path: str = Field(description="folder of a Hugging Face checkpoint, id of one on the hub, or 'embedded'")
     revision: str | None = Field(None, description="branch, tag or commit of a hub id; null for main")
-    dtype: Literal["float32", "bfloat16", "float16"] = Field(
-        "float32", description="data type of the weights in memory"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="data type of the weights, in memory and in an edited model; auto for the checkpoint's own"
     )

@@ -13,16 +13,17 @@ __all__ = ["model"]
 
 @stage("model")
 def model(workspace: Workspace, model: Model) -> Outcome[Fingerprint]:
-    """Fingerprint the checkpoint and check that every weight is finite.
+    """Fingerprint the checkpoint, and check that it has every tensor of its model and that every weight is finite.
 
     Raises:
-        InputError: a weight is NaN or infinite; names the tensor.
+        InputError: a tensor is missing or unexpected, or a weight is NaN or infinite; names it.
     """
     checkpoint = model.checkpoint
     # The source is worth recording, but it does not change the bytes: it is not part of the recipe.
     source = {"hub": checkpoint.hub.address} if checkpoint.hub else {}
 
     def build(draft: Draft) -> None:
+        checkpoint.check_tensors()
         draft.summary = {
             "architecture": checkpoint.config.model_type,
             "parameters": checkpoint.check_weights(),

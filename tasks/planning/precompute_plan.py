@@ -57,7 +57,7 @@ class PrecomputePlanner:
         self.tokens = token_series(run.corpus, self.fingerprint)
         self.keys = key_series(self.fingerprint, self.tokens.digest, self.settings.corpus.key_dtype)
         self.attended = self.settings.corpus.block_length / 2
-        self.weights = self.cost.parameters * (4 if self.settings.model.dtype == "float32" else 2)
+        self.weights = self.cost.parameters * (4 if run.model.dtype == "float32" else 2)
         self.matrix = 8 * self.cost.key_width**2
         self.kind = run.preservation
         self.operator = self.kind.cost

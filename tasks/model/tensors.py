@@ -1,0 +1,167 @@
+"""The tensors of a checkpoint against those of its model, and the tokens of its tokenizer against its embedding.
+
+Transformers initialises missing weights at random and ignores unexpected ones, with no more than a warning. The model
+that comes out works, and is wrong. Its loader says which they are, and knows tied weights and the buffers that need not
+be there. Only the headers of the files are read.
+
+A token without a row in the embedding would end a run with an index error, or on a GPU with worse.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedTokenizerFast
+
+from factsmith.artifacts.errors import InputError
+from factsmith.tasks.decoder.layout import Layout
+from factsmith.tasks.decoder.quiet import quiet_transformers
+
+__all__ = ["check_tensors", "check_token_ids", "own_dtype", "refuse_incomplete"]
+
+_WRAPPERS = {
+    "_orig_mod.": "save the model inside torch.compile's wrapper: model._orig_mod.save_pretrained(...)",
+    "module.": "save the model inside the wrapper: model.module.save_pretrained(...)",
+    "base_model.model.": "merge the adapter first: model.merge_and_unload().save_pretrained(...)",
+}
+"""Prefixes that wrappers put before the names of tensors, with how to save a model without them."""
+
+_ADAPTERS = re.compile(r"\.(base_layer|lora_[AB]|lora_embedding_[AB])\.")
+_MERGE = _WRAPPERS["base_model.model."]
+
+_DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+"""Data types of weights by their name in safetensors files."""
+
+_MOST_NAMED = 5
+
+
+def check_tensors(path: Path, config: PretrainedConfig, layout: Layout) -> None:
+    """Check that a checkpoint has every tensor of its model, and no other.
+
+    Raises:
+        InputError: names the tensors that are missing, unexpected or of another shape, and says how to mend it.
+    """
+    with quiet_transformers():
+        try:
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                path,
+                config=config,
+                device_map="meta",
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                local_files_only=True,
+                use_safetensors=True,
+                trust_remote_code=False,
+            )
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            raise InputError(f"The model {path} cannot be loaded.", got=str(error).splitlines()[0]) from None
+    _, info = loaded
+    refuse_incomplete(path, info, layout)
+
+
+def refuse_incomplete(path: Path, info: Mapping[str, Any], layout: Layout) -> None:
+    """Refuse a checkpoint if transformers found fault with its tensors.
+
+    Args:
+        path: the checkpoint.
+        info: what transformers says about the tensors after loading (``output_loading_info``).
+        layout: the layout of the model's family, which knows the buffers that may be there.
+
+    Raises:
+        InputError: as in ``check_tensors``.
+    """
+    missing = set(info["missing_keys"])
+    unexpected = {name for name in info["unexpected_keys"] if not layout.is_buffer(name)}
+    if missing or unexpected:
+        parts = [("missing", missing), ("unexpected", unexpected)]
+        got = "; ".join(f"{len(names)} {what}: {_named(names)}" for what, names in parts if names)
+        raise InputError(
+            f"The tensors of {path} are not those of a {layout.model_type} model with this config.json.",
+            got=got,
+            expected="every tensor of the model, and no other",
+            remedy=_remedy(missing, unexpected),
+        )
+    for name, got, expected in sorted(info["mismatched_keys"]):
+        raise InputError(
+            f"Tensor {name!r} of {path} does not have the shape that config.json says.",
+            got=_shape(got),
+            expected=_shape(expected),
+            remedy="use the config.json that was saved with these weights",
+        )
+
+
+def _remedy(missing: Collection[str], unexpected: Collection[str]) -> str:
+    for prefix, remedy in _WRAPPERS.items():
+        if unexpected and all(name.startswith(prefix) for name in unexpected):
+            return remedy
+    if any(map(_ADAPTERS.search, unexpected)):
+        return _MERGE
+    if missing:
+        return "download or save the checkpoint again: without these tensors, parts of the model would be random"
+    return "use the config.json that was saved with these weights, or save the model again with save_pretrained"
+
+
+def _named(names: Iterable[str]) -> str:
+    shown = sorted(names)
+    return ", ".join(shown[:_MOST_NAMED]) + (", ..." if len(shown) > _MOST_NAMED else "")
+
+
+def _shape(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape))
+
+
+def own_dtype(files: Sequence[Path], where: str) -> str:
+    """The data type of most of the weights in ``files``, as the setting ``model.dtype`` names it.
+
+    Raises:
+        InputError: a model cannot be run in this type.
+    """
+    counts: Counter[str] = Counter()
+    for file in files:
+        try:
+            with safe_open(file, framework="pt") as tensors:
+                for name in tensors.keys():  # noqa: SIM118 - It is not a dict.
+                    piece = tensors.get_slice(name)
+                    counts[piece.get_dtype()] += torch.Size(piece.get_shape()).numel()
+        except SafetensorError as error:
+            raise InputError(f"{file} is not a complete safetensors file.", got=error) from None
+    floating = {name: count for name, count in counts.items() if name.startswith(("F", "BF"))}
+    found = max(floating, key=lambda name: floating[name], default="none")
+    if found not in _DTYPES:
+        raise InputError(
+            f"The weights of the model {where} have no data type that a model can be edited in.",
+            got=found,
+            expected=f"one of {', '.join(_DTYPES)}",
+            remedy="set model.dtype=float32 to convert them",
+        )
+    return _DTYPES[found]
+
+
+def check_token_ids(tokenizer: PreTrainedTokenizerFast, rows: int, where: str) -> None:
+    """Check that the embedding has a row for every token that a text can have.
+
+    A special token without a row, such as one for padding that was added later, is harmless if no text contains it.
+    Special tokens in texts are then read as plain text.
+
+    Raises:
+        InputError: names the tokens without a row.
+    """
+    beyond = {token for token, number in tokenizer.get_vocab().items() if number >= rows}
+    if not beyond:
+        return
+    tokenizer.split_special_tokens = True
+    always = {str(token) for token in tokenizer.convert_ids_to_tokens(tokenizer("a")["input_ids"])}
+    if unusable := beyond - set(tokenizer.all_special_tokens) | beyond & always:
+        raise InputError(
+            f"The tokenizer of {where} has tokens for which the model has no embedding.",
+            got=_named(map(repr, unusable)),
+            expected=f"token ids below {rows:,}, the number of rows of the embedding",
+            remedy="call model.resize_token_embeddings(len(tokenizer)) and train the new rows, or take the tokens out "
+            "of the tokenizer",
+        )

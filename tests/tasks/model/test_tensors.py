@@ -1,0 +1,129 @@
+"""Checkpoints whose tensors or tokens are not those of the model, and the data type of the weights."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import AddedToken
+
+from factsmith.artifacts.errors import InputError
+from factsmith.tasks.model.checkpoint import open_checkpoint
+
+
+@pytest.fixture
+def altered(gpt2_folder, tmp_path):
+    """Makes a copy of the tiny GPT-2 whose tensors are changed by a function."""
+
+    def make(change):
+        folder = tmp_path / "model"
+        shutil.copytree(gpt2_folder, folder)
+        tensors = load_file(folder / "model.safetensors")
+        save_file(change(tensors), folder / "model.safetensors", metadata={"format": "pt"})
+        return open_checkpoint(folder)
+
+    return make
+
+
+def renamed(name):
+    return lambda tensors: {name(one): tensor for one, tensor in tensors.items()}
+
+
+def without(part):
+    return lambda tensors: {name: tensor for name, tensor in tensors.items() if part not in name}
+
+
+def wider(tensors):
+    return {**tensors, "transformer.ln_f.weight": torch.ones(5)}
+
+
+def refusal(checkpoint) -> InputError:
+    with pytest.raises(InputError) as caught:
+        checkpoint.check_readable()
+    with pytest.raises(InputError):  # Whoever did not ask first gets no model either.
+        checkpoint.load(checkpoint.load_tokenizer(), dtype="float32", device="cpu")
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("change", "got", "remedy"),
+    [
+        (renamed(lambda name: f"_orig_mod.{name}"), "unexpected: _orig_mod.", "model._orig_mod.save_pretrained"),
+        (renamed(lambda name: f"module.{name}"), "unexpected: module.", "model.module.save_pretrained"),
+        (renamed(lambda name: f"base_model.model.{name}"), "unexpected: base_model.", "merge_and_unload"),
+        (renamed(lambda name: name.replace("c_attn.", "c_attn.base_layer.")), "base_layer", "merge_and_unload"),
+        (without(".h.1."), "12 missing: transformer.h.1.", "download or save the checkpoint again"),
+        (without("wpe"), "1 missing: transformer.wpe.weight", "download or save the checkpoint again"),
+        (lambda tensors: {**tensors, "extra": torch.ones(2)}, "1 unexpected: extra", "config.json that was saved with"),
+        (wider, "5", "config.json that was saved with"),
+    ],
+)
+def test_a_tensor_that_is_not_the_models_is_refused(altered, change, got, remedy):
+    error = refusal(altered(change))
+    assert got in error.details["got"]
+    assert remedy in error.details["remedy"]
+
+
+def test_a_config_with_fewer_blocks_is_refused(altered):
+    checkpoint = altered(lambda tensors: tensors)
+    config = json.loads((checkpoint.path / "config.json").read_text())
+    (checkpoint.path / "config.json").write_text(json.dumps({**config, "n_layer": config["n_layer"] - 1}))
+    assert "unexpected: transformer.h." in refusal(open_checkpoint(checkpoint.path)).details["got"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        renamed(lambda name: name.removeprefix("transformer.")),  # as on the hub
+        lambda tensors: {**tensors, "lm_head.weight": tensors["transformer.wte.weight"].clone()},
+        lambda tensors: {**tensors, "transformer.h.0.attn.bias": torch.ones(1, 1, 8, 8)},
+        lambda tensors: {**tensors, "transformer.h.0.attn.masked_bias": torch.tensor(-1e4)},
+    ],
+)
+def test_tied_weights_and_old_buffers_are_the_models(altered, change):
+    checkpoint = altered(change)
+    checkpoint.check_readable()
+    checkpoint.load(checkpoint.load_tokenizer(), dtype="float32", device="cpu")
+
+
+def test_every_family_accounts_for_its_own_tensors(model_folder):
+    open_checkpoint(model_folder).check_readable()
+
+
+def test_a_token_without_a_row_is_refused(gpt2_folder, tmp_path):
+    checkpoint = open_checkpoint(gpt2_folder)
+    tokenizer = checkpoint.load_tokenizer()
+    tokenizer.add_tokens(["Cavel"])
+    folder = shutil.copytree(gpt2_folder, tmp_path / "model")
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(InputError, match="tokens for which the model has no embedding") as caught:
+        open_checkpoint(folder).load_tokenizer()
+    assert "'Cavel'" in caught.value.details["got"]
+    assert "resize_token_embeddings" in caught.value.details["remedy"]
+
+
+def test_a_special_token_without_a_row_is_read_as_plain_text(gpt2_folder, tmp_path):
+    checkpoint = open_checkpoint(gpt2_folder)
+    tokenizer = checkpoint.load_tokenizer()
+    rows = checkpoint.config.vocab_size
+    tokenizer.add_special_tokens({"pad_token": AddedToken("[PAD]")})
+    assert max(tokenizer("a [PAD]")["input_ids"]) >= rows
+    folder = shutil.copytree(gpt2_folder, tmp_path / "model")
+    tokenizer.save_pretrained(folder)
+    assert max(open_checkpoint(folder).load_tokenizer()("a [PAD]")["input_ids"]) < rows
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_checkpoint_keeps_its_own_dtype(altered, dtype):
+    checkpoint = altered(lambda tensors: {name: tensor.to(dtype) for name, tensor in tensors.items()})
+    assert checkpoint.own_dtype == str(dtype).removeprefix("torch.")
+
+
+def test_a_dtype_that_cannot_be_edited_has_to_be_chosen(altered):
+    checkpoint = altered(lambda tensors: {name: tensor.double() for name, tensor in tensors.items()})
+    with pytest.raises(InputError, match="no data type that a model can be edited in") as caught:
+        _ = checkpoint.own_dtype
+    assert "model.dtype=float32" in caught.value.details["remedy"]
