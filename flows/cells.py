@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Lock
 
 from factsmith.artifacts.errors import InputError
 from factsmith.artifacts.store import Store
-from factsmith.flows.configuration.composition import compose
-from factsmith.flows.configuration.grid import MULTIPLIER, Cell, Grid, read_grid
+from factsmith.flows.configuration.composition import compose_cell
+from factsmith.flows.configuration.grid import Cell, Grid, read_grid
+from factsmith.flows.configuration.unread import refuse_unread, unread
 from factsmith.tasks.pipeline.environment import home
 from factsmith.tasks.planning.plan import plan
 from factsmith.tasks.planning.preflight import check_input
@@ -52,7 +53,14 @@ def open_sweep(arguments: Sequence[str], *, jobs: int = 1, memory_mb: int | None
         InputError: an argument is not understood, or no cell can run.
     """
     grid = read_grid(arguments)
-    cells = [(cell, compose(cell.arguments)) for cell in grid.cells]
+    cells: list[tuple[Cell, Settings]] = []
+    unused: list[set[str]] = []
+    for cell in grid.cells:
+        settings, names = compose_cell(cell.arguments)
+        cells.append((cell, settings))
+        unused.append(set(names))
+    if common := sorted(set.intersection(*unused) - set(grid.varied)):
+        refuse_unread(common, cells[0][1])
     faults: dict[str, InputError | None] = {}
     refused: dict[int, InputError] = {}
     needed = 0
@@ -62,7 +70,7 @@ def open_sweep(arguments: Sequence[str], *, jobs: int = 1, memory_mb: int | None
             checked = _checked_settings(settings)
             if checked not in faults:
                 faults[checked] = _fault(run)
-            if error := faults[checked] or _same_tokens(cell, settings):
+            if error := faults[checked] or _without_effect(unused[place] & set(cell.place), settings):
                 refused[place] = error
             elif memory_mb is not None:
                 needed = max(needed, *(stage.memory for stage in plan(run)))
@@ -114,17 +122,9 @@ def _checked_settings(settings: Settings) -> str:
     )
 
 
-def _same_tokens(cell: Cell, settings: Settings) -> InputError | None:
-    """An error if d_m is an axis and the method does not use C0, because all cells of this axis would be the same."""
-    method = settings.method
-    if MULTIPLIER not in cell.place or method.reads == "corpus":
-        return None
-    samples = method.reads == "samples"
-    return InputError(
-        f"{MULTIPLIER} makes no difference to {method.name}, which does not use C0.",
-        got=f"{MULTIPLIER}={cell.place[MULTIPLIER]}",
-        remedy="vary method.low_rank.n_samples instead" if samples else "leave it out; the method reads no tokens",
-    )
+def _without_effect(names: Iterable[str], settings: Settings) -> InputError | None:
+    """An error if a cell does not read a setting that varies, because it would then be the same as another cell."""
+    return next((unread(name, settings) for name in sorted(names)), None)
 
 
 def _fault(run: Run) -> InputError | None:

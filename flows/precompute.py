@@ -58,8 +58,6 @@ def prepare(run: Run, *, held_out: int = 0) -> Prepared:
         held_out: further tokens to read, if the corpus has them.
     """
     workspace, settings, kind, budget = run.workspace, run.settings.corpus, run.preservation, run.budget
-    if settings.is_auto and not budget.searches:
-        logger.warning("corpus.dynamic_multiplier=auto has no effect: %s does not use C0", run.settings.method.name)
     model(workspace, run.model)
     if kind.source == "nothing":
         return Prepared(factor(workspace, run.model, run.layers, kind, None, budget), None, None, 0, None)

@@ -45,10 +45,8 @@ def settings_at(start: Settings, point: Point) -> Settings:
             "learning_rate": _rounded(value.learning_rate * 2 ** (point.rate / 2)),
         }
     )
-    weight = _rounded(method.preservation_weight * 10 ** (point.weight / 2))
-    return start.model_copy(
-        update={"method": method.model_copy(update={"preservation_weight": weight, "value": value})}
-    )
+    weight = _rounded(method.weight * 10 ** (point.weight / 2))
+    return start.model_copy(update={"method": method.with_weight(weight).model_copy(update={"value": value})})
 
 
 def _rounded(number: float) -> float:
@@ -153,7 +151,7 @@ def _try(run: Run, settings: Settings, number: int) -> Trial:
     value = settings.method.value
     return Trial(
         number=number,
-        preservation_weight=settings.method.preservation_weight,
+        preservation_weight=settings.method.weight,
         clamp=value.clamp,
         learning_rate=value.learning_rate,
         metrics=metrics,
@@ -180,9 +178,10 @@ def _scores(run: Run, settings: Settings, name: str) -> dict[str, float | None]:
 def _editing(settings: Settings) -> dict[str, Any]:
     method = settings.method
     value = method.value.model_dump()
+    null_space = method.preservation == "null_space"
     return {
         "layers": list(method.layers),
-        "preservation_weight": method.preservation_weight,
+        **({"null_space": {"l2": method.weight}} if null_space else {"preservation_weight": method.weight}),
         "value": {name: value[name] for name in ("steps", "learning_rate", "clamp")},
     }
 
@@ -199,10 +198,11 @@ def _editing_yaml(settings: Settings, report: TuneReport) -> str:
     known = {group: name for group, name in names.items() if name in choices(group)}
     if known:
         content["defaults"] = known
-    if settings.method.value.site == "block":
+    if settings.method.value.site == "block" and "null_space" not in report.editing:
         content["editing"] = report.editing
     else:
-        # Such a method edits one layer, and its values are at another place: its settings do not suit other methods.
+        # A value at the MLP's output is at another place, and a null space has no lambda: these settings do not suit
+        # other methods.
         content["methods"] = {settings.method.name: report.editing}
     before, after = report.held_out.start.get("S"), report.held_out.best.get("S")
     shown = ["-" if one is None else f"{one:.1f}" for one in (before, after)]

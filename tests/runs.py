@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,8 +34,23 @@ def tiny_arguments(folder: Path, *arguments: str) -> list[str]:
         "method.value.steps=4", "method.value.learning_rate=0.2", "method.batch_size=3", "dataset.batches=2",
         "runtime.tokens_per_pass=256",
     ]  # fmt: skip
-    names = {argument.partition("=")[0] for argument in arguments}
+    names = {argument.partition("=")[0] for argument in arguments} | _UNREAD.get(_method(arguments), set())
+    if "corpus.tokens" in names:
+        names.add("corpus.dynamic_multiplier")
     return [*(argument for argument in defaults if argument.partition("=")[0] not in names), *arguments]
+
+
+_UNREAD = {
+    "memit-f": {"corpus.dynamic_multiplier"},
+    "emmet-f": {"corpus.dynamic_multiplier"},
+    "alphaedit": {"method.preservation_weight"},
+    "alphaedit-f": {"corpus.dynamic_multiplier", "method.preservation_weight"},
+}
+"""The defaults above that a method does not read. They would be refused."""
+
+
+def _method(arguments: Sequence[str]) -> str:
+    return next((one.partition("=")[2] for one in reversed(arguments) if one.startswith("method=")), "memit")
 
 
 def run_as_functions(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,10 +44,26 @@ Arguments = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON document and nothing else on stdout")]
 
 
+class _Once(logging.Filter):
+    """Says everything once. A flow reads its input again after the command has checked it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        new = message not in self._said
+        self._said.add(message)
+        return new
+
+
 def start() -> None:
     """Set the environment and the log messages of a command, before anything slow is imported."""
     prepare_command_line()
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.addFilter(_Once())
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
 
 
 def compose_arguments(arguments: list[str] | None, **options: Any) -> Settings:

@@ -112,7 +112,7 @@ def evaluate(
 
 def _is_run(argument: str) -> bool:
     """Whether an argument names a run, and not a file of facts or a setting."""
-    return "=" not in argument and not Path(argument).suffix and not Path(argument).exists()
+    return not _is_setting(argument) and not Path(argument).suffix and not Path(argument).exists()
 
 
 def plan(
@@ -133,9 +133,14 @@ def plan(
     show(plan_table(stages, settings))
 
 
+def _is_setting(argument: str) -> bool:
+    """Whether an argument is a setting, and not a file, which may have an equals sign in its name."""
+    return "=" in argument and not Path(argument).is_file()
+
+
 def _with_facts(arguments: list[str] | None) -> list[str]:
     """The arguments, with a leading facts file turned into settings. Its facts are written together."""
-    if not arguments or "=" in arguments[0]:
+    if not arguments or _is_setting(arguments[0]):
         return arguments or []
     given = ["dataset=facts", f"dataset.path={arguments[0]}"]
     if not any(argument.startswith("method.batch_size=") for argument in arguments):

@@ -23,15 +23,18 @@ from factsmith.flows.configuration.keys import (
     check_key,
     check_renamed,
     describe_settings,
+    sections,
     setting_types,
+    setting_values,
     with_new_names,
 )
+from factsmith.flows.configuration.unread import given_settings, refuse_unread, unread
 from factsmith.tasks.planning.settings import Settings
 
 if TYPE_CHECKING:
     from factsmith.tasks.tracking.runs import PastRun
 
-__all__ = ["UNUSED_BY_LOCATE", "compose", "compose_again", "compose_parts", "parse", "past_settings"]
+__all__ = ["UNUSED_BY_LOCATE", "compose", "compose_again", "compose_cell", "compose_parts", "parse", "past_settings"]
 
 UNUSED_BY_LOCATE: Mapping[str, Any] = {"method": {"layers": [0]}, "corpus": {"path": None}}
 """Stand-ins for required settings, for runs that neither edit nor read a corpus."""
@@ -45,9 +48,20 @@ def compose(arguments: Sequence[str] = (), *, stand_ins: Mapping[str, Any] | Non
         stand_ins: values of required settings that this run does not read.
 
     Raises:
-        InputError: an argument that is not understood, an unknown choice or setting, a missing or unusable value.
+        InputError: an argument that is not understood, an unknown choice or setting, a missing or unusable value, a
+            setting that the run would not read.
     """
     return compose_parts(*parse(arguments), stand_ins=stand_ins)
+
+
+def compose_cell(arguments: Sequence[str]) -> tuple[Settings, list[str]]:
+    """The settings of one run of a sweep, and the names of those settings in ``arguments`` that it would not read.
+
+    Raises:
+        InputError: as in ``compose``, but for the settings that it would not read.
+    """
+    settings, given = _composed(*parse(arguments))
+    return settings, [name for name in given if unread(name, settings) is not None]
 
 
 def parse(arguments: Sequence[str]) -> tuple[dict[str, str], dict[str, Any]]:
@@ -63,11 +77,13 @@ def parse(arguments: Sequence[str]) -> tuple[dict[str, str], dict[str, Any]]:
         if not equals or not name:
             raise InputError(f"{argument!r} is not understood.", expected="key=value", remedy="see `factsmith conf`")
         (chosen if name in GROUPS else values)[name] = value
-    for name in values:
-        check_key(name, GROUPS)
     given = OmegaConf.create()
     try:
         for name, value in values.items():
+            if name in sections():
+                OmegaConf.update(given, name, _mapping(name, value))
+                continue
+            check_key(name, GROUPS)
             OmegaConf.update(given, name, _parsed(name, value))
         content = OmegaConf.to_container(given)
     except _UNUSABLE as error:
@@ -87,8 +103,17 @@ def compose_parts(
         stand_ins: values of required settings that this run does not read.
 
     Raises:
-        InputError: an unknown choice or setting, a missing or unusable value.
+        InputError: an unknown choice or setting, a missing or unusable value, a setting that the run would not read.
     """
+    settings, names = _composed(chosen, given, stand_ins=stand_ins)
+    refuse_unread(names, settings)
+    return settings
+
+
+def _composed(
+    chosen: Mapping[str, str], given: Mapping[str, Any], *, stand_ins: Mapping[str, Any] | None = None
+) -> tuple[Settings, list[str]]:
+    """The settings, and the names of those in ``given`` that change anything."""
     names = {**starting_choices(), **{group: name for group, name in chosen.items() if group in ("model", "method")}}
     _, model = load_choice("model", names["model"])
     names |= {**_defaults(model), **chosen}
@@ -102,7 +127,8 @@ def compose_parts(
         check_renamed([f"{group}.{name}" for name in map(str, part)])
     try:
         parts["method"] = _merge(parts["method"], editing, _part(by_method, str(parts["method"].get("name"))))
-        composed = _merge(OmegaConf.create({"model": model, **parts}), OmegaConf.create(dict(given)))
+        base = OmegaConf.create({"model": model, **parts})
+        composed = _merge(base, OmegaConf.create(dict(given)))
         for group, stand_in in (stand_ins or {}).items():
             for name, value in stand_in.items():
                 if OmegaConf.is_missing(composed[group], name):
@@ -112,7 +138,10 @@ def compose_parts(
     except _UNUSABLE as error:
         raise _cannot_be_composed(error) from None
     _check_values(content)
-    return _validated(content)
+    before = OmegaConf.to_container(base)
+    assert isinstance(before, dict)
+    changed = given_settings(given, {str(name): value for name, value in before.items()})
+    return _validated(content), changed
 
 
 _SCORING = ("runtime.", "tracking.")
@@ -144,7 +173,9 @@ def compose_again(content: Mapping[str, Any], arguments: Sequence[str]) -> Setti
     except _UNUSABLE as error:
         raise _cannot_be_composed(error) from None
     _check_values(merged)
-    return _validated(merged)
+    settings = _validated(merged)
+    refuse_unread(given_settings(given, content), settings)
+    return settings
 
 
 def past_settings(run: PastRun) -> Settings:
@@ -177,6 +208,23 @@ def _parsed(name: str, value: str) -> Any:
     annotation = setting_types()[name]
     takes_text = {str, Path} & {annotation, *get_args(annotation)}
     return value if takes_text and isinstance(plain, int | float) else plain
+
+
+def _mapping(name: str, value: str) -> DictConfig:
+    """The settings in ``value``, such as ``{steps: 25}``, which are those of the section ``name``."""
+    parsed = OmegaConf.from_dotlist([f"value={value}"])._get_node("value")
+    if not isinstance(parsed, DictConfig):
+        example = next(key for key, _ in describe_settings() if key.startswith(f"{name}."))
+        raise InputError(
+            f"{name} is a group of settings.",
+            got=f"{name}={value}",
+            expected=f"one of them, such as {example}=..., or several: {name}={{key: value}}",
+        )
+    content = OmegaConf.to_container(parsed)
+    assert isinstance(content, dict)
+    for key, _ in setting_values({str(one): inner for one, inner in content.items()}, f"{name}."):
+        check_key(key, GROUPS)
+    return parsed
 
 
 def _defaults(model: DictConfig) -> dict[str, str]:

@@ -8,10 +8,19 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from factsmith.artifacts.errors import InputError, closest
+from factsmith.artifacts.errors import InputError, closest, similar
 from factsmith.tasks.planning.settings import RENAMED, Settings
 
-__all__ = ["check_key", "check_renamed", "describe_settings", "setting_types", "with_new_names"]
+__all__ = [
+    "check_key",
+    "check_renamed",
+    "describe_settings",
+    "sections",
+    "setting_defaults",
+    "setting_types",
+    "setting_values",
+    "with_new_names",
+]
 
 
 def describe_settings() -> Iterator[tuple[str, str]]:
@@ -50,7 +59,8 @@ def check_key(name: str, groups: Iterable[str]) -> None:
         elif siblings:
             remedy = closest(last, siblings)
         else:
-            remedy = closest(name, {*known, *groups})
+            meant = similar(name, {*known, *groups})
+            remedy = f"did you mean {meant!r}?" if meant else "`factsmith conf` lists all settings"
         raise InputError(f"There is no setting {name!r}.", remedy=remedy)
 
 
@@ -78,3 +88,24 @@ def with_new_names(content: Mapping[str, Any]) -> dict[str, Any]:
 def setting_types() -> dict[str, Any]:
     """The type of every setting."""
     return {name: field.annotation for name, field in _fields()}
+
+
+def sections() -> set[str]:
+    """The names of all groups of settings, such as ``method.value``."""
+    parts = (name.split(".") for name, _ in _fields())
+    return {".".join(part[:depth]) for part in parts for depth in range(1, len(part))}
+
+
+def setting_defaults() -> dict[str, Any]:
+    """The default of every setting that has one."""
+    return {name: field.get_default(call_default_factory=True) for name, field in _fields() if not field.is_required()}
+
+
+def setting_values(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every setting in nested settings, by its full name, with its value."""
+    types = setting_types()
+    for name, value in content.items():
+        if isinstance(value, Mapping) and f"{prefix}{name}" not in types:
+            yield from setting_values(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value

@@ -81,8 +81,9 @@ def tuning_lines(report: TuneReport, out: Path | None) -> Iterator[str]:
         if trial.error:
             yield f"Trial {trial.number} failed: {trial.error}"
     best = report.trials[report.best]
+    weight = "null_space.l2" if "null_space" in report.editing else "preservation_weight"
     yield (
-        f"Found: method.preservation_weight={best.preservation_weight:g} method.value.clamp={best.clamp:g} "
+        f"Found: method.{weight}={best.preservation_weight:g} method.value.clamp={best.clamp:g} "
         f"method.value.learning_rate={best.learning_rate:g}"
     )
     if out is not None:

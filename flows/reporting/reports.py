@@ -197,7 +197,7 @@ class Trial(_Frozen):
 
     Attributes:
         number: number of the trial; 0 is the start.
-        preservation_weight: lambda.
+        preservation_weight: lambda, or the l2 of a null space.
         clamp: clamp of value vectors.
         learning_rate: learning rate of value vectors.
         metrics: metrics in percent; empty if the trial failed.

@@ -8,19 +8,30 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from factsmith.artifacts.errors import InputError
-from factsmith.tasks.pipeline.settings import Section
+from factsmith.tasks.pipeline.settings import ReadIf, Section
 
 __all__ = ["AutoSettings", "CorpusSettings"]
+
+
+_AUTO = "corpus.dynamic_multiplier=auto, and a method that uses C0"
+_FROM_FILE = ReadIf("corpus.source", ("local",))
+_FROM_HUB = ReadIf("corpus.source", ("hub",))
+_FROM_EITHER = ReadIf("corpus.source", ("local", "hub"))
+_STRATIFIED = ReadIf("corpus.sampling", ("stratified",))
+_COUNTS = ReadIf("method.reads", ("corpus",), needs="a method that uses C0") | ReadIf("method.in_sequence", (True,))
+"""A sequence is scored on text beyond the tokens that any method would read, whatever its own method reads."""
 
 
 class AutoSettings(Section):
     """How ``corpus.dynamic_multiplier=auto`` finds d_m, and how held-out leverage is measured."""
 
-    tolerance: float = Field(1.25, gt=1, description="held-out leverage at which the search for d_m stops; ideal is 1")
-    steps: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1)] = Field(
-        [2, 3, 4, 6, 8, 10, 15, 20, 30, 40], description="values of d_m to try in ascending order"
+    tolerance: Annotated[float, ReadIf("finds_tokens", (True,), needs=_AUTO)] = Field(
+        1.25, gt=1, description="held-out leverage at which the search for d_m stops; ideal is 1"
     )
-    held_out: int = Field(
+    steps: Annotated[
+        list[Annotated[float, Field(gt=0)]], Field(min_length=1), ReadIf("finds_tokens", (True,), needs=_AUTO)
+    ] = Field([2, 3, 4, 6, 8, 10, 15, 20, 30, 40], description="values of d_m to try in ascending order")
+    held_out: Annotated[int, ReadIf("method.reads", ("corpus",), needs="a method that uses C0")] = Field(
         4096, ge=1, description="tokens after those of C0 whose keys are used to measure held-out leverage"
     )
 
@@ -30,26 +41,38 @@ class CorpusSettings(Section):
 
     name: str = Field(description="name of the choice, for tables")
     source: Literal["embedded", "local", "hub"] = Field(description="where the documents come from")
-    path: Path | None = Field(None, description="file (local): .jsonl, .txt or .parquet")
-    repository: str | None = Field(None, description="dataset on the hub, or a folder that holds one (hub)")
-    subset: str | None = Field(None, description="subset of the repository, if it has several (hub)")
-    split: str = Field("train", description="split of the repository (hub)")
-    revision: str | None = Field(None, description="branch, tag or commit of the repository; null for main (hub)")
-    field: str = Field("text", description="field of a record that holds the text (.jsonl, .parquet, hub)")
-    seed: int = Field(0, ge=0, description="seed of the order of documents")
-    sampling: Literal["first", "shuffled", "stratified"] = Field(
+    path: Annotated[Path | None, _FROM_FILE] = Field(None, description="file (local): .jsonl, .txt or .parquet")
+    repository: Annotated[str | None, _FROM_HUB] = Field(
+        None, description="dataset on the hub, or a folder that holds one (hub)"
+    )
+    subset: Annotated[str | None, _FROM_HUB] = Field(
+        None, description="subset of the repository, if it has several (hub)"
+    )
+    split: Annotated[str, _FROM_HUB] = Field("train", description="split of the repository (hub)")
+    revision: Annotated[str | None, _FROM_HUB] = Field(
+        None, description="branch, tag or commit of the repository; null for main (hub)"
+    )
+    field: Annotated[str, _FROM_EITHER] = Field(
+        "text", description="field of a record that holds the text (.jsonl, .parquet, hub)"
+    )
+    seed: Annotated[int, ReadIf("corpus.sampling", but=("first",)) | ReadIf("corpus.source", ("embedded",))] = Field(
+        0, ge=0, description="seed of the order of documents"
+    )
+    sampling: Annotated[Literal["first", "shuffled", "stratified"], _FROM_EITHER | _STRATIFIED] = Field(
         "shuffled", description="order of documents: as in the source, shuffled by seed, or alternating between topics"
     )
-    pool: int = Field(
+    pool: Annotated[int, _STRATIFIED | _FROM_HUB] = Field(
         10_000, ge=1, description="documents to cluster (stratified), or size of the shuffle buffer of a stream"
     )
-    topics: int = Field(16, ge=1, description="number of clusters (stratified)")
+    topics: Annotated[int, _STRATIFIED] = Field(16, ge=1, description="number of clusters (stratified)")
     block_length: int = Field(128, ge=2, description="tokens per block; a block never spans two documents")
     blocks_per_document: int | None = Field(None, ge=1, description="most blocks of one document; null for all")
-    dynamic_multiplier: Annotated[float, Field(gt=0)] | Literal["auto"] = Field(
-        10.0, description="d_m: tokens to use, in multiples of d_k; 'auto' finds how many C0 needs"
+    dynamic_multiplier: Annotated[
+        Annotated[float, Field(gt=0)] | Literal["auto"], _COUNTS, ReadIf("corpus.tokens", (None,))
+    ] = Field(10.0, description="d_m: tokens to use, in multiples of d_k; 'auto' finds how many C0 needs")
+    tokens: Annotated[int | None, _COUNTS] = Field(
+        None, ge=1, description="tokens to use, instead of dynamic_multiplier"
     )
-    tokens: int | None = Field(None, ge=1, description="tokens to use, instead of dynamic_multiplier")
     key_dtype: Literal["float32", "float16"] = Field("float32", description="data type of the stored keys")
     keep_keys: bool = Field(
         True, description="false sums keys up without storing them, for more keys than fit on the disk"

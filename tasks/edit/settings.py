@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from factsmith.artifacts.errors import InputError
 from factsmith.tasks.facts.settings import ContextSettings
-from factsmith.tasks.pipeline.settings import Section
+from factsmith.tasks.pipeline.settings import ReadIf, Section
 from factsmith.tasks.preservation.settings import PreservationSettings
 from factsmith.tasks.values.settings import ValueSettings
 
@@ -21,6 +22,11 @@ ReadKeys = Literal["averaged", "clean"]
 """
 
 
+_SEQUENCE = ReadIf("method.sequence.history", but=(None,))
+_HISTORY = ReadIf("method.sequence.history", ("full", "compressed"))
+_COMPRESSED = ReadIf("method.sequence.history", ("compressed",))
+
+
 class SequenceSettings(Section):
     """How batches are written one after the other into the same weights."""
 
@@ -29,17 +35,21 @@ class SequenceSettings(Section):
         description="which keys of earlier batches are preserved: none, all, or their principal directions; null "
         "writes every batch into the unedited weights instead",
     )
-    history_keys: Literal["after_write", "as_written"] = Field(
+    history_keys: Annotated[Literal["after_write", "as_written"], _HISTORY] = Field(
         "after_write",
         description="the keys that the history keeps: read again after all layers are written (after_write), or those "
         "that the edit was computed with (as_written); scores hardly differ",
     )
-    tau: int = Field(500, ge=1, description="keys between compressions of the history")
-    energy: float = Field(0.99, gt=0, le=1, description="share of the keys' squared norm that a compression keeps")
-    most: int = Field(3000, ge=1, description="most principal directions that a compression keeps")
-    checkpoint_every: int = Field(50, ge=1, description="batches between checkpoints")
-    evaluate_at: list[int] | None = Field(
-        None, description="numbers of edits to score after, rounded up to whole batches; null for ten, evenly spaced"
+    tau: Annotated[int, _COMPRESSED] = Field(500, ge=1, description="keys between compressions of the history")
+    energy: Annotated[float, _COMPRESSED] = Field(
+        0.99, gt=0, le=1, description="share of the keys' squared norm that a compression keeps"
+    )
+    most: Annotated[int, _COMPRESSED] = Field(
+        3000, ge=1, description="most principal directions that a compression keeps"
+    )
+    checkpoint_every: Annotated[int, _SEQUENCE] = Field(50, ge=1, description="batches between checkpoints")
+    evaluate_at: Annotated[list[int] | None, _SEQUENCE] = Field(
+        None, description="numbers of facts to score after, rounded up to whole batches; null for ten, evenly spaced"
     )
 
 
@@ -49,8 +59,12 @@ class MethodSettings(ContextSettings, PreservationSettings):
     name: str = Field(description="name of the choice, for tables")
     layers: Annotated[list[int], Field(min_length=1)] = Field(description="edited layers, counted from 0")
     slack: float = Field(ge=0, description="gamma: 0 forces the new facts, 1 is least squares")
-    slack_of_one: float | None = Field(None, ge=0, description="gamma of a batch of one fact; null for slack")
-    spread: Spread = Field("even", description="how a residual is divided among the layers")
+    slack_of_one: Annotated[
+        float | None, ReadIf("method.relaxes", (True,), needs="a method whose slack is between 0 and 1")
+    ] = Field(None, ge=0, description="gamma of a batch of one fact; null for slack")
+    spread: Annotated[Spread, ReadIf("method.one_layer", (False,), needs="several layers")] = Field(
+        "even", description="how a residual is divided among the layers"
+    )
     clean_weight: float | None = Field(
         0.5, ge=0, le=1, description="weight of the clean prompt in an averaged key; null for equal weights"
     )
@@ -58,6 +72,27 @@ class MethodSettings(ContextSettings, PreservationSettings):
     batch_size: Annotated[int, Field(ge=1)] | Literal["all"] = Field(16, description="facts written together")
     value: ValueSettings = Field(default_factory=ValueSettings)
     sequence: SequenceSettings = Field(default_factory=SequenceSettings)
+
+    @field_validator("layers")
+    @classmethod
+    def _layers_once(cls, layers: list[int]) -> list[int]:
+        if twice := sorted({layer for layer in layers if layers.count(layer) > 1}):
+            raise InputError(
+                "method.layers names a layer twice.",
+                got=f"{layers}",
+                remedy=f"name {twice[0]} once; each is edited once",
+            )
+        return layers
+
+    @property
+    def one_layer(self) -> bool:
+        """Whether only one layer is edited."""
+        return len(set(self.layers)) == 1
+
+    @property
+    def relaxes(self) -> bool:
+        """Whether the slack is between a constraint (0) and least squares (1). One fact may then have its own."""
+        return 0 < self.slack < 1
 
     @property
     def in_sequence(self) -> bool:

@@ -10,9 +10,12 @@ from pydantic import Field
 from factsmith.artifacts.errors import InputError
 from factsmith.tasks.decoder.words import Separator
 from factsmith.tasks.model.embedded.world import Split
-from factsmith.tasks.pipeline.settings import Section
+from factsmith.tasks.pipeline.settings import ReadIf, Section
 
 __all__ = ["ContextSample", "ContextSettings", "DatasetSettings"]
+
+
+_SAMPLED = ReadIf("method.contexts", (None,))
 
 
 class DatasetSettings(Section):
@@ -20,7 +23,9 @@ class DatasetSettings(Section):
 
     name: str = Field(description="name of the choice, for tables")
     format: str = Field(description="format of the records: counterfact, embedded, facts, zsre, ...")
-    path: Path | None = Field(None, description="file of the records")
+    path: Annotated[Path | None, ReadIf("dataset.format", but=("embedded",))] = Field(
+        None, description="file of the records"
+    )
     separator: Separator = Field(
         "auto",
         description="what stands between a prompt and its object: blank, none, or auto for a blank except in scripts "
@@ -58,8 +63,8 @@ class ContextSettings(Section):
     """The contexts that a fact is written in. These settings are part of ``method``."""
 
     contexts: Path | None = Field(None, description="JSON list of context templates; null to sample them")
-    context_samples: list[ContextSample] = Field(
+    context_samples: Annotated[list[ContextSample], _SAMPLED] = Field(
         [ContextSample(start=start, length=10) for start in ("The", "Therefore", "Because", "I", "You")],
         description="prefixes to sample, each with start, length and count",
     )
-    context_seed: int = Field(0, ge=0, description="seed of the sampled prefixes")
+    context_seed: Annotated[int, _SAMPLED] = Field(0, ge=0, description="seed of the sampled prefixes")

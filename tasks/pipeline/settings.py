@@ -6,17 +6,68 @@ computed (device, memory, batch size of a forward pass) and is only recorded in 
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-__all__ = ["RuntimeSettings", "Section", "TrackingSettings"]
+__all__ = ["ReadIf", "RuntimeSettings", "Section", "TrackingSettings"]
 
 
 class Section(BaseModel):
     """A group of settings. It is frozen and refuses unknown names."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", coerce_numbers_to_str=True, allow_inf_nan=False)
+
+
+@dataclass(frozen=True)
+class ReadIf:
+    """Declares, in the annotation of a setting or of a section, when a run reads it.
+
+    A setting that a user gives and that the run would not read is refused. Several declarations must all hold. One with
+    an alternative (``ReadIf(...) | ReadIf(...)``) holds if either does.
+
+    Attributes:
+        name: name of the setting that decides, or of a property of the settings, such as ``method.reads``.
+        values: the values with which the declared setting is read.
+        but: read with any value but these, if ``values`` is empty.
+        needs: what is needed in words, if ``name`` is a property.
+        alternative: another declaration that suffices.
+    """
+
+    name: str
+    values: tuple[Any, ...] = ()
+    but: tuple[Any, ...] = ()
+    needs: str | None = None
+    alternative: ReadIf | None = None
+
+    def __or__(self, other: ReadIf) -> ReadIf:
+        if self.alternative is None:
+            return replace(self, alternative=other)
+        return replace(self, alternative=self.alternative | other)
+
+    def holds(self, settings: Section) -> bool:
+        """Whether a run with ``settings``, which are those of all groups, reads the declared setting."""
+        return any(one.accepts(one.value_in(settings)) for one in self.alternatives)
+
+    def accepts(self, value: Any) -> bool:
+        """Whether the declared setting is read with this value of the one that decides."""
+        return value in self.values if self.values else value not in self.but
+
+    def value_in(self, settings: Section) -> Any:
+        """The value of the setting that decides."""
+        value: Any = settings
+        for part in self.name.split("."):
+            value = getattr(value, part)
+        return value
+
+    @property
+    def alternatives(self) -> Iterator[ReadIf]:
+        """This declaration and its alternatives."""
+        yield self
+        if self.alternative is not None:
+            yield from self.alternative.alternatives
 
 
 class RuntimeSettings(Section):
@@ -26,11 +77,15 @@ class RuntimeSettings(Section):
     device_map: Literal["auto"] | None = Field(
         None, description="auto spreads a model over GPUs and CPU memory; null keeps all of it on runtime.device"
     )
-    gpu_memory_mb: int | None = Field(None, ge=1, description="most weights on each GPU, in MiB (device_map=auto)")
-    cpu_memory_mb: int | None = Field(None, ge=1, description="most weights in CPU memory, in MiB (device_map=auto)")
+    gpu_memory_mb: Annotated[int | None, ReadIf("runtime.device_map", ("auto",))] = Field(
+        None, ge=1, description="most weights on each GPU, in MiB (device_map=auto)"
+    )
+    cpu_memory_mb: Annotated[int | None, ReadIf("runtime.device_map", ("auto",))] = Field(
+        None, ge=1, description="most weights in CPU memory, in MiB (device_map=auto)"
+    )
     threads: int | None = Field(None, ge=1, description="CPU threads; null leaves the number to torch")
     tokens_per_pass: int = Field(8192, ge=1, description="most positions in one forward pass")
-    checkpoint_seconds: float = Field(
+    checkpoint_seconds: Annotated[float, ReadIf("corpus.keep_keys", (False,))] = Field(
         600, ge=0, description="seconds between checkpoints while keys are summed up without being kept"
     )
     memory_mb: int = Field(2048, ge=1, description="memory for the activations of one batch of value vectors, in MiB")

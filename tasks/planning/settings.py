@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from pydantic import Field
 
 from factsmith.tasks.corpus.settings import CorpusSettings
@@ -9,7 +11,7 @@ from factsmith.tasks.edit.settings import MethodSettings
 from factsmith.tasks.facts.settings import DatasetSettings
 from factsmith.tasks.locate.settings import TraceSettings
 from factsmith.tasks.model.settings import ModelSettings
-from factsmith.tasks.pipeline.settings import RuntimeSettings, Section, TrackingSettings
+from factsmith.tasks.pipeline.settings import ReadIf, RuntimeSettings, Section, TrackingSettings
 
 __all__ = ["RENAMED", "Settings"]
 
@@ -21,7 +23,11 @@ class Settings(Section):
     """The settings of a run, resolved."""
 
     model: ModelSettings
-    corpus: CorpusSettings
+    corpus: Annotated[
+        CorpusSettings,
+        ReadIf("method.reads", but=("nothing",), needs="a method that uses keys of a corpus")
+        | ReadIf("method.in_sequence", (True,)),
+    ]
     method: MethodSettings
     dataset: DatasetSettings
     trace: TraceSettings = Field(default_factory=TraceSettings)

@@ -64,6 +64,10 @@ class FullPreservation:
         return solve_factored(self.factor, keys.to(self.factor))
 
 
+_LARGEST = 1e100
+"""Beyond this, squares of the entries of lambda C0 come near the largest float64 number."""
+
+
 class _Full(PreservationKind):
     """``method.preservation=full``. The tensor is ``cholesky`` (d_k, d_k), float64, lower triangular."""
 
@@ -76,13 +80,21 @@ class _Full(PreservationKind):
     def parameters(self) -> Mapping[str, Any]:
         return {
             "preservation": self.name,
-            "preservation_weight": self.settings.preservation_weight,
+            "preservation_weight": self.settings.weight,
             "ridge": self.settings.ridge,
         }
 
     def factorise(self, statistics: Statistics, projection: Callable[[], Tensor], layer: int) -> Factor:
         assert isinstance(statistics, KeyMoments)
-        weight, ridge = self.settings.preservation_weight, self.settings.ridge
+        weight, ridge = self.settings.weight, self.settings.ridge
+        size = weight * float(statistics.covariance.trace())
+        if not 1 / _LARGEST < size < _LARGEST:
+            raise FactorisationError(
+                f"lambda C0 is too {'large' if size > 1 else 'small'} for float64 arithmetic",
+                got=f"method.preservation_weight={weight:g}, trace of C0 {size / weight:.3g}",
+                expected=f"a product between {1 / _LARGEST:g} and {_LARGEST:g}",
+                remedy=f"{'lower' if size > 1 else 'raise'} method.preservation_weight",
+            )
         if ridge == "auto":
             ridge = least_ridge(statistics.covariance) * weight
             logger.info("layer %d: ridge %.3g added to lambda C0 (method.ridge=auto)", layer, ridge)

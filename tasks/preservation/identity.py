@@ -42,10 +42,10 @@ class _Identity(PreservationKind):
 
     @property
     def parameters(self) -> Mapping[str, Any]:
-        return {"preservation": self.name, "preservation_weight": self.settings.preservation_weight}
+        return {"preservation": self.name, "preservation_weight": self.settings.weight}
 
     def factorise(self, statistics: Statistics, projection: Callable[[], Tensor], layer: int) -> Factor:
-        weight = self.settings.preservation_weight
+        weight = self.settings.weight
         return Factor({"weight": torch.tensor(weight, dtype=torch.float64)}, {"weight": weight})
 
     def operator(self, tensors: Mapping[str, Tensor], summary: Mapping[str, Any]) -> IdentityPreservation:

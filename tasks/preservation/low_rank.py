@@ -137,11 +137,11 @@ class LowRank(PreservationKind):
 
     @property
     def scaling(self) -> Mapping[str, Any]:
-        return {"preservation_weight": self.settings.preservation_weight}
+        return {"preservation_weight": self.settings.weight}
 
     def operator(self, tensors: Mapping[str, Tensor], summary: Mapping[str, Any]) -> PreservationOperator:
         model = LowRankModel(**tensors, energy=summary["energy"], floored=summary["floored"])
-        return LowRankPreservation(model, self.settings.preservation_weight)
+        return LowRankPreservation(model, self.settings.weight)
 
     def known_directions(self, tensors: Mapping[str, Tensor]) -> Tensor:
         return tensors["basis"]

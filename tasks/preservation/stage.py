@@ -103,7 +103,7 @@ def factor(
         try:
             found = kind.factorise(statistics, lambda: model.decoder.weight(layer).detach().to(workspace.device), layer)
         except FactorisationError as error:
-            more = budget.more_tokens(error.tokens_needed) if error.tokens_needed else None
+            more = _more(error.tokens_needed, budget) if error.tokens_needed else None
             raise _explained(error, layer, model.name, more) from None
         save_tensors(draft.path / kind.file, found.tensors)
         draft.summary = {"layer": layer, **found.summary}
@@ -138,6 +138,13 @@ def _statistics(draft: Draft, source: FactorSource, layer: int, count: int, devi
         parts.append(rows)
     keys: Tensor = torch.from_numpy(np.concatenate(parts))
     return keys.to(device)
+
+
+def _more(needed: int, budget: TokenBudget) -> str:
+    """What to do about keys that do not span the space: read more tokens, unless there were enough of them."""
+    if budget.most < needed:
+        return budget.more_tokens(needed)
+    return "use a corpus with more varied text: its keys are linearly dependent although there are enough of them"
 
 
 def _explained(error: FactorisationError, layer: int, model: str, more: str | None = None) -> InputError:

@@ -103,35 +103,40 @@ class _Lines(LocalCorpus):
 
     @cached_property
     def _spans(self) -> np.ndarray:
-        """Byte offsets of the start and the end of each document, (documents, 2)."""
-        starts, ends, position, after_blank = [], [], 0, True
+        """Byte offsets of the start and the end of each document, and the number of its first line, (documents, 3)."""
+        starts, ends, lines, position, after_blank = [], [], [], 0, True
         with self.path.open("rb") as file:
-            for line in file:
+            for number, line in enumerate(file, 1):
                 blank = not line.strip()
                 if not blank and self._begins(line, after_blank):
                     starts.append(position)
                     ends.append(position)
+                    lines.append(number)
                 position += len(line)
                 if not blank:
                     ends[-1] = position
                 after_blank = blank
-        return np.array([starts, ends], dtype=np.int64).T
+        return np.array([starts, ends, lines], dtype=np.int64).T
 
     @property
     def count(self) -> int:
         return len(self._spans)
 
     def _bytes(self, index: int) -> bytes:
-        start, end = self._spans[index]
+        start, end, _ = self._spans[index]
         with self.path.open("rb") as file:
             file.seek(start)
             return file.read(end - start)
+
+    def _place(self, index: int) -> str:
+        """Where a document begins, for messages."""
+        return f"Line {self._spans[index][2]} of {self.path}"
 
     def _decode(self, index: int) -> str:
         try:
             return self._bytes(index).decode()
         except UnicodeDecodeError as error:
-            raise InputError(f"Document {index} of {self.path} is not UTF-8.", got=str(error)) from None
+            raise InputError(f"{self._place(index)} is not UTF-8.", got=str(error)) from None
 
 
 class JsonLinesCorpus(_Lines):
@@ -144,13 +149,13 @@ class JsonLinesCorpus(_Lines):
         try:
             record = json.loads(self._decode(index))
         except ValueError as error:
-            raise InputError(f"Line {index} of {self.path} (counted from 0) is not JSON.", got=str(error)) from None
+            raise InputError(f"{self._place(index)} is not JSON.", got=str(error)) from None
         if not isinstance(record, dict) or not isinstance(record.get(self.field), str):
             known = (
                 [name for name, value in record.items() if isinstance(value, str)] if isinstance(record, dict) else []
             )
             raise InputError(
-                f"Line {index} of {self.path} (counted from 0) has no text in field {self.field!r}.",
+                f"{self._place(index)} has no text in field {self.field!r}.",
                 got=f"text in {', '.join(known)}" if known else type(record).__name__,
                 remedy="set corpus.field" + (f": {closest(self.field, known)}" if known else ""),
             )

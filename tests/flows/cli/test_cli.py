@@ -300,6 +300,48 @@ def test_a_covariance_that_cannot_be_factorised(refused, plain_flows, factsmith,
     assert factsmith("run", *arguments("corpus.tokens=30", "method.ridge=auto")).code == 0
 
 
+def test_a_remedy_follows_from_the_case(refused, plain_flows, arguments, tmp_path):
+    path = tmp_path / "corpus.jsonl"
+    path.write_text("\n".join([json.dumps({"text": "The same words again and again. " * 20})] * 40))
+    message = refused("run", *arguments("corpus=local", f"corpus.path={path}"), clean=False)
+    assert "got: rank" in message
+    assert "use a corpus with more varied text" in message
+    assert "raise corpus" not in message
+
+
+@pytest.mark.parametrize(("weight", "remedy"), [("1e300", "lower"), ("1e-300", "raise")])
+def test_a_weight_that_float64_cannot_hold(refused, plain_flows, arguments, weight, remedy):
+    message = refused("run", *arguments(f"method.preservation_weight={weight}"), clean=False)
+    assert "for float64 arithmetic" in message
+    assert f"{remedy} method.preservation_weight" in message
+
+
+def test_a_layer_named_twice_is_refused(refused, arguments):
+    message = refused("run", *arguments("method.layers=[0,0,1]"))
+    assert "method.layers names a layer twice" in message
+
+
+def test_a_file_of_facts_may_have_an_equals_sign_in_its_name(factsmith, refused, plain_flows, arguments, tmp_path):
+    given = [word for word in arguments() if not word.startswith(("dataset", "method.batch_size"))]
+    path = facts_file(tmp_path, FACT).rename(tmp_path / "a=b.jsonl")
+    assert factsmith("plan", path, *given).code == 0
+    assert "There is no setting" in refused("edit", tmp_path / "c=d.json")
+
+
+def test_a_warning_is_said_once():
+    program = "\n".join(
+        [
+            "import logging",
+            "from factsmith.flows.cli.common import start",
+            "start()",
+            "for word in ('one', 'one', 'two'):",
+            "    logging.getLogger('factsmith').warning('said %s', word)",
+        ]
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stderr.splitlines() == ["said one", "said two"]
+
+
 def test_keys_that_are_not_numbers(refused, plain_flows, arguments, home, monkeypatch):
     run = Decoder.run
     monkeypatch.setattr(

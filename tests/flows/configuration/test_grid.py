@@ -6,10 +6,8 @@ import pytest
 
 from factsmith.artifacts.errors import InputError
 from factsmith.flows.configuration.choices import EXPERIMENT, choices
-from factsmith.flows.configuration.composition import compose
+from factsmith.flows.configuration.composition import compose, compose_cell
 from factsmith.flows.configuration.grid import read_grid
-
-PATHS = ["model.path", "corpus.path", "dataset.path"]
 
 
 def test_cells_are_the_product_of_the_axes_the_last_one_fastest():
@@ -109,8 +107,13 @@ def test_a_faulty_experiment_is_refused(tmp_path, content):
 @pytest.mark.parametrize("name", sorted(choices(EXPERIMENT)))
 def test_every_experiment_that_ships_composes(name):
     grid = read_grid([f"experiment={name}"])
-    needed = [f"{path}=/there" for path in PATHS if not grid.settings["model"].startswith("embedded")]
+    paths = {"embedded": [], "cf-gpt2": ["model.path", "corpus.path", "dataset.path"]}
+    needed = [f"{path}=/there" for path in paths.get(grid.settings["model"], ["dataset.path"])]
+    unread = []
     for cell in grid.cells:
-        settings = compose([*needed, *cell.arguments])
+        settings, names = compose_cell([*needed, *cell.arguments])
+        assert not set(names) & set(grid.varied)
+        unread.append(set(names))
         assert str(settings.method.batch_size) == cell.place.get("method.batch_size", str(settings.method.batch_size))
+    assert not set.intersection(*unread)
     assert choices(EXPERIMENT)[name]
