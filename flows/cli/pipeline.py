@@ -47,7 +47,7 @@ def precompute(
     as_json: AsJson = False,
 ) -> None:
     """Prepare a model for editing: tokens, keys, covariance, factor."""
-    settings = compose_arguments(arguments)
+    settings = compose_arguments(arguments, reads=["corpus.auto.held_out"] if report else [])
     checked = preflight(settings, dataset=False)
     if report:
         from factsmith.flows.reporting.conditioning import check_report

@@ -8,7 +8,7 @@ refer to another setting (``${model.name}``) or to the environment (``${oc.env:N
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -40,18 +40,21 @@ UNUSED_BY_LOCATE: Mapping[str, Any] = {"method": {"layers": [0]}, "corpus": {"pa
 """Stand-ins for required settings, for runs that neither edit nor read a corpus."""
 
 
-def compose(arguments: Sequence[str] = (), *, stand_ins: Mapping[str, Any] | None = None) -> Settings:
+def compose(
+    arguments: Sequence[str] = (), *, stand_ins: Mapping[str, Any] | None = None, reads: Collection[str] = ()
+) -> Settings:
     """The settings of a run.
 
     Args:
         arguments: ``group=choice`` (a name in ``conf/<group>``, or a YAML file of the user's) and ``key.path=value``.
         stand_ins: values of required settings that this run does not read.
+        reads: settings that it reads in any case.
 
     Raises:
         InputError: an argument that is not understood, an unknown choice or setting, a missing or unusable value, a
             setting that the run would not read.
     """
-    return compose_parts(*parse(arguments), stand_ins=stand_ins)
+    return compose_parts(*parse(arguments), stand_ins=stand_ins, reads=reads)
 
 
 def compose_cell(arguments: Sequence[str]) -> tuple[Settings, list[str]]:
@@ -93,7 +96,11 @@ def parse(arguments: Sequence[str]) -> tuple[dict[str, str], dict[str, Any]]:
 
 
 def compose_parts(
-    chosen: Mapping[str, str], given: Mapping[str, Any], *, stand_ins: Mapping[str, Any] | None = None
+    chosen: Mapping[str, str],
+    given: Mapping[str, Any],
+    *,
+    stand_ins: Mapping[str, Any] | None = None,
+    reads: Collection[str] = (),
 ) -> Settings:
     """The settings of a run.
 
@@ -101,12 +108,13 @@ def compose_parts(
         chosen: choices by group.
         given: settings that win over those of the choices, nested.
         stand_ins: values of required settings that this run does not read.
+        reads: settings that it reads in any case.
 
     Raises:
         InputError: an unknown choice or setting, a missing or unusable value, a setting that the run would not read.
     """
     settings, names = _composed(chosen, given, stand_ins=stand_ins)
-    refuse_unread(names, settings)
+    refuse_unread([name for name in names if name not in reads], settings)
     return settings
 
 

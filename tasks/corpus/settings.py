@@ -31,7 +31,7 @@ class AutoSettings(Section):
     steps: Annotated[
         list[Annotated[float, Field(gt=0)]], Field(min_length=1), ReadIf("finds_tokens", (True,), needs=_AUTO)
     ] = Field([2, 3, 4, 6, 8, 10, 15, 20, 30, 40], description="values of d_m to try in ascending order")
-    held_out: Annotated[int, ReadIf("method.reads", ("corpus",), needs="a method that uses C0")] = Field(
+    held_out: Annotated[int, ReadIf("finds_tokens", (True,), needs=f"{_AUTO}, or `precompute --report`")] = Field(
         4096, ge=1, description="tokens after those of C0 whose keys are used to measure held-out leverage"
     )
 

@@ -7,10 +7,12 @@ a BOS or makes a leading space a token of its own.
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-from transformers import PreTrainedTokenizerFast
+from typing import TYPE_CHECKING
 
 from factsmith.tasks.decoder.words import Separator, separator_between
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 __all__ = ["PLACEHOLDER", "EncodedPrompt", "encode_prompt"]
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from transformers import PreTrainedTokenizerFast
 
-from factsmith.tasks.decoder.decoder import Decoder
-from factsmith.tasks.decoder.likelihood import continuation_likelihoods
 from factsmith.tasks.decoder.text import EncodedPrompt, encode_prompt
 from factsmith.tasks.evaluation.family import ASKED, Asked, MetricFamily, Passes, mean_by_kind
 from factsmith.tasks.facts.record import Record
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+    from factsmith.tasks.decoder.decoder import Decoder
 
 __all__ = ["SCHEMA", "AnswerAccuracy"]
 
@@ -47,6 +49,8 @@ class AnswerAccuracy(MetricFamily):
         most_tokens: int,
         advance: Callable[[int], None] = lambda done: None,
     ) -> pa.Table:
+        from factsmith.tasks.decoder.likelihood import continuation_likelihoods
+
         asked = self.asked(records)
         prompts = _continued(decoder.tokenizer, asked)
         fitting = [place for place, prompt in enumerate(prompts) if prompt.fits(decoder.context_length)]

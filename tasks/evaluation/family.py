@@ -8,15 +8,18 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from transformers import PreTrainedTokenizerFast
 
 from factsmith.artifacts.errors import InputError, closest
-from factsmith.tasks.decoder.decoder import Decoder
 from factsmith.tasks.facts.record import Record
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+    from factsmith.tasks.decoder.decoder import Decoder
 
 __all__ = ["ASKED", "Asked", "MetricFamily", "Passes", "load_families", "mean_by_kind", "mean_by_record"]
 

@@ -13,8 +13,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Literal
 
-import torch
-
 from factsmith.artifacts.errors import InputError, closest
 from factsmith.tasks.facts.conflicts import keep_first
 from factsmith.tasks.facts.reading import read_json
@@ -61,6 +59,8 @@ def select_records(settings: DatasetSettings) -> list[Record]:
         records = _with_cases(records, settings)
     records = keep_first(records)
     if settings.seed is not None:
+        import torch  # Only here, so that commands that write nothing start quickly.
+
         order = torch.randperm(len(records), generator=torch.Generator().manual_seed(settings.seed)).tolist()
         records = [records[place] for place in order]
     if settings.split != "all" and not getattr(_format(settings), "LOADS_SPLITS", False):

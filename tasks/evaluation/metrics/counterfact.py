@@ -11,17 +11,19 @@ object is the model's first choice. Means are taken within a record, then over r
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from transformers import PreTrainedTokenizerFast
 
-from factsmith.tasks.decoder.decoder import Decoder
-from factsmith.tasks.decoder.likelihood import continuation_likelihoods
 from factsmith.tasks.decoder.text import EncodedPrompt, encode_prompt
 from factsmith.tasks.evaluation.family import ASKED, Asked, MetricFamily, Passes, mean_by_record
 from factsmith.tasks.facts.record import Record
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+    from factsmith.tasks.decoder.decoder import Decoder
 
 __all__ = ["FAMILY"]
 
@@ -71,6 +73,8 @@ class CounterFact(MetricFamily):
         most_tokens: int,
         advance: Callable[[int], None] = lambda done: None,
     ) -> pa.Table:
+        from factsmith.tasks.decoder.likelihood import continuation_likelihoods
+
         asked = self.asked(records)
         encoded: list[EncodedPrompt] = []
         places: list[list[int | None]] = []

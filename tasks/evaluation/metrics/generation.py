@@ -21,17 +21,19 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from transformers import PreTrainedTokenizerFast
 
-from factsmith.tasks.decoder.decoder import Decoder
-from factsmith.tasks.decoder.generation import TopK, continuations
 from factsmith.tasks.decoder.text import encode_prompt
 from factsmith.tasks.evaluation.family import ASKED, MetricFamily, Passes, mean_by_record
 from factsmith.tasks.facts.record import Record
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+    from factsmith.tasks.decoder.decoder import Decoder
 
 __all__ = ["FAMILY", "entropy", "words"]
 
@@ -71,6 +73,8 @@ class Generation(MetricFamily):
         most_tokens: int,
         advance: Callable[[int], None] = lambda done: None,
     ) -> pa.Table:
+        from factsmith.tasks.decoder.generation import TopK, continuations
+
         asked = self.asked(records)
         prompts = {one.prompt: encode_prompt(decoder.tokenizer, one.prompt).tokens for one in asked}
         advance(len(asked) - len(prompts))

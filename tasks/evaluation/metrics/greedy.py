@@ -14,17 +14,19 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pyarrow as pa
-from transformers import PreTrainedTokenizerFast
 
-from factsmith.tasks.decoder.decoder import Decoder
-from factsmith.tasks.decoder.generation import continuations, end_tokens
 from factsmith.tasks.decoder.text import encode_prompt
 from factsmith.tasks.decoder.words import within_word
 from factsmith.tasks.evaluation.family import ASKED, Asked, MetricFamily, Passes, mean_by_kind
 from factsmith.tasks.facts.record import Record
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+    from factsmith.tasks.decoder.decoder import Decoder
 
 __all__ = ["FAMILY", "opens_with"]
 
@@ -53,6 +55,8 @@ class Greedy(MetricFamily):
         most_tokens: int,
         advance: Callable[[int], None] = lambda done: None,
     ) -> pa.Table:
+        from factsmith.tasks.decoder.generation import continuations, end_tokens
+
         asked = self.asked(records)
         prompts = [encode_prompt(decoder.tokenizer, one.prompt).tokens for one in asked]
         lengths = [
