@@ -14,11 +14,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from factsmith.artifacts.signs_of_life import living
+from factsmith.tasks.pipeline.environment import SERVED
 
-__all__ = ["SERVER", "prepare_temporary_server", "server_address"]
-
-SERVER = "prefect-server.json"
-"""The file in ``FACTSMITH_HOME`` that says where the Prefect server of `factsmith serve` is."""
+__all__ = ["prepare_temporary_server", "server_address"]
 
 _SECONDS_TO_START = 180.0
 """The first start migrates a database, which can take long on a busy machine."""
@@ -34,13 +32,14 @@ class _Process:
 
     def __init__(self) -> None:
         module = "factsmith.flows.services.prefect_process"
-        self._process = subprocess.Popen(
+        no_page = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
+        self._process = subprocess.Popen(  # noqa: S603
             [sys.executable, "-m", "factsmith.flows.services.child_process", str(os.getpid()), module],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
             process_group=0,
-            env={**os.environ, "PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"},
+            env={**os.environ, **no_page},
         )
         atexit.register(self.stop)
 
@@ -80,7 +79,7 @@ _prepared: list[_Process] = []
 def prepare_temporary_server(home: Path) -> None:
     """Start the process of a server that will probably be needed. It writes nothing before ``server_address``."""
     prefect_is_here = "prefect" in sys.modules  # in a process that has run flows before, and may have a server
-    if not (_prepared or prefect_is_here or os.environ.get("PREFECT_API_URL") or living(home / SERVER)):
+    if not (_prepared or prefect_is_here or os.environ.get("PREFECT_API_URL") or living(home / SERVED)):
         _prepared.append(_Process())
 
 
@@ -92,7 +91,7 @@ def server_address(home: Path) -> str | None:
     from prefect.settings import PREFECT_API_URL
 
     if not PREFECT_API_URL.value():
-        if served := living(home / SERVER):
+        if served := living(home / SERVED):
             return str(served["api"])
         if not _prepared:
             _prepared.append(_Process())

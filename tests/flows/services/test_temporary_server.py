@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from factsmith.artifacts.signs_of_life import sign_of_life
-from factsmith.flows.services.temporary_server import SERVER
+from factsmith.tasks.pipeline.environment import SERVED
 
 _PREPARE = """
 from pathlib import Path
@@ -51,6 +51,6 @@ def test_a_server_that_is_needed_answers_while_the_command_does_not_import_it(ho
 
 def test_no_server_is_started_where_there_is_one(home):
     assert run(home, PREFECT_API_URL="http://127.0.0.1:9/api") == ["0"]
-    with sign_of_life(home / SERVER, {"api": "http://127.0.0.1:8/api"}):
+    with sign_of_life(home / SERVED, {"api": "http://127.0.0.1:8/api"}):
         assert run(home, "print(server.server_address(home()))") == ["0", "http://127.0.0.1:8/api"]
     assert run(home) == ["1"]  # that one has ended
