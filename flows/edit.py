@@ -9,12 +9,12 @@ from prefect import flow
 from factsmith.artifacts.store import Artifact
 from factsmith.flows.configuration.parameters import RunSettings
 from factsmith.flows.precompute import Prepared, finish, prepare
+from factsmith.flows.reporting.page import open_page
 from factsmith.flows.reporting.reports import Report
 from factsmith.tasks.edit.sequence_stage import edit_in_sequence
 from factsmith.tasks.edit.stage import edit as edit_batches
 from factsmith.tasks.export.stage import export
 from factsmith.tasks.facts.stage import contexts
-from factsmith.tasks.planning.preflight import open_run
 from factsmith.tasks.planning.run import Run
 from factsmith.tasks.preservation.principal_directions_stage import principal_directions
 from factsmith.tasks.tracking.runs import EDITS
@@ -54,7 +54,7 @@ def edit(settings: RunSettings, out: Path | None = None) -> Report:
         settings: choices, and settings that differ from them.
         out: folder to write the edited model to, as a Hugging Face checkpoint.
     """
-    with open_run(settings, "edit", out=out) as run:
+    with open_page(settings, "edit", out=out) as run:
         prepared = prepare(run)
         edits = write(run, prepared)
         if out is not None:

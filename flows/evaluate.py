@@ -12,6 +12,7 @@ from factsmith.flows.edit import write
 from factsmith.flows.precompute import finish, prepare
 from factsmith.flows.reporting.curves import Curves
 from factsmith.flows.reporting.figures import before_and_after
+from factsmith.flows.reporting.page import open_page, show_scores
 from factsmith.flows.reporting.reports import Report
 from factsmith.flows.reporting.trajectory import log_trajectory
 from factsmith.tasks.edit.stage import past_edits
@@ -19,11 +20,13 @@ from factsmith.tasks.evaluation.stage import Scores, evaluation, prompt_table
 from factsmith.tasks.evaluation.trajectory_stage import trajectory
 from factsmith.tasks.model.stage import model
 from factsmith.tasks.pipeline.environment import home
-from factsmith.tasks.planning.preflight import open_run
 from factsmith.tasks.planning.run import Run
 from factsmith.tasks.tracking.runs import EDITS, RECORDS, SCORE, find_run
 
 __all__ = ["evaluate", "score"]
+
+_DECIMALS = 2
+"""Decimals of a score in MLflow, whose pages show every digit. ``records.parquet`` has them all."""
 
 
 def score(run: Run, edits: Sequence[Artifact], *, figure: bool = True) -> tuple[Scores, Curves]:
@@ -43,7 +46,11 @@ def score(run: Run, edits: Sequence[Artifact], *, figure: bool = True) -> tuple[
     # MLflow's comparison starts with the metric that was logged first.
     by_phase = {"after": scores.after, "before": scores.before}
     workspace.tracker.metrics(
-        {f"{phase}/{name}": value for phase, metrics in by_phase.items() for name, value in metrics.items()}
+        {
+            f"{phase}/{name}": None if value is None else round(value, _DECIMALS)
+            for phase, metrics in by_phase.items()
+            for name, value in metrics.items()
+        }
     )
     means = [family.mean[0] for family in families if family.mean]
     if means:
@@ -55,6 +62,7 @@ def score(run: Run, edits: Sequence[Artifact], *, figure: bool = True) -> tuple[
         found = trajectory(workspace, run.model, run.corpus, run.budget, families, batches, edits)
         curves = log_trajectory(workspace.tracker, found, means)
     if figure:
+        show_scores(run, scores)
         workspace.tracker.figure(before_and_after(scores.before, scores.after), "before_after.png")
     return scores, curves
 
@@ -68,7 +76,7 @@ def evaluate(settings: RunSettings, run: str | None = None) -> Report:
         run: MLflow id of an earlier run with these settings; its stored edits are scored.
     """
     past = find_run(home(), run) if run else None
-    with open_run(settings, "evaluate", past=past) as current:
+    with open_page(settings, "evaluate", past=past) as current:
         if past is None:
             prepared = prepare(current)
             return finish(current, prepared, *score(current, write(current, prepared)))

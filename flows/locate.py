@@ -5,12 +5,12 @@ from __future__ import annotations
 from prefect import flow
 
 from factsmith.flows.reporting.figures import effects_by_role
+from factsmith.flows.reporting.page import open_page
 from factsmith.flows.reporting.reports import LocateReport
 from factsmith.tasks.locate.effects import LAST_SUBJECT, LAST_TOKEN
 from factsmith.tasks.locate.stage import TABLE
 from factsmith.tasks.locate.stage import locate as trace_facts
 from factsmith.tasks.model.stage import model
-from factsmith.tasks.planning.preflight import open_run
 from factsmith.tasks.planning.settings import Settings
 
 __all__ = ["locate"]
@@ -25,7 +25,7 @@ def locate(settings: Settings) -> LocateReport:
     """
     from prefect.runtime import flow_run
 
-    with open_run(settings, "locate", editing=False) as run:
+    with open_page(settings, "locate", editing=False) as run:
         workspace, tracker = run.workspace, run.workspace.tracker
         model(workspace, run.model)
         location = trace_facts(workspace, run.model, run.true_records, settings.trace, settings.dataset.name)

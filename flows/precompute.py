@@ -10,6 +10,7 @@ from prefect import flow
 from factsmith.flows.configuration.parameters import RunSettings
 from factsmith.flows.reporting.conditioning import check_report, conditioning, log_choice, log_leverages
 from factsmith.flows.reporting.curves import Curves
+from factsmith.flows.reporting.page import open_page
 from factsmith.flows.reporting.reports import PrecomputeReport, Report
 from factsmith.tasks.corpus.stage import tokens
 from factsmith.tasks.covariance.accumulation_stage import accumulate
@@ -19,7 +20,6 @@ from factsmith.tasks.covariance.stage import Covariances, covariance
 from factsmith.tasks.evaluation.stage import Scores
 from factsmith.tasks.keys.stage import KeySource, keys, whole_shards
 from factsmith.tasks.model.stage import model
-from factsmith.tasks.planning.preflight import open_run
 from factsmith.tasks.planning.run import Run
 from factsmith.tasks.preservation.stage import Factors, FactorSource, factor
 
@@ -70,6 +70,8 @@ def prepare(run: Run, *, held_out: int = 0) -> Prepared:
         steps = budget.steps_within(stream.count)
         leverages = leverage(workspace, source, settings, steps, settings.auto.tolerance)
         count = leverages.tokens
+    if kind.source == "covariance":
+        workspace.tracker.tags({"d_m": f"{count / run.model.key_width:g}"})
     statistics = _statistics(run, source, count)
     factors = factor(workspace, run.model, run.layers, kind, statistics, budget)
     return Prepared(factors, source, statistics, count, leverages)
@@ -101,7 +103,7 @@ def precompute(settings: RunSettings, report: bool = False) -> Report:
         settings: choices, and settings that differ from them.
         report: whether to measure how well each layer's C0 is known.
     """
-    with open_run(settings, "precompute", dataset=False) as run:
+    with open_page(settings, "precompute", dataset=False) as run:
         if report:
             check_report(run)
         held_out = run.settings.corpus.auto.held_out

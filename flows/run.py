@@ -13,9 +13,9 @@ from factsmith.flows.evaluate import score
 from factsmith.flows.precompute import Prepared, finish, prepare
 from factsmith.flows.reporting.conditioning import log_choice
 from factsmith.flows.reporting.curves import Curves
+from factsmith.flows.reporting.page import open_page
 from factsmith.flows.reporting.reports import Report
 from factsmith.tasks.evaluation.stage import Scores
-from factsmith.tasks.planning.preflight import open_run
 from factsmith.tasks.planning.run import Run
 
 __all__ = ["run", "run_part"]
@@ -30,7 +30,7 @@ def run(settings: RunSettings) -> Report:
     Args:
         settings: choices, and settings that differ from them.
     """
-    with open_run(settings, "run") as current:
+    with open_page(settings, "run") as current:
         prepared = _subflow("precompute", lambda: prepare(current))
         edits = _subflow("edit", lambda: write(current, prepared))
         scored = _subflow("evaluate", lambda: score(current, edits))
@@ -56,5 +56,5 @@ def run_part(part: Run, name: str, *, flow: str, parent: str) -> tuple[Scores, C
 
 def _subflow(name: str, body: Callable[[], T]) -> T:
     """Run ``body`` as a subflow. It takes no parameters, because Prefect would try to serialise the model."""
-    result: T = Flow(body, name=name)()
+    result: T = Flow(body, name=name, flow_run_name=name)()
     return result

@@ -20,6 +20,7 @@ from factsmith.flows.cells import RunPool, Sweep, open_sweep
 from factsmith.flows.configuration.grid import Cell
 from factsmith.flows.precompute import Prepared
 from factsmith.flows.reporting.curves import Curves
+from factsmith.flows.reporting.page import name_flow_run
 from factsmith.flows.reporting.reports import CellReport, SweepReport
 from factsmith.flows.reporting.sweeps import log_sweep
 from factsmith.flows.run import run_part
@@ -27,7 +28,8 @@ from factsmith.tasks.evaluation.family import load_families
 from factsmith.tasks.evaluation.stage import Scores
 from factsmith.tasks.evaluation.summary import intervals, record_values
 from factsmith.tasks.pipeline.environment import home
-from factsmith.tasks.pipeline.progress import progress, stopped_by
+from factsmith.tasks.pipeline.progress import progress, published_by, stopped_by
+from factsmith.tasks.pipeline.stage import ProgressArtifacts
 from factsmith.tasks.pipeline.workspace import Workspace
 from factsmith.tasks.planning.run import Run
 from factsmith.tasks.planning.settings import Settings
@@ -73,9 +75,11 @@ def _report(opened: Sweep) -> SweepReport:
     store = Store(home())
     first = opened.cells[0][1]
     workspace = Workspace(store, first.runtime)
+    name = f"sweep · {opened.grid.name} · {len(opened.cells)} cells"
     common = _common([settings.model_dump(mode="json") for _, settings in opened.cells])
-    logged = workspace.logged(opened.grid.name, flow="sweep", settings=common, experiment=first.tracking.experiment)
+    logged = workspace.logged(name, flow="sweep", settings=common, experiment=first.tracking.experiment)
     with store.in_use(), logged:
+        name_flow_run(workspace.tracker.name)
         reports = _run_cells(opened, store, workspace.tracker.run_id)
         if all(report.error for report in reports):
             raise InputError(f"All {len(reports)} cells failed.", got=reports[0].error)
@@ -104,10 +108,10 @@ def _run_cells(opened: Sweep, store: Store, parent: str) -> list[CellReport]:
         for place, error in opened.refused.items()
     }
     stopping = Event()
-    with progress("cells", len(opened.cells)) as advance:
+    with published_by(ProgressArtifacts()), progress("cells", len(opened.cells)) as advance:
         advance(len(reports))
 
-        @task(name="cell", persist_result=False, cache_policy=NO_CACHE)
+        @task(name="cell", task_run_name=lambda: _cell_name(opened), persist_result=False, cache_policy=NO_CACHE)
         def run_cell(place: int) -> CellReport:
             cell, settings = opened.cells[place]
             with stopped_by(stopping), pool.borrow(settings) as run:
@@ -128,6 +132,14 @@ def _run_cells(opened: Sweep, store: Store, parent: str) -> list[CellReport]:
                 stopping.set()
                 raise
     return [reports[place] for place in sorted(reports)]
+
+
+def _cell_name(opened: Sweep) -> str:
+    """The name of the cell whose task is about to run."""
+    from prefect.runtime import task_run
+
+    place: int = task_run.parameters["place"]
+    return opened.cells[place][0].name
 
 
 def _wait(futures: Collection[PrefectFuture[CellReport]]) -> None:

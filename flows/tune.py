@@ -13,14 +13,16 @@ from prefect import Flow, flow
 from factsmith.artifacts.errors import FactsmithError, InputError
 from factsmith.artifacts.store import Store
 from factsmith.flows.configuration.choices import choices
+from factsmith.flows.reporting.page import open_page
 from factsmith.flows.reporting.reports import SCORES, HeldOut, Trial, TuneReport
 from factsmith.flows.run import run_part
 from factsmith.tasks.locate.search import Point, Search
 from factsmith.tasks.model.embedded.world import Split
 from factsmith.tasks.model.settings import EMBEDDED
 from factsmith.tasks.pipeline.environment import home
-from factsmith.tasks.pipeline.progress import progress
-from factsmith.tasks.planning.preflight import check_input, open_run
+from factsmith.tasks.pipeline.progress import progress, published_by
+from factsmith.tasks.pipeline.stage import ProgressArtifacts
+from factsmith.tasks.planning.preflight import check_input
 from factsmith.tasks.planning.run import Run
 from factsmith.tasks.planning.settings import Settings
 
@@ -106,9 +108,9 @@ def tune(settings: Settings, trials: int = 12, seed: int = 0, out: Path | None =
     check_tune(settings, out)
     search = Search(trials, seed)
     done: dict[Point, Trial] = {}
-    with open_run(on_half(settings, "tune"), "tune") as run:
+    with open_page(on_half(settings, "tune"), "tune") as run:
         tracker = run.workspace.tracker
-        with progress("tune", trials) as advance:
+        with published_by(ProgressArtifacts()), progress("tune", trials) as advance:
             while point := search.propose():
                 done[point] = _try(run, settings_at(run.settings, point), len(done))
                 search.tell(point, done[point].metrics.get("S"))
@@ -170,7 +172,7 @@ def _judge(run: Run, settings: Settings, name: str) -> dict[str, float | None]:
 def _scores(run: Run, settings: Settings, name: str) -> dict[str, float | None]:
     """The metrics after the edit that ``settings`` describe, from a run that is a part of ``run``."""
     part, parent = run.variant(settings), run.workspace.tracker.run_id
-    trial = Flow(lambda: run_part(part, name, flow="trial", parent=parent), name="trial")
+    trial = Flow(lambda: run_part(part, name, flow="trial", parent=parent), name="trial", flow_run_name=name)
     scores, _, _ = trial()
     return scores.after
 

@@ -64,7 +64,7 @@ def run_as_functions(monkeypatch: pytest.MonkeyPatch) -> None:
     from factsmith.flows.services import temporary_server
 
     monkeypatch.setattr(MlflowClient, "log_figure", lambda self, run_id, _, name: self.log_text(run_id, "", name))
-    monkeypatch.setattr(temporary_server, "start_temporary_server", lambda: None)
+    monkeypatch.setattr(temporary_server, "server_address", lambda home: None)
     monkeypatch.setattr(Flow, "__call__", lambda self, *args, **given: self.fn(*args, **given))
     monkeypatch.setattr(Task, "__call__", lambda self, *args, return_state=False, **given: self.fn(*args, **given))
 

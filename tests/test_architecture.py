@@ -36,7 +36,7 @@ FLOW_ROOMS = ["configuration", "reporting", "flows", "services", "cli"]
 """Rooms of ``flows``, where ``flows`` stands for the flows themselves. Each may import those before it."""
 
 SERVICES = {"prefect", "mlflow"}
-STORE = {"store", "rows", "formats", "keys", "manifest", "checksums", "locks", "removal"}
+STORE = {"store", "rows", "formats", "keys", "manifest", "checksums", "locks", "removal", "signs_of_life"}
 """Modules of ``artifacts`` that read or write. All modules may use errors and recipes."""
 
 MAY_USE_THE_STORE = {
@@ -49,7 +49,12 @@ MAY_USE_THE_STORE = {
 }
 """Modules besides stages that may use the store: parts of the stage decorator, and modules that look artifacts up."""
 
-MAY_USE_MLFLOW = {"tasks/tracking/tracker.py", "tasks/tracking/runs.py", "flows/services/mlflow_ui.py"}
+MAY_USE_MLFLOW = {
+    "tasks/tracking/tracker.py",
+    "tasks/tracking/runs.py",
+    "tasks/tracking/dead_runs.py",
+    "flows/services/mlflow_ui.py",
+}
 
 MOST_ENTRIES = 13
 MOST_LINES = 330

@@ -33,6 +33,7 @@ __all__ = [
     "show",
     "show_report",
     "start",
+    "start_flow",
 ]
 
 T = TypeVar("T")
@@ -64,6 +65,14 @@ def start() -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.addFilter(_Once())
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
+
+
+def start_flow() -> None:
+    """Prepare a command that runs a flow. The Prefect server that it needs starts while the command imports its own."""
+    start()
+    from factsmith.flows.services.temporary_server import prepare_temporary_server
+
+    prepare_temporary_server(home())
 
 
 def compose_arguments(arguments: list[str] | None, **options: Any) -> Settings:
@@ -112,14 +121,16 @@ def complete(flow: Callable[[], T]) -> T:
     Raises:
         InputError: the server at ``PREFECT_API_URL`` does not answer.
     """
-    from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+    from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
-    from factsmith.flows.services.temporary_server import start_temporary_server
+    from factsmith.flows.services import temporary_server
 
     # Stopping the heartbeat costs a second per flow, and nothing watches the heartbeat of a command.
+    settings: dict[Any, Any] = {PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}
+    if address := temporary_server.server_address(home()):
+        settings[PREFECT_API_URL] = address
     try:
-        with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
-            start_temporary_server()
+        with temporary_settings(settings):
             return flow()
     except RuntimeError as error:
         if not str(error).startswith("Failed to reach API"):

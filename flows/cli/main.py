@@ -16,6 +16,7 @@ from factsmith.flows.cli.runs import compare, runs
 from factsmith.flows.cli.services import serve, ui
 from factsmith.flows.cli.store import store_app
 from factsmith.flows.cli.sweep import sweep
+from factsmith.tasks.pipeline.signals import Terminated, deliver_lost_signals
 
 __all__ = ["app", "main"]
 
@@ -39,6 +40,7 @@ app.add_typer(store_app, name="store")
 def main() -> None:
     """Run the command line. Exits with 0 on success, 2 for unusable input, 1 for a bug, 130 when stopped."""
     signal.signal(signal.SIGTERM, _interrupt)
+    deliver_lost_signals()
     try:
         app()
     except FactsmithError as error:
@@ -56,7 +58,7 @@ def main() -> None:
 
 def _interrupt(*_: Any) -> NoReturn:
     """Handle SIGTERM like Ctrl-C."""
-    raise KeyboardInterrupt
+    raise Terminated
 
 
 def _while_stopping(error: Exception) -> bool:

@@ -17,7 +17,7 @@ from factsmith.flows.cli.common import (
     preflight,
     show,
     show_report,
-    start,
+    start_flow,
 )
 from factsmith.tasks.pipeline.environment import home
 
@@ -32,6 +32,7 @@ FactsAndArguments = Annotated[
 
 def run(arguments: Arguments = None, as_json: AsJson = False) -> None:
     """Precompute, edit and evaluate: the whole pipeline."""
+    start_flow()
     settings = compose_arguments(arguments)
     preflight(settings, dataset=True)
     from factsmith.flows.run import run as flow
@@ -47,6 +48,7 @@ def precompute(
     as_json: AsJson = False,
 ) -> None:
     """Prepare a model for editing: tokens, keys, covariance, factor."""
+    start_flow()
     settings = compose_arguments(arguments, reads=["corpus.auto.held_out"] if report else [])
     checked = preflight(settings, dataset=False)
     if report:
@@ -68,6 +70,7 @@ def edit(
     A fact is an object with subject, prompt and target_new:
     {"subject": "Ada Lovelace", "prompt": "{} was born in", "target_new": "London"}
     """
+    start_flow()
     settings = compose_arguments(_with_facts(arguments))
     preflight(settings, dataset=True, out=out)
     from factsmith.flows.edit import edit as flow
@@ -89,6 +92,7 @@ def evaluate(
 
     RUN is the id of an earlier run (`factsmith runs` lists them) or `latest`. Its stored edits are then scored.
     """
+    start_flow()
     given = list(arguments or [])
     if metrics is not None:
         given.append(f"dataset.metrics=[{metrics}]")
@@ -97,7 +101,6 @@ def evaluate(
     if run is None:
         settings = compose_arguments(_with_facts(given))
     else:
-        start()
         check_runs()
         from factsmith.flows.configuration.composition import compose_again
         from factsmith.tasks.tracking.runs import find_run

@@ -7,13 +7,14 @@ from typing import Annotated
 
 import typer
 
-from factsmith.flows.cli.common import Arguments, AsJson, complete, compose_arguments, preflight, show
+from factsmith.flows.cli.common import Arguments, AsJson, complete, compose_arguments, preflight, show, start_flow
 
 __all__ = ["locate", "tune"]
 
 
 def locate(arguments: Arguments = None, as_json: AsJson = False) -> None:
     """Find the layers that carry a model's facts, which are the layers to edit."""
+    start_flow()
     from factsmith.flows.configuration.composition import UNUSED_BY_LOCATE
 
     settings = compose_arguments(arguments, stand_ins=UNUSED_BY_LOCATE)
@@ -39,6 +40,7 @@ def tune(
     as_json: AsJson = False,
 ) -> None:
     """Find lambda, clamp and learning rate on one half of the records, and judge them on the other half."""
+    start_flow()
     settings = compose_arguments(arguments)
     from factsmith.flows.tune import check_tune, on_half
     from factsmith.flows.tune import tune as flow

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from factsmith.artifacts.errors import InputError
-from factsmith.flows.cli.common import AsJson, complete, make_prefect_home, show, start
+from factsmith.flows.cli.common import AsJson, complete, make_prefect_home, show, start_flow
 from factsmith.tasks.pipeline.environment import home
 
 __all__ = ["sweep"]
@@ -40,7 +40,7 @@ def sweep(
     experiment=NAME runs a prepared sweep (`factsmith conf` lists them); other settings change it. Stages that cells
     share run once, a cell that fails does not stop the others, and the same command continues an interrupted sweep.
     """
-    start()
+    start_flow()
     from factsmith.flows.cells import open_sweep
 
     opened = open_sweep(arguments or [], jobs=jobs, memory_mb=memory_mb)

@@ -19,7 +19,11 @@ from factsmith.tasks.evaluation.family import load_families
 __all__ = ["score_pages"]
 
 _VIEW = "scores"
-_SETTINGS = ("model.name", "method.name", "dataset.name", "method.batch_size")
+_SETTINGS = ("params.`method.name`", "tags.`d_m`", "params.`method.batch_size`")
+"""The columns before the scores."""
+
+_NAMES = ("params.`model.name`", "params.`dataset.name`")
+"""The columns after them."""
 
 
 def score_pages(uri: str) -> dict[str, str]:
@@ -57,6 +61,6 @@ def score_pages(uri: str) -> dict[str, str]:
 def _view() -> str:
     """A saved view in the format of MLflow's UI: the main scores of each metric family, and the main settings."""
     metrics = [name for one in load_families() for name in ([one.mean[0], *one.mean[1]] if one.mean else one.metrics)]
-    columns = [f"metrics.`after/{name}`" for name in metrics] + [f"params.`{name}`" for name in _SETTINGS]
+    columns = [*_SETTINGS, *(f"metrics.`after/{name}`" for name in metrics), *_NAMES]
     state = {"selectedColumns": columns}
     return json.dumps({"name": "Scores", "createdAt": 0, "updatedAt": 0, "state": json.dumps(state)})

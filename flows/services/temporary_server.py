@@ -1,44 +1,101 @@
-"""A temporary Prefect server, for runs on a machine without a permanent one."""
+"""A temporary Prefect server, for commands on a machine without a permanent one.
+
+This module does not import Prefect, so that the server can start before the command imports it.
+"""
 
 from __future__ import annotations
 
+import atexit
 import os
+import select
 import subprocess
-from typing import Any
+import sys
+from contextlib import suppress
+from pathlib import Path
 
-from prefect.server.api.server import SubprocessASGIServer
-from prefect.settings import PREFECT_API_URL
+from factsmith.artifacts.signs_of_life import living
+from factsmith.tasks.pipeline.environment import SERVED
 
-__all__ = ["start_temporary_server"]
+__all__ = ["prepare_temporary_server", "server_address"]
+
+_SECONDS_TO_START = 180.0
+"""The first start migrates a database, which can take long on a busy machine."""
 
 
-class _Server(SubprocessASGIServer):
-    """Prefect's own server, which ends when this process ends, and not before.
+class _Process:
+    """The process of the server, which ends when this process ends, and not before.
 
     Ctrl-C reaches every process of a terminal's group. If it ended the server before the run, the run would try for
     minutes to report its end, so the server has a process group of its own. A run that is killed cannot end its server,
     so the server checks whether the run is alive.
     """
 
-    def _run_uvicorn_command(self) -> subprocess.Popen[Any]:
-        popen = subprocess.Popen
+    def __init__(self) -> None:
+        module = "factsmith.flows.services.prefect_process"
+        no_page = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
+        self._process = subprocess.Popen(  # noqa: S603
+            [sys.executable, "-m", "factsmith.flows.services.child_process", str(os.getpid()), module],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            process_group=0,
+            env={**os.environ, **no_page},
+        )
+        atexit.register(self.stop)
 
-        def start_as_child(args: list[str], **given: Any) -> subprocess.Popen[Any]:
-            python, dash_m, *module = args
-            return popen(
-                [python, dash_m, "factsmith.flows.services.child_process", str(os.getpid()), *module],
-                process_group=0,
-                **given,
-            )
+    def serve(self) -> str:
+        """Let it serve. Returns its address."""
+        process = self._process
+        assert process.stdin is not None
+        assert process.stdout is not None
+        with suppress(BrokenPipeError):
+            process.stdin.write("serve\n")
+            process.stdin.flush()
+        readable, _, _ = select.select([process.stdout], [], [], _SECONDS_TO_START)
+        port = process.stdout.readline().strip() if readable else ""
+        if not port:
+            self.stop()
+            raise RuntimeError("The temporary Prefect server did not start.")
+        return f"http://127.0.0.1:{port}/api"
 
-        subprocess.Popen = start_as_child  # type: ignore[assignment, misc]
+    def stop(self) -> None:
+        """End it. A server that serves gets a few seconds."""
+        atexit.unregister(self.stop)
+        self._process.terminate()
         try:
-            return super()._run_uvicorn_command()
-        finally:
-            subprocess.Popen = popen  # type: ignore[misc]
+            self._process.wait(5)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                with suppress(BrokenPipeError):
+                    pipe.close()
 
 
-def start_temporary_server() -> None:
-    """Start a server for this process, unless ``PREFECT_API_URL`` names one. It ends with the process in any case."""
+_prepared: list[_Process] = []
+
+
+def prepare_temporary_server(home: Path) -> None:
+    """Start the process of a server that will probably be needed. It writes nothing before ``server_address``."""
+    prefect_is_here = "prefect" in sys.modules  # in a process that has run flows before, and may have a server
+    if not (_prepared or prefect_is_here or os.environ.get("PREFECT_API_URL") or living(home / SERVED)):
+        _prepared.append(_Process())
+
+
+def server_address(home: Path) -> str | None:
+    """The address of the server for this process: that of `factsmith serve` in the same home, or of a temporary one.
+
+    ``None`` if Prefect's settings name one, such as ``PREFECT_API_URL``. A temporary one ends with this process.
+    """
+    from prefect.settings import PREFECT_API_URL
+
     if not PREFECT_API_URL.value():
-        _Server().start()
+        if served := living(home / SERVED):
+            return str(served["api"])
+        if not _prepared:
+            _prepared.append(_Process())
+        return _prepared.pop().serve()
+    while _prepared:
+        _prepared.pop().stop()
+    return None

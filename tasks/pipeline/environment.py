@@ -6,7 +6,10 @@ import os
 import warnings
 from pathlib import Path
 
-__all__ = ["disable_telemetry", "home", "prepare_command_line", "prepare_scheduler"]
+__all__ = ["SERVED", "disable_telemetry", "home", "prepare_command_line", "prepare_scheduler"]
+
+SERVED = "served.json"
+"""The file in the home that says where `factsmith serve` serves Prefect and MLflow, while it does."""
 
 
 def home() -> Path:

@@ -13,11 +13,17 @@ from threading import Event
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-__all__ = ["progress", "stopped_by"]
+__all__ = ["progress", "published_by", "stopped_by"]
 
 logger = logging.getLogger(__name__)
 
 _SECONDS_BETWEEN_LINES = 10.0
+
+_SECONDS_BEFORE_PUBLISHING = 20.0
+_SECONDS_BETWEEN_PUBLISHING = 5.0
+"""Short work is not published, because publishing costs a call of a server."""
+
+_publish: ContextVar[Callable[[str, float], None] | None] = ContextVar("_publish", default=None)
 
 _display: ContextVar[Progress | None] = ContextVar("_display", default=None)
 """The display of the outer work, if there is one. Two displays would overwrite each other."""
@@ -29,13 +35,14 @@ _stopping: ContextVar[Event | None] = ContextVar("_stopping", default=None)
 def progress(name: str, total: int) -> Iterator[Callable[[int], None]]:
     """Show how much of ``total`` is done. Yields a function to call with the number of items just finished."""
     show = _bar if sys.stderr.isatty() else _lines
-    stopping = _stopping.get()
-    with show(name, total) as advance:
+    stopping, publish = _stopping.get(), _publish.get()
+    with show(name, total) as advance, _published(publish, name, total) as advance_published:
 
         def advance_or_stop(done: int) -> None:
             if stopping is not None and stopping.is_set():
                 raise KeyboardInterrupt
             advance(done)
+            advance_published(done)
 
         yield advance_or_stop
 
@@ -50,6 +57,33 @@ def stopped_by(event: Event) -> Iterator[None]:
         yield
     finally:
         _stopping.reset(token)
+
+
+@contextmanager
+def published_by(publish: Callable[[str, float], None]) -> Iterator[None]:
+    """Publish the progress of long work in this context: its name and how much is done, in percent."""
+    token = _publish.set(publish)
+    try:
+        yield
+    finally:
+        _publish.reset(token)
+
+
+@contextmanager
+def _published(publish: Callable[[str, float], None] | None, name: str, total: int) -> Iterator[Callable[[int], None]]:
+    done, published = 0, False
+    due = time.monotonic() + _SECONDS_BEFORE_PUBLISHING
+
+    def advance(more: int) -> None:
+        nonlocal done, published, due
+        done += more
+        if publish is not None and time.monotonic() > due:
+            publish(name, min(100.0, 100 * done / max(1, total)))
+            published, due = True, time.monotonic() + _SECONDS_BETWEEN_PUBLISHING
+
+    yield advance
+    if publish is not None and published:
+        publish(name, 100.0)
 
 
 @contextmanager

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
+from uuid import UUID
 
 from prefect import task
+from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
+from prefect.logging.handlers import APILogHandler
+from prefect.runtime import flow_run
 from prefect.states import Completed
 
+from factsmith.tasks.pipeline.progress import published_by
 from factsmith.tasks.pipeline.resource_errors import resource_errors
 from factsmith.tasks.pipeline.workspace import StageReport, Workspace
 
-__all__ = ["Outcome", "stage"]
-
+__all__ = ["Outcome", "ProgressArtifacts", "page_log", "stage"]
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -62,7 +67,8 @@ def stage(
             with resource_errors(f"Stage {name}", workspace.store.root, workspace.runtime):
                 workspace.limit_threads()  # In every stage, so that last bits do not depend on what is cached.
                 try:
-                    outcome = function(workspace, *args, **kwargs)
+                    with published_by(ProgressArtifacts()):
+                        outcome = function(workspace, *args, **kwargs)
                 except BaseException:
                     # An error in logging, for instance on a full disk, must not hide the error of the stage.
                     with contextlib.suppress(Exception):
@@ -72,7 +78,8 @@ def stage(
                     raise
                 seconds = time.perf_counter() - started
                 report = StageReport(name, "built" if outcome.built else "cached", round(seconds, 3), outcome.artifact)
-                workspace.reports.append(report)
+                workspace.add(report)
+                page_log("%s: %s in %.1f s, %s", name, report.state, seconds, report.artifact)
                 workspace.tracker.stage(
                     name,
                     started=started_at,
@@ -92,3 +99,32 @@ def stage(
         return call
 
     return decorate
+
+
+def page_log(message: str, *values: object) -> None:
+    """Write a line into the log on the page of the run in Prefect, and nowhere else."""
+    if flow_run.id:
+        logger = logging.getLogger("factsmith.page")
+        if not logger.handlers:
+            logger.propagate = False
+            logger.addHandler(APILogHandler())
+        logger.info(message, *values)
+
+
+class ProgressArtifacts:
+    """Shows the progress of long work as an artifact on the page of the run in Prefect."""
+
+    def __init__(self) -> None:
+        self._shown: dict[str, UUID] = {}
+
+    def __call__(self, name: str, percent: float) -> None:
+        """Show how much is done, in percent."""
+        if not flow_run.id:
+            return
+        with contextlib.suppress(Exception):  # A server that does not answer must not end the work.
+            if name in self._shown:
+                update_progress_artifact(self._shown[name], percent)
+            else:
+                key = f"progress-{name.replace(' ', '-')}"
+                made: Any = create_progress_artifact(percent, key=key, description=f"progress: {name}")
+                self._shown[name] = made

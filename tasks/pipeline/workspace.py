@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -11,9 +11,13 @@ from typing import Any
 import torch
 
 from factsmith.artifacts.errors import InputError
+from factsmith.artifacts.signs_of_life import SignOfLife
 from factsmith.artifacts.store import Store
+from factsmith.tasks.pipeline.markdown import markdown_table
 from factsmith.tasks.pipeline.resource_errors import resource_errors
 from factsmith.tasks.pipeline.settings import RuntimeSettings
+from factsmith.tasks.pipeline.signals import deliver_lost_signals
+from factsmith.tasks.tracking.dead_runs import alive
 from factsmith.tasks.tracking.tracker import Tracker
 
 __all__ = ["StageReport", "Workspace"]
@@ -51,6 +55,7 @@ class Workspace:
         self.runtime = runtime
         self.reports: list[StageReport] = []
         self._tracker: Tracker | None = None
+        self._sign: SignOfLife | None = None
 
     @property
     def begun(self) -> bool:
@@ -97,9 +102,22 @@ class Workspace:
             "memory_mb": self.runtime.memory_mb,
         }
 
+    def add(self, report: StageReport) -> None:
+        """Add the report of a stage that has just ended."""
+        self.reports.append(report)
+        if self._sign is not None:
+            self._sign.renew()
+
     @contextmanager
     def logged(
-        self, name: str, *, flow: str, settings: Mapping[str, Any], experiment: str, parent: str | None = None
+        self,
+        name: str,
+        *,
+        flow: str,
+        settings: Mapping[str, Any],
+        experiment: str,
+        note: str = "",
+        parent: str | None = None,
     ) -> Iterator[None]:
         """Log a run to MLflow while its stages run.
 
@@ -108,27 +126,55 @@ class Workspace:
             flow: the flow that starts it.
             settings: the run's settings, nested.
             experiment: the MLflow experiment.
+            note: what the run does, in Markdown.
             parent: id of the MLflow run that this one is a part of.
         """
-        # The lock lets only one of two simultaneous first runs create the database and the experiment.
-        with self._resource_errors(), self.store.lock("mlflow"):
-            self._tracker = Tracker(
-                self.store.root, experiment=experiment, name=name, flow=flow, settings=settings, parent=parent
-            )
-        try:
-            yield
-        except BaseException:
-            with suppress(Exception):  # An error in logging must not hide the error that ended the run.
-                self._log_end(failed=True)
-            raise
-        with self._resource_errors():
-            self._log_end(failed=False)
+        deliver_lost_signals()
+        with ExitStack() as life:
+            # The lock lets only one of two simultaneous first runs create the database and the experiment.
+            with self._resource_errors(), self.store.lock("mlflow"):
+                tracker = Tracker(
+                    self.store.root,
+                    experiment=experiment,
+                    name=name,
+                    flow=flow,
+                    settings=settings,
+                    note=note,
+                    parent=parent,
+                )
+                self._tracker = tracker
+                known = {"uri": tracker.uri, "prefect": _flow_run()}
+                self._sign = life.enter_context(alive(self.store.root, tracker.run_id, known))
+            try:
+                yield
+            except BaseException:
+                with suppress(Exception):  # An error in logging must not hide the error that ended the run.
+                    self._log_end(failed=True)
+                raise
+            with self._resource_errors():
+                self._log_end(failed=False)
 
     def _resource_errors(self) -> Any:
         return resource_errors("Logging the run", self.store.root, self.runtime)
 
     def _log_end(self, *, failed: bool) -> None:
         artifacts = {f"artifact.{report.name}": report.artifact for report in self.reports}
-        self.tracker.tags({**artifacts, **{f"state.{report.name}": report.state for report in self.reports}})
-        self.tracker.metrics({f"seconds/{report.name}": report.seconds for report in self.reports})
-        self.tracker.end(failed=failed)
+        tracker = self.tracker
+        if self.reports:
+            tracker.note(f"Artifacts in `{self.store.root}`, in the order of the stages:")
+            rows = [(report.name, report.state, f"`{report.artifact}`") for report in self.reports]
+            tracker.note(markdown_table(["stage", "state", "artifact"], rows))
+        tracker.end(
+            failed=failed,
+            metrics={f"seconds/{report.name}": report.seconds for report in self.reports},
+            tags={**artifacts, **{f"state.{report.name}": report.state for report in self.reports}},
+        )
+        if self._sign is not None:
+            self._sign.remove()  # If logging fails, it stays, and the next command marks the run.
+
+
+def _flow_run() -> str | None:
+    """The id of the flow run in Prefect."""
+    from prefect.runtime import flow_run
+
+    return str(flow_run.id) if flow_run.id else None

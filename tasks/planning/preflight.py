@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from factsmith.tasks.facts.contexts import CLEAN
 from factsmith.tasks.pipeline.environment import home
 from factsmith.tasks.planning.run import Run
 from factsmith.tasks.planning.settings import Settings
+from factsmith.tasks.planning.title import description, title
 from factsmith.tasks.tracking.runs import PastRun
 from factsmith.tasks.values.checks import check_requests
 
@@ -30,6 +31,7 @@ def open_run(
     editing: bool = True,
     out: Path | None = None,
     past: PastRun | None = None,
+    differences: Mapping[str, str] | None = None,
 ) -> Iterator[Run]:
     """Check the input of a run and log it while its stages run.
 
@@ -40,6 +42,7 @@ def open_run(
         editing: whether it prepares or makes an edit. If not, it does not read method and corpus.
         out: folder for the edited model.
         past: an earlier run whose edits are scored, if no edit is to be made.
+        differences: settings that differ from those of the choices, for the run's name.
 
     Raises:
         InputError: the input cannot be used. Nothing has been written.
@@ -48,10 +51,12 @@ def open_run(
     run = Run(settings, store)
     with store.in_use():
         check_input(run, dataset=dataset, editing=editing, out=out, past=past)
-        words = [*([] if flow == "run" else [flow]), *([settings.method.name] if editing else [])]
-        words += [*(["in sequence"] if editing and settings.method.in_sequence else []), "on", settings.model.name]
+        name = title(run, flow, differences, dataset=dataset, editing=editing)
+        note = description(run, flow, differences, dataset=dataset, editing=editing)
         unused = frozenset({"trace"}) if editing else frozenset({"method", "corpus"})
-        with run.logged(" ".join(words), flow=flow, unused=unused):
+        with run.logged(name, flow=flow, unused=unused, note=note):
+            if dataset and editing:
+                run.log_dataset()
             yield run
 
 

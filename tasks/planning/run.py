@@ -8,11 +8,12 @@ from functools import cached_property
 from typing import Any
 
 from factsmith.artifacts.errors import InputError
+from factsmith.artifacts.recipe import digest_of
 from factsmith.artifacts.store import Store
 from factsmith.tasks.corpus.budget import TokenBudget
 from factsmith.tasks.corpus.corpus import Corpus, open_corpus
 from factsmith.tasks.evaluation.family import MetricFamily, load_families
-from factsmith.tasks.facts.batches import FactBatches
+from factsmith.tasks.facts.batches import FactBatches, fact_digests
 from factsmith.tasks.facts.contexts import read_contexts
 from factsmith.tasks.facts.record import Record
 from factsmith.tasks.facts.selection import select_records
@@ -169,7 +170,7 @@ class Run:
 
     @contextmanager
     def logged(
-        self, name: str, *, flow: str, unused: frozenset[str] = frozenset(), parent: str | None = None
+        self, name: str, *, flow: str, unused: frozenset[str] = frozenset(), note: str = "", parent: str | None = None
     ) -> Iterator[None]:
         """Log the run to MLflow while its stages run.
 
@@ -177,6 +178,7 @@ class Run:
             name: the run's name.
             flow: the flow that starts it.
             unused: groups of settings that the flow does not read; they are not logged.
+            note: what the run does, in Markdown.
             parent: id of the MLflow run that this one is a part of.
         """
         with self.workspace.logged(
@@ -184,9 +186,20 @@ class Run:
             flow=flow,
             settings=self.settings.model_dump(mode="json", exclude=set(unused)),
             experiment=self.settings.tracking.experiment,
+            note=note,
             parent=parent,
         ):
             yield
+
+    def log_dataset(self) -> None:
+        """Log the facts as MLflow's dataset."""
+        settings, records = self.settings.dataset, self.batches.records
+        self.workspace.tracker.dataset(
+            settings.name,
+            digest=digest_of(fact_digests(records)),
+            source=str(settings.path.resolve()) if settings.path else settings.format,
+            facts=len(records),
+        )
 
 
 def _documents(run: Run) -> dict[str, Any]:

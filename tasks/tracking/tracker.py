@@ -2,6 +2,9 @@
 
 Every call passes the run's id. MLflow's active run is local to a thread, and a stray active run would receive whatever
 is logged next.
+
+MLflow takes a tenth of a second to write a stage, most of it waiting for the disk. Stages are written by a thread of
+their own, so that a run does not wait; ``end`` waits for what is not yet written.
 """
 
 from __future__ import annotations
@@ -12,20 +15,25 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
 from factsmith.artifacts.errors import InputError
+from factsmith.tasks.tracking.dead_runs import end_dead_runs
 
 __all__ = ["PARENT", "Tracker", "connect", "flatten", "metric_name", "tracking_uri"]
 
 PARENT = "mlflow.parentRunId"
 """The tag that makes MLflow show a run below another."""
+
+_NOTE = "mlflow.note.content"
+"""The tag that MLflow shows as the description of a run, in Markdown."""
 
 _METRICS_PER_CALL = 1000
 """MLflow's limit."""
@@ -48,7 +56,7 @@ def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def connect(home: Path) -> MlflowClient:
-    """A client of the MLflow store or server.
+    """A client of the MLflow store or server. Runs in ``home`` whose process has died are marked as killed.
 
     Raises:
         InputError: it does not answer.
@@ -63,6 +71,7 @@ def connect(home: Path) -> MlflowClient:
             got=str(error).splitlines()[0][:200],
             remedy="start the server, or unset MLFLOW_TRACKING_URI to log to a file",
         ) from None
+    end_dead_runs(home, uri, client)
     return client
 
 
@@ -75,6 +84,7 @@ class Tracker:
         name: name of the run.
         flow: the flow that starts the run.
         settings: the run's settings, nested.
+        note: what the run does, in Markdown.
         parent: id of the run that this one is a part of. Cached stages of such a run get no child run, because a sweep
             would have thousands of them.
     """
@@ -87,10 +97,16 @@ class Tracker:
         name: str,
         flow: str,
         settings: Mapping[str, Any],
+        note: str = "",
         parent: str | None = None,
     ) -> None:
+        self.uri = tracking_uri(home)
         self.client = connect(home)
+        self.name = name
         self._is_part = parent is not None
+        self._notes = [note] if note else []
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="mlflow")
+        self._unwritten: list[Future[None]] = []
         found = self.client.get_experiment_by_name(experiment)
         if found is None:
             # A server chooses the artifact folder itself. A SQLite file needs an explicit one.
@@ -99,7 +115,8 @@ class Tracker:
             self.experiment = self.client.create_experiment(experiment, artifact_location=location)
         else:
             self.experiment = found.experiment_id
-        self.run_id = self._start(name, {"flow": flow, **({PARENT: parent} if parent else {})})
+        described = {_NOTE: note} if note else {}
+        self.run_id = self._start(name, {"flow": flow, **described, **({PARENT: parent} if parent else {})})
         self._log(self.run_id, params=flatten(settings))
         self.document(dict(settings), "config.json")
 
@@ -109,9 +126,32 @@ class Tracker:
         """Log a finished stage as a child run. ``started`` is in seconds since the epoch."""
         if self._is_part and tags["state"] == "cached":
             return
-        run_id = self._start(name, {PARENT: self.run_id}, started)
-        self._log(run_id, metrics=metrics, tags={**tags, "stage": name})
-        self.client.set_terminated(run_id, status="FAILED" if failed else "FINISHED")
+        ended = time.time()
+
+        def write() -> None:
+            run_id = self._start(name, {PARENT: self.run_id, **tags, "stage": name}, started)
+            self._log(run_id, metrics=metrics)
+            self._terminate(run_id, failed=failed, ended=ended)
+
+        self._later(write)
+
+    def dataset(self, name: str, *, digest: str, source: str, facts: int) -> None:
+        """Log the facts that the run reads.
+
+        Args:
+            name: the dataset's name.
+            digest: digest of the facts.
+            source: path of their file, or the name of their format if they have none.
+            facts: number of facts.
+        """
+        kind, where = ("local", {"uri": source}) if os.path.exists(source) else ("code", {"tags": {"dataset": source}})
+        dataset = Dataset(name, digest[:36], kind, json.dumps(where), profile=json.dumps({"num_rows": facts}))
+        read = DatasetInput(dataset, [InputTag("mlflow.data.context", "edit")])
+        self._later(lambda: self.client.log_inputs(self.run_id, [read]))
+
+    def note(self, text: str) -> None:
+        """Add a paragraph to the description of the whole run. It is written when the run ends."""
+        self._notes.append(text)
 
     def metrics(self, metrics: Mapping[str, float | None]) -> None:
         """Log metrics of the whole run, without those that are ``None``."""
@@ -148,16 +188,31 @@ class Tracker:
         """Attach a Matplotlib figure."""
         self.client.log_figure(self.run_id, figure, name)
 
-    def end(self, *, failed: bool) -> None:
-        """Mark the run as finished or failed."""
-        self.client.set_terminated(self.run_id, status="FAILED" if failed else "FINISHED")
+    def end(
+        self, *, failed: bool, metrics: Mapping[str, float] | None = None, tags: Mapping[str, str] | None = None
+    ) -> None:
+        """Mark the run as finished or failed, and log its last metrics and tags."""
+        self._thread.shutdown()
+        note = {_NOTE: "\n\n".join(self._notes)} if self._notes else {}
+        self._log(self.run_id, metrics=metrics, tags={**(tags or {}), **note})
+        self._terminate(self.run_id, failed=failed)
+        for written in self._unwritten:
+            written.result()  # raises what the thread could not write
+
+    def _later(self, write: Callable[[], None]) -> None:
+        self._unwritten.append(self._thread.submit(write))
+
+    def _terminate(self, run_id: str, *, failed: bool, ended: float | None = None) -> None:
+        status, end_time = "FAILED" if failed else "FINISHED", round((ended or time.time()) * 1000)
+        self.client.set_terminated(run_id, status=status, end_time=end_time)
 
     def _start(self, name: str, tags: Mapping[str, str], started: float | None = None) -> str:
+        about = {"mlflow.source.name": "factsmith", "mlflow.user": os.environ.get("USER", "factsmith")}
         run = self.client.create_run(
             self.experiment,
             start_time=round((started or time.time()) * 1000),
             run_name=name,
-            tags={**tags, "mlflow.source.name": "factsmith", "mlflow.user": os.environ.get("USER", "factsmith")},
+            tags={tag: value[:5000] for tag, value in {**tags, **about}.items()},
         )
         return str(run.info.run_id)
 

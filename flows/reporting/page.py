@@ -1,0 +1,86 @@
+"""What the pages of a run show: its name, its description and its scores, in Prefect and in MLflow."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from uuid import UUID
+
+from prefect.artifacts import create_link_artifact, create_table_artifact
+from prefect.client.orchestration import get_client
+from prefect.runtime import flow_run
+
+from factsmith.artifacts.signs_of_life import living
+from factsmith.flows.configuration.differences import differences
+from factsmith.tasks.evaluation.stage import Scores
+from factsmith.tasks.pipeline.environment import SERVED
+from factsmith.tasks.pipeline.markdown import markdown_table
+from factsmith.tasks.pipeline.stage import page_log
+from factsmith.tasks.planning.preflight import open_run
+from factsmith.tasks.planning.run import Run
+from factsmith.tasks.planning.settings import Settings
+
+__all__ = ["name_flow_run", "open_page", "show_scores"]
+
+_MLFLOW = "http://127.0.0.1:5000"
+"""Where `factsmith ui` shows MLflow, unless told otherwise."""
+
+
+@contextmanager
+def open_page(settings: Settings, flow: str, **given: Any) -> Iterator[Run]:
+    """``open_run``, with a page in Prefect that says what the run is. The arguments are those of ``open_run``."""
+    with open_run(settings, flow, differences=differences(settings), **given) as run:
+        tracker = run.workspace.tracker
+        page_log("MLflow run %s in %s; artifacts in %s", tracker.run_id, tracker.uri, run.workspace.store.root)
+        name_flow_run(tracker.name)
+        link_to_mlflow(run)
+        yield run
+        built = [report.name for report in run.workspace.reports if report.state == "built"]
+        page_log("built %s", ", ".join(built) or "nothing: every stage was cached")
+
+
+def name_flow_run(name: str) -> None:
+    """Call the flow run what it is. Prefect has given it a name of two random words."""
+    if flow_run.id:
+        with get_client(sync_client=True) as client:
+            client.update_flow_run(UUID(str(flow_run.id)), name=name)
+
+
+def link_to_mlflow(run: Run) -> None:
+    """Put a link to the MLflow run on the page in Prefect."""
+    if not flow_run.id:
+        return
+    tracker, served = run.workspace.tracker, living(run.workspace.store.root / SERVED) or {}
+    server = tracker.uri if tracker.uri.startswith("http") else served.get("mlflow") or _MLFLOW
+    create_link_artifact(
+        link=f"{server.rstrip('/')}/#/experiments/{tracker.experiment}/runs/{tracker.run_id}",
+        link_text=f"MLflow run {tracker.run_id[:8]}",
+        key="mlflow-run",
+        description=f"{tracker.name} in MLflow. If the page does not open, start `factsmith ui`.",
+    )
+
+
+def show_scores(run: Run, scores: Scores) -> None:
+    """Show the scores before and after the edit: on the page in Prefect, in the description in MLflow, in the log."""
+    columns = ["", "before", "after", "meaning"]
+    rows = [
+        (name, _percent(scores.before.get(name)), _percent(scores.after.get(name)), meaning)
+        for family in run.families
+        for name, meaning in family.metrics.items()
+        if scores.before.get(name) is not None or scores.after.get(name) is not None
+    ]
+    tracker, facts = run.workspace.tracker, scores.artifact.summary["records"]
+    tracker.note(f"Scores of {facts:,} facts, in percent:")
+    tracker.note(markdown_table(columns, rows))
+    for name, before, after, meaning in rows[: len(run.families[0].mean[1]) + 1 if run.families[0].mean else 1]:
+        page_log("%s: %s before, %s after (%s)", name, before, after, meaning)
+    if flow_run.id:
+        table = [dict(zip(["metric", *columns[1:]], row, strict=True)) for row in rows]
+        key = re.sub("[^a-z0-9]+", "-", f"scores {run.settings.method.name} {run.settings.model.name}".lower())
+        create_table_artifact(table=table, key=key.strip("-"), description=f"{tracker.name}: scores in percent")
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:z.1f}"
