@@ -9,8 +9,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import zarr
-from zarr.codecs import BytesCodec, Crc32cCodec
 
 from factsmith.artifacts.errors import DamagedArtifactError
 from factsmith.artifacts.store import Artifact
@@ -43,6 +41,9 @@ class KeyShardWriter:
         self._chunk = chunk_rows(width, dtype)
         self._pending = np.empty((min(self._chunk, rows), width), dtype)
         self._filled = 0
+        import zarr  # Here, because a plan writes and reads no keys.
+        from zarr.codecs import BytesCodec, Crc32cCodec
+
         self._array = zarr.create_array(
             path / _ARRAY,
             shape=(rows, width),
@@ -90,6 +91,8 @@ def read_keys(artifact: Artifact, start: int = 0, stop: int | None = None) -> np
         DamagedArtifactError: a chunk is missing or its checksum is wrong.
     """
     try:
+        import zarr
+
         array = zarr.open_array(artifact.path / _ARRAY, mode="r")
         rows = np.asarray(array[start:stop])
     except (ValueError, RuntimeError, OSError) as error:

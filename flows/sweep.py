@@ -28,8 +28,8 @@ from factsmith.tasks.evaluation.family import load_families
 from factsmith.tasks.evaluation.stage import Scores
 from factsmith.tasks.evaluation.summary import intervals, record_values
 from factsmith.tasks.pipeline.environment import home
+from factsmith.tasks.pipeline.page import ProgressArtifacts
 from factsmith.tasks.pipeline.progress import progress, published_by, stopped_by
-from factsmith.tasks.pipeline.stage import ProgressArtifacts
 from factsmith.tasks.pipeline.workspace import Workspace
 from factsmith.tasks.planning.run import Run
 from factsmith.tasks.planning.settings import Settings

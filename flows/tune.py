@@ -20,8 +20,8 @@ from factsmith.tasks.locate.search import Point, Search
 from factsmith.tasks.model.embedded.world import Split
 from factsmith.tasks.model.settings import EMBEDDED
 from factsmith.tasks.pipeline.environment import home
+from factsmith.tasks.pipeline.page import ProgressArtifacts
 from factsmith.tasks.pipeline.progress import progress, published_by
-from factsmith.tasks.pipeline.stage import ProgressArtifacts
 from factsmith.tasks.planning.preflight import check_input
 from factsmith.tasks.planning.run import Run
 from factsmith.tasks.planning.settings import Settings

@@ -41,6 +41,7 @@ STORE = {"store", "rows", "formats", "keys", "manifest", "checksums", "locks", "
 
 MAY_USE_THE_STORE = {
     "tasks/pipeline/layers.py",
+    "tasks/pipeline/page.py",
     "tasks/pipeline/stage.py",
     "tasks/pipeline/workspace.py",
     "tasks/planning/plan.py",

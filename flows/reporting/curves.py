@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from factsmith.tasks.evaluation.trajectory_stage import FIRST
+from factsmith.tasks.evaluation.summary import FIRST
 
 __all__ = ["ALL_FACTS", "COLLAPSE", "FIRST_FACTS", "PERPLEXITY", "Curves", "collapse", "evenly"]
 

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
 
 from factsmith.flows.reporting.curves import ALL_FACTS, FIRST_FACTS, PERPLEXITY
-from factsmith.tasks.evaluation.trajectory_stage import FIRST
+from factsmith.tasks.evaluation.summary import FIRST
 
 __all__ = [
     "before_and_after",

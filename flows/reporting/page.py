@@ -17,7 +17,7 @@ from factsmith.flows.configuration.differences import differences
 from factsmith.tasks.evaluation.stage import Scores
 from factsmith.tasks.pipeline.environment import SERVED
 from factsmith.tasks.pipeline.markdown import markdown_table
-from factsmith.tasks.pipeline.stage import page_log
+from factsmith.tasks.pipeline.page import page_log
 from factsmith.tasks.planning.preflight import open_run
 from factsmith.tasks.planning.run import Run
 from factsmith.tasks.planning.settings import Settings

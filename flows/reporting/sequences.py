@@ -11,7 +11,7 @@ from factsmith.flows.reporting.curves import ALL_FACTS, COLLAPSE, FIRST_FACTS, P
 from factsmith.flows.reporting.figures import trajectories_figure
 from factsmith.flows.reporting.reports import CellReport, SweepReport
 from factsmith.flows.reporting.text_table import TextTable
-from factsmith.tasks.evaluation.trajectory_stage import FIRST
+from factsmith.tasks.evaluation.summary import FIRST
 from factsmith.tasks.tracking.tracker import Tracker
 
 __all__ = ["log_sequences", "sequence_tables", "write_sequences"]

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from factsmith.artifacts.manifest import Manifest
 from factsmith.flows.configuration.choices import EXPERIMENT, GROUPS, choices
 from factsmith.flows.configuration.keys import describe_settings
-from factsmith.flows.reporting.curves import ALL_FACTS, FIRST_FACTS, PERPLEXITY, Curves, evenly
-from factsmith.flows.reporting.reports import LayerReport, Report
-from factsmith.tasks.evaluation.family import load_families
-from factsmith.tasks.evaluation.trajectory_stage import FIRST
-from factsmith.tasks.pipeline.workspace import StageReport
-from factsmith.tasks.planning.plan import StagePlan
 from factsmith.tasks.planning.settings import Settings
+
+if TYPE_CHECKING:
+    from factsmith.artifacts.manifest import Manifest
+    from factsmith.flows.reporting.curves import Curves
+    from factsmith.flows.reporting.reports import LayerReport, Report
+    from factsmith.tasks.pipeline.workspace import StageReport
+    from factsmith.tasks.planning.plan import StagePlan
 
 __all__ = [
     "choices_table",
@@ -47,6 +48,8 @@ def scores_table(report: Report, settings: Settings) -> Table:
     for phase in report.metrics:
         table.add_column(phase, justify="right")
     table.add_column("meaning")
+    from factsmith.tasks.evaluation.family import load_families
+
     for family in load_families(settings.dataset.metrics):
         for name, meaning in family.metrics.items():
             values = [metrics[name] for metrics in report.metrics.values()]
@@ -59,6 +62,10 @@ def scores_table(report: Report, settings: Settings) -> Table:
 
 def trajectory_table(curves: Curves, settings: Settings) -> Table:
     """Scores and perplexity by the number of edits, with at most twenty rows. The last one is always shown."""
+    from factsmith.flows.reporting.curves import ALL_FACTS, FIRST_FACTS, PERPLEXITY, evenly
+    from factsmith.tasks.evaluation.family import load_families
+    from factsmith.tasks.evaluation.summary import FIRST
+
     table = Table(title="trajectory: scores by number of edits", title_justify="left")
     table.add_column("edits", justify="right")
     shown: dict[str, str] = {}

@@ -11,7 +11,8 @@ import pyarrow as pa
 from factsmith.flows.reporting.curves import ALL_FACTS, FIRST_FACTS, Curves, evenly
 from factsmith.flows.reporting.figures import trajectory_figure
 from factsmith.tasks.edit.sequence_shards_stage import FACTS, MEASURES
-from factsmith.tasks.evaluation.trajectory_stage import FIRST, TRAJECTORY, Trajectory
+from factsmith.tasks.evaluation.summary import FIRST
+from factsmith.tasks.evaluation.trajectory_stage import TRAJECTORY, Trajectory
 from factsmith.tasks.tracking.tracker import Tracker
 
 __all__ = ["log_trajectory", "measure_curves", "score_curves"]

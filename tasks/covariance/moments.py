@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from scipy.linalg.blas import dsyrk
 from torch import Tensor
 
 __all__ = ["Moments"]
@@ -50,6 +49,8 @@ class Moments:
             # A symmetric product needs half the work of a general one, but torch has no function for it. BLAS stores
             # matrices by columns, so it can use the transposes without a copy. NumPy computes the other sums too,
             # because the threads of two libraries that alternate would keep waiting for each other.
+            from scipy.linalg.blas import dsyrk  # Here, because a plan sums nothing.
+
             rows = keys.float().numpy().astype(np.float64)
             self.sum.numpy()[...] += rows.sum(0)
             dsyrk(1.0, rows.T, beta=1.0, c=self.outer.numpy().T, overwrite_c=True, lower=True)

@@ -8,16 +8,16 @@ The real tensors are in a map that the block's hook keeps.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
-from accelerate import infer_auto_device_map  # type: ignore[import-untyped]
-from accelerate.hooks import AlignDevicesHook, SequentialHook  # type: ignore[import-untyped]
-from accelerate.utils import get_balanced_memory, get_max_memory  # type: ignore[import-untyped]
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from factsmith.artifacts.errors import InputError
+
+if TYPE_CHECKING:
+    from accelerate.hooks import AlignDevicesHook  # type: ignore[import-untyped]
 
 __all__ = ["DeviceMap", "device_map", "empty_model", "execution_device", "is_offloaded", "state_dict", "stored"]
 
@@ -51,6 +51,9 @@ def device_map(
     Raises:
         InputError: the model does not fit; gives its size and the available memory.
     """
+    from accelerate import infer_auto_device_map  # type: ignore[import-untyped]
+    from accelerate.utils import get_balanced_memory, get_max_memory  # type: ignore[import-untyped]
+
     model = empty_model(config, dtype)
     model.tie_weights()
     whole = [type(blocks(model)[0]).__name__]
@@ -127,6 +130,10 @@ def state_dict(model: nn.Module) -> dict[str, Tensor]:
 
 def _hooks(module: nn.Module) -> Iterator[AlignDevicesHook]:
     hook: Any = getattr(module, "_hf_hook", None)
+    if hook is None:
+        return
+    from accelerate.hooks import AlignDevicesHook, SequentialHook
+
     for one in hook.hooks if isinstance(hook, SequentialHook) else [hook]:
         if isinstance(one, AlignDevicesHook):
             yield one

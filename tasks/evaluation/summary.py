@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import torch
-from torch import Tensor
 
 from factsmith.tasks.evaluation.family import MetricFamily
 
-__all__ = ["DRAWS", "PHASES", "Interval", "RecordValues", "differences", "intervals", "record_values"]
+__all__ = ["DRAWS", "FIRST", "PHASES", "Interval", "RecordValues", "differences", "intervals", "record_values"]
 
 PHASES = ("before", "after")
 """The phases of a run: scores of the unedited model, and scores of the edited one."""
+
+FIRST = 100
+"""Number of facts of a sequence, the first ones, whose scores are also shown apart."""
 
 DRAWS = 2000
 """Number of bootstrap samples for an interval."""
@@ -24,6 +27,8 @@ _DRAWN_AT_ONCE = 4_000_000
 """Most records that are drawn together, over several bootstrap samples. It limits memory."""
 
 _ENDS = (0.025, 0.975)
+
+Array = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,7 @@ class RecordValues:
 
     records: tuple[str, ...]
     metrics: tuple[str, ...]
-    values: Tensor
+    values: Array
     means: Mapping[str, tuple[str, ...]]
 
     @classmethod
@@ -69,7 +74,7 @@ class RecordValues:
         records = list(dict.fromkeys(table["record"].to_pylist()))
         row = {name: place for place, name in enumerate(records)}
         column = {name: place for place, name in enumerate(metrics)}
-        values = torch.full((len(records), len(metrics)), torch.nan, dtype=torch.float64)
+        values = np.full((len(records), len(metrics)), np.nan)
         for record, metric, value in zip(
             *(table[name].to_pylist() for name in ("record", "metric", "value")), strict=True
         ):
@@ -78,10 +83,10 @@ class RecordValues:
 
     def summary(self) -> dict[str, float | None]:
         """The mean of each metric over the records that have it, and the harmonic means; ``None`` if none has it."""
-        found = self._summed(torch.ones(1, len(self.records), dtype=torch.float64))
-        return {name: None if column.isnan().all() else float(column) for name, column in found.items()}
+        found = self._summed(np.ones((1, len(self.records))))
+        return {name: None if np.isnan(column[0]) else float(column[0]) for name, column in found.items()}
 
-    def drawn(self, seed: int) -> dict[str, Tensor]:
+    def drawn(self, seed: int) -> dict[str, Array]:
         """(DRAWS,) bootstrap samples of each metric and harmonic mean.
 
         A sample is the mean over as many records as there are, drawn with replacement. The same seed draws the same
@@ -89,28 +94,29 @@ class RecordValues:
         [Efron and Tibshirani 1993, chapter 6]
         """
         count = len(self.records)
-        generator = torch.Generator().manual_seed(seed)
+        generator = np.random.default_rng(seed)
         at_once = max(1, _DRAWN_AT_ONCE // max(1, count))
         parts = []
         for first in range(0, DRAWS, at_once):
             samples = min(at_once, DRAWS - first)
-            drawn = torch.randint(count, (samples, count), generator=generator)
-            times = torch.zeros(samples, count, dtype=torch.float64)
-            parts.append(self._summed(times.scatter_add_(1, drawn, torch.ones_like(times))))
-        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+            drawn = generator.integers(count, size=(samples, count)) + count * np.arange(samples)[:, None]
+            times = np.bincount(drawn.ravel(), minlength=samples * count).reshape(samples, count)
+            parts.append(self._summed(times.astype(np.float64)))
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def ordered(self, records: Sequence[str]) -> RecordValues:
         """The same values, with the records in the order of ``records``."""
         row = {name: place for place, name in enumerate(self.records)}
         return replace(self, records=tuple(records), values=self.values[[row[name] for name in records]])
 
-    def _summed(self, times: Tensor) -> dict[str, Tensor]:
+    def _summed(self, times: Array) -> dict[str, Array]:
         """(samples,) metrics and harmonic means in which each record counts ``times`` (samples, records)."""
-        known = self.values.isfinite().double()
-        means = (times @ self.values.nan_to_num()) / (times @ known)
-        found = {name: means[:, place] for place, name in enumerate(self.metrics)}
-        for name, parts in self.means.items():
-            found[name] = _harmonic_mean(torch.stack([found[part] for part in parts]))
+        known = np.isfinite(self.values)
+        with np.errstate(divide="ignore", invalid="ignore"):  # A metric that no drawn record has is NaN.
+            means = (times @ np.where(known, self.values, 0)) / (times @ known.astype(np.float64))
+            found = {name: means[:, place] for place, name in enumerate(self.metrics)}
+            for name, parts in self.means.items():
+                found[name] = _harmonic_mean(np.stack([found[part] for part in parts]))
         return found
 
 
@@ -119,9 +125,10 @@ def record_values(table: pa.Table, phase: str, families: Sequence[MetricFamily])
     return RecordValues.of(table.filter(pc.equal(table["phase"], phase)), families)
 
 
-def _harmonic_mean(parts: Tensor) -> Tensor:
+def _harmonic_mean(parts: Array) -> Array:
     """(samples,) harmonic means of (parts, samples); 0 if a part is 0, NaN if a part is not known."""
-    return len(parts) / (1 / parts).sum(0)
+    mean: Array = len(parts) / (1 / parts).sum(0)
+    return mean
 
 
 def intervals(values: RecordValues, *, seed: int = 0) -> dict[str, Interval]:
@@ -148,8 +155,7 @@ def differences(first: RecordValues, second: RecordValues, *, seed: int = 0) -> 
     return found
 
 
-def _interval(value: float, samples: Tensor) -> Interval:
+def _interval(value: float, samples: Array) -> Interval:
     # A sample in which no record has the metric gives no value.
-    known = samples[samples.isfinite()]
-    low, high = known.quantile(torch.tensor(_ENDS, dtype=known.dtype)).tolist()
+    low, high = np.quantile(samples[np.isfinite(samples)], _ENDS).tolist()
     return Interval(value, low, high)

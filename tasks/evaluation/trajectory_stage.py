@@ -20,23 +20,20 @@ from factsmith.tasks.edit.stage import read_deltas
 from factsmith.tasks.evaluation.family import MetricFamily
 from factsmith.tasks.evaluation.perplexity import block_nll, perplexity
 from factsmith.tasks.evaluation.stage import score_records, values_by_fact
-from factsmith.tasks.evaluation.summary import RecordValues
+from factsmith.tasks.evaluation.summary import FIRST, RecordValues
 from factsmith.tasks.facts.batches import FactBatches
 from factsmith.tasks.model.model import Fingerprint, Model
 from factsmith.tasks.pipeline.progress import progress
 from factsmith.tasks.pipeline.stage import Outcome, stage
 from factsmith.tasks.pipeline.workspace import Workspace
 
-__all__ = ["FIRST", "HELD_OUT", "TRAJECTORY", "Trajectory", "perplexity_series", "trajectory"]
+__all__ = ["HELD_OUT", "TRAJECTORY", "Trajectory", "perplexity_series", "trajectory"]
 
 logger = logging.getLogger(__name__)
 
 TRAJECTORY = "course.parquet"
 """The file with one row per (number of edits, scope, metric). The scope is ``all`` edits so far, the ``first_100``, or
 ``held_out`` text."""
-
-FIRST = 100
-"""The number of first edits that are scored again at every point of the trajectory."""
 
 HELD_OUT = 64
 """The number of corpus blocks whose perplexity is measured. C0 covers none of them."""

@@ -4,26 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
-from uuid import UUID
-
-from prefect import task
-from prefect.artifacts import create_progress_artifact, update_progress_artifact
-from prefect.cache_policies import NO_CACHE
-from prefect.client.schemas.objects import State
-from prefect.logging.handlers import APILogHandler
-from prefect.runtime import flow_run
-from prefect.states import Completed
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar
 
 from factsmith.tasks.pipeline.progress import published_by
 from factsmith.tasks.pipeline.resource_errors import resource_errors
 from factsmith.tasks.pipeline.workspace import StageReport, Workspace
 
-__all__ = ["Outcome", "ProgressArtifacts", "page_log", "stage"]
+if TYPE_CHECKING:
+    from prefect.client.schemas.objects import State
+
+__all__ = ["Outcome", "stage"]
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -51,18 +44,15 @@ class Outcome(Generic[T]):
 def stage(
     name: str,
 ) -> Callable[[Callable[Concatenate[Workspace, P], Outcome[T]]], Callable[Concatenate[Workspace, P], T]]:
-    """Make a function a stage. Prefect shows its state as ``Cached`` if nothing had to be built.
-
-    The artifact store is the only cache. Prefect's own cache is off, because it would also return results whose
-    artifacts have been deleted.
-    """
+    """Make a function a stage. Prefect shows its state as ``Cached`` if nothing had to be built."""
 
     def decorate(
         function: Callable[Concatenate[Workspace, P], Outcome[T]],
     ) -> Callable[Concatenate[Workspace, P], T]:
-        @task(name=name, persist_result=False, cache_policy=NO_CACHE)
         @functools.wraps(function)
         def run(workspace: Workspace, /, *args: P.args, **kwargs: P.kwargs) -> State[T]:
+            from factsmith.tasks.pipeline.page import ProgressArtifacts, completed, page_log
+
             started_at, started = time.time(), time.perf_counter()
             with resource_errors(f"Stage {name}", workspace.store.root, workspace.runtime):
                 workspace.limit_threads()  # In every stage, so that last bits do not depend on what is cached.
@@ -87,11 +77,16 @@ def stage(
                     tags={"state": report.state, "artifact": report.artifact, **outcome.tags},
                     failed=False,
                 )
-            state = "Completed" if outcome.built else "Cached"
-            return Completed(name=state, message=outcome.artifact, data=outcome.value)
+            return completed(outcome.value, built=outcome.built, artifact=outcome.artifact)
+
+        @functools.cache
+        def in_prefect() -> Any:
+            from factsmith.tasks.pipeline.page import as_task
+
+            return as_task(run, name)
 
         def call(workspace: Workspace, /, *args: P.args, **kwargs: P.kwargs) -> T:
-            state: Any = run(workspace, *args, **kwargs, return_state=True)
+            state: Any = in_prefect()(workspace, *args, **kwargs, return_state=True)
             value: T = state.result()
             return value
 
@@ -99,32 +94,3 @@ def stage(
         return call
 
     return decorate
-
-
-def page_log(message: str, *values: object) -> None:
-    """Write a line into the log on the page of the run in Prefect, and nowhere else."""
-    if flow_run.id:
-        logger = logging.getLogger("factsmith.page")
-        if not logger.handlers:
-            logger.propagate = False
-            logger.addHandler(APILogHandler())
-        logger.info(message, *values)
-
-
-class ProgressArtifacts:
-    """Shows the progress of long work as an artifact on the page of the run in Prefect."""
-
-    def __init__(self) -> None:
-        self._shown: dict[str, UUID] = {}
-
-    def __call__(self, name: str, percent: float) -> None:
-        """Show how much is done, in percent."""
-        if not flow_run.id:
-            return
-        with contextlib.suppress(Exception):  # A server that does not answer must not end the work.
-            if name in self._shown:
-                update_progress_artifact(self._shown[name], percent)
-            else:
-                key = f"progress-{name.replace(' ', '-')}"
-                made: Any = create_progress_artifact(percent, key=key, description=f"progress: {name}")
-                self._shown[name] = made

@@ -10,14 +10,14 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
-from typing import Any
-
-from mlflow import MlflowClient
-from mlflow.exceptions import MlflowException
+from typing import TYPE_CHECKING, Any
 
 from factsmith.artifacts.signs_of_life import SignOfLife, dead, sign_of_life
 
-__all__ = ["alive", "dead_in_prefect", "end_dead_runs", "note_ended"]
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+__all__ = ["alive", "any_dead", "dead_in_prefect", "end_dead_runs", "note_ended"]
 
 _DAYS_TO_WAIT = 30
 """How long a dead run waits for the server that knows it."""
@@ -40,6 +40,8 @@ def alive(home: Path, run_id: str, content: Mapping[str, Any]) -> AbstractContex
 
 def end_dead_runs(home: Path, uri: str, client: MlflowClient) -> None:
     """Mark runs whose process has died as killed, at the time at which it was last known to live."""
+    from mlflow.exceptions import MlflowException
+
     for sign in dead(_folder(home)):
         if sign.content.get("mlflow_ended") or sign.content["uri"] != uri:
             continue
@@ -48,6 +50,11 @@ def end_dead_runs(home: Path, uri: str, client: MlflowClient) -> None:
             if run.info.status == "RUNNING":
                 client.set_terminated(run.info.run_id, status="KILLED", end_time=round(sign.seen * 1000))
         note_ended(sign, mlflow_ended=True)
+
+
+def any_dead(home: Path) -> bool:
+    """Whether there are dead runs that MLflow does not know of."""
+    return any(not sign.content.get("mlflow_ended") for sign in dead(_folder(home)))
 
 
 def dead_in_prefect(home: Path) -> Iterator[SignOfLife]:

@@ -1,25 +1,26 @@
 """Earlier runs in MLflow: their settings, their edits and their scores.
 
-This module imports neither Prefect nor torch, so that listing runs is quick.
+This module imports neither Prefect nor torch, and MLflow only for runs that are not in a SQLite file, so that listing
+runs is quick.
 """
 
 from __future__ import annotations
 
 import json
+import sqlite3
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from mlflow import MlflowClient
-from mlflow.entities import Run
-from mlflow.exceptions import MlflowException
+from urllib.parse import unquote, urlsplit
 
 from factsmith.artifacts.errors import InputError, closest
-from factsmith.tasks.tracking.tracker import PARENT, connect, metric_name
+from factsmith.tasks.tracking.dead_runs import any_dead
+from factsmith.tasks.tracking.sqlite import StoredRun, experiment_names, flow_runs
+from factsmith.tasks.tracking.tracker import PARENT, connect, metric_name, tracking_uri
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -56,6 +57,8 @@ class PastRun:
         metrics: the last value of each metric.
         parent: id of the run that this one is a part of.
         score: name and value of the metric that summarises the edited model, if the run was scored.
+        tracking: the URI of MLflow.
+        artifacts: the URI of the folder with its files.
     """
 
     id: str
@@ -67,7 +70,8 @@ class PastRun:
     metrics: dict[str, float]
     parent: str | None
     score: tuple[str, float] | None
-    _client: MlflowClient = field(repr=False, compare=False)
+    tracking: str = field(default="", repr=False, compare=False)
+    artifacts: str = field(default="", repr=False, compare=False)
 
     @property
     def content(self) -> dict[str, Any]:
@@ -106,16 +110,30 @@ class PastRun:
 
     @contextmanager
     def _file(self, name: str) -> Iterator[Path]:
-        """Download a file of the run, for as long as the context is open."""
+        """A file of the run, for as long as the context is open."""
         with tempfile.TemporaryDirectory() as folder:
             try:
-                yield Path(self._client.download_artifacts(self.id, name, folder))
-            except (MlflowException, OSError):
+                yield self._local(name) or self._downloaded(name, Path(folder))
+            except OSError:
                 raise InputError(
                     f"Run {self.id} has no {name}.",
                     got=f"{self.name}, {self.status}",
                     remedy=None if self.status == "FINISHED" else "it has not finished; run it again to continue it",
                 ) from None
+
+    def _local(self, name: str) -> Path | None:
+        """A file on this machine; ``None`` if the files of the run are elsewhere."""
+        where = urlsplit(self.artifacts)
+        return Path(unquote(where.path)) / name if where.scheme == "file" else None
+
+    def _downloaded(self, name: str, folder: Path) -> Path:
+        from mlflow import MlflowClient
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return Path(MlflowClient(tracking_uri=self.tracking).download_artifacts(self.id, name, str(folder)))
+        except MlflowException as error:
+            raise FileNotFoundError(name) from error
 
 
 def past_runs(home: Path, experiment: str | None = None) -> list[PastRun]:
@@ -124,10 +142,26 @@ def past_runs(home: Path, experiment: str | None = None) -> list[PastRun]:
     Raises:
         InputError: MLflow does not answer, or has no such experiment.
     """
+    uri = tracking_uri(home)
+    if any_dead(home):
+        connect(home)  # It marks them.
+    if uri.startswith("sqlite:///"):
+        # MLflow may have other tables one day. It is then asked itself.
+        with suppress(sqlite3.Error):
+            return _stored_runs(uri, experiment)
+    return _searched_runs(home, experiment)
+
+
+def _stored_runs(tracking: str, experiment: str | None) -> list[PastRun]:
+    database = Path(tracking.removeprefix("sqlite:///"))
+    _check_experiment(experiment, experiment_names(database))
+    return [_past(run, tracking) for run in flow_runs(database, experiment)]
+
+
+def _searched_runs(home: Path, experiment: str | None) -> list[PastRun]:
     client = connect(home)
     known = {one.name: one.experiment_id for one in client.search_experiments()}
-    if experiment is not None and experiment not in known:
-        raise InputError(f"There is no experiment {experiment!r}.", remedy=closest(experiment, known))
+    _check_experiment(experiment, known)
     experiments = [identifier for name, identifier in known.items() if experiment in (None, name)]
     found: list[PastRun] = []
     token: str | None = None
@@ -140,11 +174,28 @@ def past_runs(home: Path, experiment: str | None = None) -> list[PastRun]:
             max_results=1000,
             page_token=token,
         )
-        found += [_past(run, client) for run in page]
+        for run in page:
+            info, data = run.info, run.data
+            stored = StoredRun(
+                info.run_id,
+                info.run_name or "",
+                info.status,
+                info.start_time,
+                data.tags,
+                data.params,
+                data.metrics,
+                info.artifact_uri,
+            )
+            found.append(_past(stored, tracking_uri(home)))
         token = page.token
         if not token:
             break
     return found
+
+
+def _check_experiment(experiment: str | None, known: Iterable[str]) -> None:
+    if experiment is not None and experiment not in known:
+        raise InputError(f"There is no experiment {experiment!r}.", remedy=closest(experiment, known))
 
 
 def find_run(home: Path, name: str) -> PastRun:
@@ -165,18 +216,19 @@ def find_run(home: Path, name: str) -> PastRun:
     return matches[0]
 
 
-def _past(run: Run, client: MlflowClient) -> PastRun:
-    score = run.data.tags.get(SCORE)
-    value = run.data.metrics.get(f"after/{metric_name(score)}") if score else None
+def _past(run: StoredRun, tracking: str) -> PastRun:
+    score = run.tags.get(SCORE)
+    value = run.metrics.get(f"after/{metric_name(score)}") if score else None
     return PastRun(
-        id=run.info.run_id,
-        name=run.info.run_name or "",
-        flow=run.data.tags["flow"],
-        started=datetime.fromtimestamp(run.info.start_time / 1000, UTC),
-        status=run.info.status,
-        params=dict(run.data.params),
-        metrics=dict(run.data.metrics),
-        parent=run.data.tags.get(PARENT),
+        id=run.id,
+        name=run.name,
+        flow=run.tags["flow"],
+        started=datetime.fromtimestamp(run.started / 1000, UTC),
+        status=run.status,
+        params=dict(run.params),
+        metrics=dict(run.metrics),
+        parent=run.tags.get(PARENT),
         score=(score, value) if score and value is not None else None,
-        _client=client,
+        tracking=tracking,
+        artifacts=run.artifacts,
     )

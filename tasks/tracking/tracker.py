@@ -3,6 +3,8 @@
 Every call passes the run's id. MLflow's active run is local to a thread, and a stray active run would receive whatever
 is logged next.
 
+Importing MLflow takes more than a second. It is imported where it is used, because not every command needs it.
+
 MLflow takes a tenth of a second to write a stage, most of it waiting for the disk. Stages are written by a thread of
 their own, so that a run does not wait; ``end`` waits for what is not yet written.
 """
@@ -18,14 +20,13 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
-
-from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
-from mlflow.exceptions import MlflowException
+from typing import TYPE_CHECKING, Any
 
 from factsmith.artifacts.errors import InputError
 from factsmith.tasks.tracking.dead_runs import end_dead_runs
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 __all__ = ["PARENT", "Tracker", "connect", "flatten", "metric_name", "tracking_uri"]
 
@@ -61,6 +62,9 @@ def connect(home: Path) -> MlflowClient:
     Raises:
         InputError: it does not answer.
     """
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
     uri = tracking_uri(home)
     client = MlflowClient(tracking_uri=uri)
     try:
@@ -144,6 +148,8 @@ class Tracker:
             source: path of their file, or the name of their format if they have none.
             facts: number of facts.
         """
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
         kind, where = ("local", {"uri": source}) if os.path.exists(source) else ("code", {"tags": {"dataset": source}})
         dataset = Dataset(name, digest[:36], kind, json.dumps(where), profile=json.dumps({"num_rows": facts}))
         read = DatasetInput(dataset, [InputTag("mlflow.data.context", "edit")])
@@ -159,6 +165,8 @@ class Tracker:
 
     def curves(self, curves: Mapping[str, Mapping[int, float]]) -> None:
         """Log metrics at several steps each. MLflow draws them as lines."""
+        from mlflow.entities import Metric
+
         now = round(time.time() * 1000)
         metrics = [
             Metric(metric_name(name), value, now, step)
@@ -224,6 +232,8 @@ class Tracker:
         params: Mapping[str, str] | None = None,
         tags: Mapping[str, str] | None = None,
     ) -> None:
+        from mlflow.entities import Metric, Param, RunTag
+
         now = round(time.time() * 1000)
         self.client.log_batch(
             run_id,

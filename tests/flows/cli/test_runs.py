@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -177,15 +175,3 @@ def test_runs_that_cannot_be_compared(pipeline, refused, arguments, home, monkey
     message = refused("compare", report.mlflow_run_id, "latest", clean=False)
     assert "scored by another version" in message
     assert "Eff*, " in message
-
-
-def test_listing_runs_does_not_import_prefect():
-    heavy = "import sys; print(*sorted({'prefect', 'torch', 'transformers'} & set(sys.modules)))"
-    for modules, loaded in (
-        ("factsmith.flows.cli.main, factsmith.flows.reporting.runs, factsmith.tasks.tracking.runs", ""),
-        ("factsmith.flows.cli.main, factsmith.flows.reporting.comparison", "torch transformers"),
-    ):
-        out = subprocess.run(
-            [sys.executable, "-c", f"import {modules}; {heavy}"], capture_output=True, text=True, check=True
-        )
-        assert out.stdout.strip() == loaded

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
+import numpy as np
 import pytest
-import torch
 from rich.console import Console
 
 from factsmith.flows.reporting.comparison import ScoredRun, compare
@@ -19,8 +19,8 @@ SETTINGS = {"method.name": "memit", "method.ridge": "0.0", "dataset.limit": "nul
 
 def values(es: Sequence[float], ps: Sequence[float] | None, facts: Sequence[str]) -> RecordValues:
     if ps is None:
-        return RecordValues(tuple(facts), ("ES",), torch.tensor([es], dtype=torch.float64).T, {})
-    columns = torch.tensor([es, ps], dtype=torch.float64).T
+        return RecordValues(tuple(facts), ("ES",), np.array([es], dtype=np.float64).T, {})
+    columns = np.array([es, ps], dtype=np.float64).T
     return RecordValues(tuple(facts), ("ES", "PS"), columns, {"S": ("ES", "PS")})
 
 

@@ -219,10 +219,8 @@ def large(tmp_path):
 
 
 def gpus(monkeypatch, count: int, size_mb: int) -> None:
-    from factsmith.tasks.decoder import placement
-
     free = {**dict.fromkeys(range(count), size_mb * 2**20), "cpu": 2**40}
-    monkeypatch.setattr(placement, "get_max_memory", lambda: dict(free))
+    monkeypatch.setattr("accelerate.utils.get_max_memory", lambda: dict(free))
 
 
 def test_gpus_come_before_the_cpu_and_blocks_stay_whole(monkeypatch, large):

@@ -1,0 +1,66 @@
+"""What a stage does in Prefect: its task, its log lines and its progress on the page of the run.
+
+The stages themselves import this module when they run. A plan imports all stages and runs none, and Prefect takes more
+than a second to import.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable
+from typing import Any
+from uuid import UUID
+
+from prefect import task
+from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
+from prefect.logging.handlers import APILogHandler
+from prefect.runtime import flow_run
+from prefect.states import Completed
+
+__all__ = ["ProgressArtifacts", "as_task", "completed", "page_log"]
+
+
+def as_task(function: Callable[..., State[Any]], name: str) -> Any:
+    """The Prefect task that runs ``function``.
+
+    The artifact store is the only cache. Prefect's own cache is off, because it would also return results whose
+    artifacts have been deleted.
+    """
+    return task(name=name, persist_result=False, cache_policy=NO_CACHE)(function)
+
+
+def completed(value: Any, *, built: bool, artifact: str) -> State[Any]:
+    """The state of a task that has ended: ``Cached`` if nothing had to be built."""
+    return Completed(name="Completed" if built else "Cached", message=artifact, data=value)
+
+
+def page_log(message: str, *values: object) -> None:
+    """Write a line into the log on the page of the run in Prefect, and nowhere else."""
+    if flow_run.id:
+        logger = logging.getLogger("factsmith.page")
+        if not logger.handlers:
+            logger.propagate = False
+            logger.addHandler(APILogHandler())
+        logger.info(message, *values)
+
+
+class ProgressArtifacts:
+    """Shows the progress of long work as an artifact on the page of the run in Prefect."""
+
+    def __init__(self) -> None:
+        self._shown: dict[str, UUID] = {}
+
+    def __call__(self, name: str, percent: float) -> None:
+        """Show how much is done, in percent."""
+        if not flow_run.id:
+            return
+        with contextlib.suppress(Exception):  # A server that does not answer must not end the work.
+            if name in self._shown:
+                update_progress_artifact(self._shown[name], percent)
+            else:
+                key = f"progress-{name.replace(' ', '-')}"
+                made: Any = create_progress_artifact(percent, key=key, description=f"progress: {name}")
+                self._shown[name] = made
