@@ -79,7 +79,7 @@ def stage(
                 seconds = time.perf_counter() - started
                 report = StageReport(name, "built" if outcome.built else "cached", round(seconds, 3), outcome.artifact)
                 workspace.add(report)
-                page_log("%s: %s in %.1f s, %s", name, report.state, seconds, report.artifact)
+                page_log(workspace, "%s: %s in %.1f s, %s", name, report.state, seconds, report.artifact)
                 workspace.tracker.stage(
                     name,
                     started=started_at,
@@ -101,14 +101,14 @@ def stage(
     return decorate
 
 
-def page_log(message: str, *values: object) -> None:
-    """Write a line into the log on the page of the run in Prefect, and nowhere else."""
-    if flow_run.id:
+def page_log(workspace: Workspace, message: str, *values: object) -> None:
+    """Write a line into the log on the page of the run in Prefect, whose parts have pages of their own."""
+    if workspace.flow_run:
         logger = logging.getLogger("factsmith.page")
         if not logger.handlers:
             logger.propagate = False
             logger.addHandler(APILogHandler())
-        logger.info(message, *values)
+        logger.info(message, *values, extra={"flow_run_id": workspace.flow_run, "task_run_id": None})
 
 
 class ProgressArtifacts:
