@@ -309,7 +309,7 @@ def test_runs_are_logged_with_the_same_names(pipeline, home):
         assert one.data.tags["d_m"] == "20"
         note = one.data.tags["mlflow.note.content"]
         assert f"by **{method}**" in note
-        assert "`corpus.dynamic_multiplier=20.0`" in note
+        assert "`corpus.dynamic_multiplier=20`" in note
         (es,) = re.findall(r"\| ES \| .* \| (.*) \| efficacy", note)
         assert es == f"{report.metrics['after']['ES']:.1f}"
         assert all(stage.artifact in note for stage in report.stages)

@@ -15,12 +15,12 @@ def test_the_settings_that_differ_from_the_choices():
         "runtime.threads=1",
         "dataset.batches=2",
     ]
-    assert differences(compose(given)) == {"corpus.dynamic_multiplier": "3.0", "method.slack": "0.5"}
+    assert differences(compose(given)) == {"corpus.dynamic_multiplier": "3", "method.slack": "0.5"}
 
 
 def test_what_a_choice_leaves_open_is_no_difference(arguments):
     found = differences(compose(arguments()))
-    assert found["corpus.dynamic_multiplier"] == "20.0"
+    assert found["corpus.dynamic_multiplier"] == "20"
     assert not {"model.path", "method.layers", "method.batch_size"} & found.keys()
     assert differences(compose(arguments()).model_copy(update={"model": _renamed(compose(arguments()).model)})) == {}
 

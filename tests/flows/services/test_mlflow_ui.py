@@ -114,7 +114,7 @@ def page(chromium: str, address: str) -> Iterator[Page]:
 def title(method: str) -> str:
     """The name of a run: what it did, and the settings by which it differs from the choices."""
     steps = RUNS[method][0].removeprefix("method.")
-    return f"{method} · embedded · 4 facts · d_m=2.0 · {steps}"
+    return f"{method} · embedded · 4 facts · d_m=2 · {steps}"
 
 
 def row_of(page: Page, method: str) -> Locator:
