@@ -181,10 +181,10 @@ class Store:
         for stale in staging.glob(f"{recipe.digest}-*"):
             shutil.rmtree(stale, ignore_errors=True)
         path = staging / f"{recipe.digest}-{uuid.uuid4().hex[:8]}"
-        path.mkdir()
         draft = Draft(path, recipe)
         started = time.perf_counter()
         try:
+            path.mkdir()
             yield draft
             self._publish(draft, time.perf_counter() - started)
         finally:

@@ -3,7 +3,7 @@
 Imports run downwards::
 
     cli                                       the command line
-    services                                  schedules, the temporary Prefect server, the page of the MLflow UI
+    services                                  schedules, the servers of Prefect and MLflow
     sweep, tune, run, evaluate, edit, ...     the flows
     reporting                                 tables, figures and reports
     configuration                             from arguments to settings

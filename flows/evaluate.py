@@ -62,7 +62,6 @@ def score(run: Run, edits: Sequence[Artifact], *, figure: bool = True) -> tuple[
         found = trajectory(workspace, run.model, run.corpus, run.budget, families, batches, edits)
         curves = log_trajectory(workspace.tracker, found, means)
     if figure:
-        show_scores(run, scores)
         workspace.tracker.figure(before_and_after(scores.before, scores.after), "before_after.png")
     return scores, curves
 
@@ -83,4 +82,6 @@ def evaluate(settings: RunSettings, run: str | None = None) -> Report:
         edits = past_edits(current.workspace.store, past, current.settings.dataset.name, current.batches)
         current.workspace.tracker.document(past.edits, EDITS)
         model(current.workspace, current.model)
-        return Report.of(current, *score(current, edits))
+        scores, curves = score(current, edits)
+        show_scores(current, scores)
+        return Report.of(current, scores, curves)

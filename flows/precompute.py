@@ -10,7 +10,7 @@ from prefect import flow
 from factsmith.flows.configuration.parameters import RunSettings
 from factsmith.flows.reporting.conditioning import check_report, conditioning, log_choice, log_leverages
 from factsmith.flows.reporting.curves import Curves
-from factsmith.flows.reporting.page import open_page
+from factsmith.flows.reporting.page import open_page, show_scores
 from factsmith.flows.reporting.reports import PrecomputeReport, Report
 from factsmith.tasks.corpus.stage import tokens
 from factsmith.tasks.covariance.accumulation_stage import accumulate
@@ -86,12 +86,14 @@ def _statistics(run: Run, source: KeySource, count: int) -> FactorSource:
 
 
 def finish(run: Run, prepared: Prepared, scores: Scores | None = None, trajectory: Curves | None = None) -> Report:
-    """The report of a run. Also logs how the token count was found.
+    """The report of a run. Also logs how the token count was found, and shows the scores on the run's pages.
 
     This is logged after the scores, because MLflow's comparison starts with the metric that was logged first.
     """
     if prepared.leverages:
         log_choice(run, prepared.leverages)
+    if scores:
+        show_scores(run, scores)
     return Report.of(run, scores, trajectory, tokens=prepared.tokens)
 
 

@@ -61,10 +61,11 @@ def run_as_functions(monkeypatch: pytest.MonkeyPatch) -> None:
     from mlflow import MlflowClient
     from prefect import Flow, Task
 
-    from factsmith.flows.services import temporary_server
+    from factsmith.flows.services import dead_flow_runs, temporary_server
 
     monkeypatch.setattr(MlflowClient, "log_figure", lambda self, run_id, _, name: self.log_text(run_id, "", name))
     monkeypatch.setattr(temporary_server, "server_address", lambda home: None)
+    monkeypatch.setattr(dead_flow_runs, "crash_dead_flow_runs", lambda home: None)
     monkeypatch.setattr(Flow, "__call__", lambda self, *args, **given: self.fn(*args, **given))
     monkeypatch.setattr(Task, "__call__", lambda self, *args, return_state=False, **given: self.fn(*args, **given))
 

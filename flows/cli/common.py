@@ -131,6 +131,9 @@ def complete(flow: Callable[[], T]) -> T:
         settings[PREFECT_API_URL] = address
     try:
         with temporary_settings(settings):
+            from factsmith.flows.services.dead_flow_runs import crash_dead_flow_runs
+
+            crash_dead_flow_runs(home())
             return flow()
     except RuntimeError as error:
         if not str(error).startswith("Failed to reach API"):

@@ -36,10 +36,16 @@ def differences(settings: Settings) -> dict[str, str]:
     except InputError:
         return {}
     return {
-        name: "null" if value is None else f"{value}"
+        name: _text(value)
         for name, value in _flat(content)
         if value != usual.get(name) and name not in _REQUIRED | _ELSEWHERE and not name.startswith(_OTHER)
     }
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "null"
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _flat(content: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

@@ -33,12 +33,13 @@ def open_page(settings: Settings, flow: str, **given: Any) -> Iterator[Run]:
     """``open_run``, with a page in Prefect that says what the run is. The arguments are those of ``open_run``."""
     with open_run(settings, flow, differences=differences(settings), **given) as run:
         tracker = run.workspace.tracker
-        page_log("MLflow run %s in %s; artifacts in %s", tracker.run_id, tracker.uri, run.workspace.store.root)
+        places = (tracker.run_id, tracker.uri, run.workspace.store.root)
+        page_log(run.workspace, "MLflow run %s in %s; artifacts in %s", *places)
         name_flow_run(tracker.name)
         link_to_mlflow(run)
         yield run
         built = [report.name for report in run.workspace.reports if report.state == "built"]
-        page_log("built %s", ", ".join(built) or "nothing: every stage was cached")
+        page_log(run.workspace, "built %s", ", ".join(built) or "nothing: every stage was cached")
 
 
 def name_flow_run(name: str) -> None:
@@ -75,7 +76,7 @@ def show_scores(run: Run, scores: Scores) -> None:
     tracker.note(f"Scores of {facts:,} facts, in percent:")
     tracker.note(markdown_table(columns, rows))
     for name, before, after, meaning in rows[: len(run.families[0].mean[1]) + 1 if run.families[0].mean else 1]:
-        page_log("%s: %s before, %s after (%s)", name, before, after, meaning)
+        page_log(run.workspace, "%s: %s before, %s after (%s)", name, before, after, meaning)
     if flow_run.id:
         table = [dict(zip(["metric", *columns[1:]], row, strict=True)) for row in rows]
         key = re.sub("[^a-z0-9]+", "-", f"scores {run.settings.method.name} {run.settings.model.name}".lower())

@@ -1,1 +1,1 @@
-"""Long-running services around the flows: schedules, the temporary Prefect server, and the page of the MLflow UI."""
+"""Long-running services around the flows: schedules, and the servers of Prefect and MLflow."""

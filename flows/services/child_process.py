@@ -31,9 +31,12 @@ def main() -> None:
 def _end_after(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(_SECONDS_BETWEEN_CHECKS)
-    os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(_SECONDS_TO_END)
-    os.kill(os.getpid(), signal.SIGKILL)
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        if os.getpgid(0) == os.getpid():  # What it has started itself is in its group.
+            os.killpg(0, number)
+        else:
+            os.kill(os.getpid(), number)
+        time.sleep(_SECONDS_TO_END)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Addresses at which MLflow's UI shows runs with their scores.
+"""MLflow's UI: how it is started, and the addresses at which it shows runs with their scores.
 
 By default, the UI opens an experiment on pages for chat applications, and its list of runs shows no metrics until the
 user picks some. The addresses name the pages for training, and a view with the scores, which is stored as a tag of the
@@ -8,6 +8,8 @@ experiment.
 from __future__ import annotations
 
 import json
+import os
+import socket
 
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
@@ -16,7 +18,9 @@ from sqlalchemy.exc import SQLAlchemyError
 from factsmith.artifacts.errors import InputError
 from factsmith.tasks.evaluation.family import load_families
 
-__all__ = ["score_pages"]
+__all__ = ["HOST", "check_port", "mlflow_command", "mlflow_environment", "score_page", "score_pages"]
+
+HOST = "127.0.0.1"
 
 _VIEW = "scores"
 _SETTINGS = ("params.`method.name`", "tags.`d_m`", "params.`method.batch_size`")
@@ -44,18 +48,45 @@ def score_pages(uri: str) -> dict[str, str]:
         for experiment in client.search_experiments():
             for run in client.search_runs([experiment.experiment_id], max_results=1):  # the latest
                 used[experiment.name] = (run.info.start_time, experiment.experiment_id)
-        for _, place in used.values():
-            client.set_experiment_tag(place, f"mlflow.sharedViewState.{_VIEW}", _view())
+        pages = {name: score_page(client, used[name][1]) for name in sorted(used, key=lambda name: used[name])}
     except (MlflowException, SQLAlchemyError, ImportError) as error:
         raise InputError(
             f"MLflow cannot read {uri}.",
             got=str(error).splitlines()[0][:200],
             remedy="set MLFLOW_TRACKING_URI, or unset it for the runs below FACTSMITH_HOME",
         ) from None
-    return {
-        name: f"/#/experiments/{place}/runs?workflowType=machine_learning&viewStateShareKey={_VIEW}"
-        for name, (_, place) in sorted(used.items(), key=lambda item: item[1], reverse=True)
-    }
+    return dict(reversed(pages.items()))
+
+
+def check_port(port: int, option: str) -> None:
+    """
+    Raises:
+        InputError: somebody listens at the port.
+    """
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # A port that was just closed counts as free.
+        try:
+            probe.bind((HOST, port))
+        except OSError as error:
+            raise InputError(
+                f"Port {port} of {HOST} cannot be used.", got=error.strerror, remedy=f"choose another with {option}"
+            ) from None
+
+
+def mlflow_command(uri: str, port: int) -> list[str]:
+    """The arguments of ``mlflow`` that start its UI."""
+    return ["server", "--backend-store-uri", uri, "--host", HOST, "--port", str(port), "--workers", "1"]
+
+
+def mlflow_environment() -> dict[str, str]:
+    """The environment of MLflow's UI. Its job workers would be eight more processes that nothing uses."""
+    return {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": os.environ.get("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")}
+
+
+def score_page(client: MlflowClient, experiment: str) -> str:
+    """The page of one experiment, given by its id, as ``score_pages`` gives it. Stores the view in it."""
+    client.set_experiment_tag(experiment, f"mlflow.sharedViewState.{_VIEW}", _view())
+    return f"/#/experiments/{experiment}/runs?workflowType=machine_learning&viewStateShareKey={_VIEW}"
 
 
 def _view() -> str:

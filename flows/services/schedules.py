@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +15,7 @@ from prefect import Flow
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import FlowRunFilter
 from prefect.client.schemas.objects import State, StateType
+from prefect.context import refresh_global_settings_context
 from prefect.deployments.runner import RunnerDeployment
 from prefect.runner import Runner
 from prefect.schedules import Cron, Interval, Schedule
@@ -28,7 +30,7 @@ from factsmith.flows.evaluate import evaluate
 from factsmith.flows.precompute import precompute
 from factsmith.flows.run import run
 
-__all__ = ["CRONS", "When", "check_server", "deployments", "keep_serving"]
+__all__ = ["CRONS", "When", "check_server", "deployments", "keep_serving", "named_server", "use_server"]
 
 _FLOWS: dict[str, Flow[..., Any]] = {flow.name: flow for flow in (precompute, evaluate, run)}
 
@@ -106,6 +108,18 @@ def deployments(
     return made
 
 
+def named_server() -> str | None:
+    """The address of the Prefect server that the settings of Prefect name, such as ``PREFECT_API_URL``."""
+    address: str | None = PREFECT_API_URL.value()
+    return address
+
+
+def use_server(api: str) -> None:
+    """Use a Prefect server from now on, here and in the runs that are started from here."""
+    os.environ["PREFECT_API_URL"] = api
+    refresh_global_settings_context()
+
+
 def check_server() -> str:
     """The address of Prefect's server.
 
@@ -114,7 +128,7 @@ def check_server() -> str:
     """
     start = (
         "`PREFECT_SERVER_ANALYTICS_ENABLED=false prefect server start` in another terminal, "
-        "and here `export PREFECT_API_URL=http://127.0.0.1:4200/api`"
+        "and here `export PREFECT_API_URL=http://127.0.0.1:4200/api`; or leave --no-server out"
     )
     address = PREFECT_API_URL.value()
     if not address:

@@ -79,7 +79,7 @@ _prepared: list[_Process] = []
 def prepare_temporary_server(home: Path) -> None:
     """Start the process of a server that will probably be needed. It writes nothing before ``server_address``."""
     prefect_is_here = "prefect" in sys.modules  # in a process that has run flows before, and may have a server
-    if not (_prepared or prefect_is_here or os.environ.get("PREFECT_API_URL") or living(home / SERVED)):
+    if not (_prepared or prefect_is_here or os.environ.get("PREFECT_API_URL") or _served(home)):
         _prepared.append(_Process())
 
 
@@ -91,11 +91,17 @@ def server_address(home: Path) -> str | None:
     from prefect.settings import PREFECT_API_URL
 
     if not PREFECT_API_URL.value():
-        if served := living(home / SERVED):
-            return str(served["api"])
+        if served := _served(home):
+            return served
         if not _prepared:
             _prepared.append(_Process())
         return _prepared.pop().serve()
     while _prepared:
         _prepared.pop().stop()
     return None
+
+
+def _served(home: Path) -> str | None:
+    """The address of the Prefect server of `factsmith serve`, if it runs in this home."""
+    api: str | None = (living(home / SERVED) or {}).get("api")
+    return api

@@ -20,6 +20,8 @@ from prefect.logging.handlers import APILogHandler
 from prefect.runtime import flow_run
 from prefect.states import Completed
 
+from factsmith.tasks.pipeline.workspace import Workspace
+
 __all__ = ["ProgressArtifacts", "as_task", "completed", "page_log"]
 
 
@@ -37,14 +39,14 @@ def completed(value: Any, *, built: bool, artifact: str) -> State[Any]:
     return Completed(name="Completed" if built else "Cached", message=artifact, data=value)
 
 
-def page_log(message: str, *values: object) -> None:
-    """Write a line into the log on the page of the run in Prefect, and nowhere else."""
-    if flow_run.id:
+def page_log(workspace: Workspace, message: str, *values: object) -> None:
+    """Write a line into the log on the page of the run in Prefect, whose parts have pages of their own."""
+    if workspace.flow_run:
         logger = logging.getLogger("factsmith.page")
         if not logger.handlers:
             logger.propagate = False
             logger.addHandler(APILogHandler())
-        logger.info(message, *values)
+        logger.info(message, *values, extra={"flow_run_id": workspace.flow_run, "task_run_id": None})
 
 
 class ProgressArtifacts:

@@ -69,7 +69,7 @@ def stage(
                 seconds = time.perf_counter() - started
                 report = StageReport(name, "built" if outcome.built else "cached", round(seconds, 3), outcome.artifact)
                 workspace.add(report)
-                page_log("%s: %s in %.1f s, %s", name, report.state, seconds, report.artifact)
+                page_log(workspace, "%s: %s in %.1f s, %s", name, report.state, seconds, report.artifact)
                 workspace.tracker.stage(
                     name,
                     started=started_at,

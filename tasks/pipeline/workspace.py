@@ -48,12 +48,17 @@ class Workspace:
     Args:
         store: the artifact store.
         runtime: device, memory and thread settings.
+
+    Attributes:
+        reports: the stages that have ended.
+        flow_run: id of the flow run in Prefect whose page is the run's; ``None`` without Prefect.
     """
 
     def __init__(self, store: Store, runtime: RuntimeSettings) -> None:
         self.store = store
         self.runtime = runtime
         self.reports: list[StageReport] = []
+        self.flow_run: str | None = None
         self._tracker: Tracker | None = None
         self._sign: SignOfLife | None = None
 
@@ -143,7 +148,8 @@ class Workspace:
                     parent=parent,
                 )
                 self._tracker = tracker
-                known = {"uri": tracker.uri, "prefect": _flow_run()}
+                self.flow_run = _flow_run()
+                known = {"uri": tracker.uri, "prefect": self.flow_run}
                 self._sign = life.enter_context(alive(self.store.root, tracker.run_id, known))
             try:
                 yield

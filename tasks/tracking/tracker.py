@@ -28,7 +28,7 @@ from factsmith.tasks.tracking.dead_runs import end_dead_runs
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-__all__ = ["PARENT", "Tracker", "connect", "flatten", "metric_name", "tracking_uri"]
+__all__ = ["PARENT", "Tracker", "connect", "flatten", "metric_name", "open_experiment", "tracking_uri"]
 
 PARENT = "mlflow.parentRunId"
 """The tag that makes MLflow show a run below another."""
@@ -79,6 +79,17 @@ def connect(home: Path) -> MlflowClient:
     return client
 
 
+def open_experiment(client: MlflowClient, home: Path, name: str) -> str:
+    """The id of an experiment, which is created if it does not exist."""
+    found = client.get_experiment_by_name(name)
+    if found is not None:
+        return str(found.experiment_id)
+    # A server chooses the artifact folder itself. A SQLite file needs an explicit one.
+    embedded = tracking_uri(home).startswith("sqlite:")
+    location = (home / "mlruns" / name).as_uri() if embedded else None
+    return str(client.create_experiment(name, artifact_location=location))
+
+
 class Tracker:
     """Logs one run.
 
@@ -111,14 +122,7 @@ class Tracker:
         self._notes = [note] if note else []
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="mlflow")
         self._unwritten: list[Future[None]] = []
-        found = self.client.get_experiment_by_name(experiment)
-        if found is None:
-            # A server chooses the artifact folder itself. A SQLite file needs an explicit one.
-            embedded = tracking_uri(home).startswith("sqlite:")
-            location = (home / "mlruns" / experiment).as_uri() if embedded else None
-            self.experiment = self.client.create_experiment(experiment, artifact_location=location)
-        else:
-            self.experiment = found.experiment_id
+        self.experiment = open_experiment(self.client, home, experiment)
         described = {_NOTE: note} if note else {}
         self.run_id = self._start(name, {"flow": flow, **described, **({PARENT: parent} if parent else {})})
         self._log(self.run_id, params=flatten(settings))

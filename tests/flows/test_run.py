@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import re
 import time
 from pathlib import Path
 
@@ -299,8 +301,20 @@ def test_runs_are_logged_with_the_same_names(pipeline, home):
         assert one.info.status == "FINISHED"
         assert one.data.params["method.value.steps"] == "4"
         assert one.data.params["method.name"] in {"memit", "emmet"}
-        assert one.data.metrics["after/ES"] == report.metrics["after"]["ES"]
-        assert one.data.metrics["after/Eff_star"] == report.metrics["after"]["Eff*"]
+        # People read these numbers in MLflow, which shows every digit.
+        assert one.data.metrics["after/ES"] == round(report.metrics["after"]["ES"], 2)
+        assert one.data.metrics["after/Eff_star"] == round(report.metrics["after"]["Eff*"], 2)
+        method = one.data.params["method.name"]
+        assert one.info.run_name.startswith(f"{method} · local · 6 facts in batches of 3 · ")
+        assert one.data.tags["d_m"] == "20"
+        note = one.data.tags["mlflow.note.content"]
+        assert f"by **{method}**" in note
+        assert "`corpus.dynamic_multiplier=20`" in note
+        (es,) = re.findall(r"\| ES \| .* \| (.*) \| efficacy", note)
+        assert es == f"{report.metrics['after']['ES']:.1f}"
+        assert all(stage.artifact in note for stage in report.stages)
+        (read,) = one.inputs.dataset_inputs
+        assert (read.dataset.name, json.loads(read.dataset.profile)) == ("embedded", {"num_rows": 6})
         assert {file.path for file in client.list_artifacts(one.info.run_id)} == {
             "config.json", "edits.json", "counterfact.parquet", "records.parquet", "before_after.png",
         }  # fmt: skip

@@ -51,7 +51,7 @@ def test_a_rerun_loads_no_model_and_says_the_same(plain_flows, home, arguments, 
     assert {"trial 0", "trial 1", "trial 2", "trial 3", "held-out start"} <= names
     logged = {child.info.run_name: child.data for child in children}
     assert float(logged["trial 1"].params["method.preservation_weight"]) == first.trials[1].preservation_weight
-    assert logged["trial 1"].metrics["after/S"] == pytest.approx(first.trials[1].metrics["S"])
+    assert logged["trial 1"].metrics["after/S"] == pytest.approx(first.trials[1].metrics["S"], abs=0.005)
 
 
 def test_trials_and_judgement_are_ordinary_runs_on_two_halves(plain_flows, home, arguments):

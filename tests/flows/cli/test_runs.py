@@ -134,7 +134,7 @@ def test_two_runs_side_by_side(pipeline, factsmith, store):
     assert factsmith("compare", *names, "--markdown").out.startswith("**runs**\n\n| run |")
     grouped = json.loads(factsmith("runs", "--json").out)["runs"]
     assert [run["score"] for run in grouped] == [
-        {"metric": "S", "value": report.metrics["after"]["S"]} for report in (second, first)
+        {"metric": "S", "value": round(report.metrics["after"]["S"], 2)} for report in (second, first)
     ]
     assert contents(store) == held
 
@@ -166,7 +166,8 @@ def test_runs_that_cannot_be_compared(pipeline, refused, arguments, home, monkey
     precompute(compose(arguments()))
     message = refused("compare", report.mlflow_run_id, "latest", clean=False)
     assert "has no scores to compare" in message
-    assert "got: precompute memit on local, FINISHED" in message
+    assert "got: precompute · memit · local · " in message
+    assert "more, FINISHED" in message
     edited = edit(compose(arguments()))
     message = refused("compare", report.mlflow_run_id, "latest", clean=False)
     assert f"factsmith evaluate {edited.mlflow_run_id[:8]}" in message

@@ -111,9 +111,15 @@ def page(chromium: str, address: str) -> Iterator[Page]:
     assert asked == {"127.0.0.1"}
 
 
+def title(method: str) -> str:
+    """The name of a run: what it did, and the settings by which it differs from the choices."""
+    steps = RUNS[method][0].removeprefix("method.")
+    return f"{method} · embedded · 4 facts · d_m=2 · {steps}"
+
+
 def row_of(page: Page, method: str) -> Locator:
     """The line of a run in the list."""
-    link = page.get_by_role("link", name=f"{method} on embedded", exact=True)
+    link = page.get_by_role("link", name=title(method), exact=True)
     return page.get_by_role("row").filter(has=link)
 
 
@@ -147,7 +153,14 @@ def test_two_runs_are_compared(page, address, reports):
         expect(row_of(page, method)).to_be_visible()
         for name in SUMMARY:
             cell = page.locator(f"[row-id='{report.mlflow_run_id}'] [col-id='metrics.`after/{name}`']")
-            assert float(cell.inner_text()) == pytest.approx(report.metrics["after"][name])
+            assert float(cell.inner_text()) == round(report.metrics["after"][name], 2)
+        for column, text in (
+            ("params.`method.name`", method),
+            ("tags.`d_m`", "2"),
+            ("params.`method.batch_size`", "4"),
+        ):
+            cell = page.locator(f"[row-id='{report.mlflow_run_id}'] [col-id='{column}']")
+            expect(cell).to_have_text(text)
     expect(page.get_by_role("link", name="evaluation", exact=True)).to_have_count(0)
     fold = row_of(page, "memit").get_by_role("button")
     fold.click()
@@ -161,7 +174,7 @@ def test_two_runs_are_compared(page, address, reports):
         row_of(page, method).get_by_role("checkbox", name="toggle row selection").check()
     page.get_by_role("button", name="Compare", exact=True).click()
     expect(page.get_by_role("heading", name="Comparing 2 Runs")).to_be_visible()
-    order = re.findall("(memit|emmet) on embedded", page.inner_text("body"))
+    order = re.findall("(memit|emmet) · embedded", page.inner_text("body"))
     assert sorted(order) == ["emmet", "memit"]
 
     # Parameters: all of them, then only those that differ.
@@ -187,7 +200,7 @@ def test_two_runs_are_compared(page, address, reports):
 
     # One of them: its stages, its figure, its configuration.
     page.get_by_role("link", name=reports["emmet"].mlflow_run_id, exact=True).click()
-    expect(page.get_by_role("heading", name="emmet on embedded")).to_be_visible()
+    expect(page.get_by_role("heading", name=title("emmet"))).to_be_visible()
     for stage in STAGES:
         expect(page.get_by_role("link", name=stage, exact=True)).to_be_visible()
     page.get_by_role("tab", name="Artifacts").click()

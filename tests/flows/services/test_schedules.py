@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -10,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from factsmith.artifacts.errors import InputError
 from factsmith.artifacts.store import Store
+from factsmith.flows.services import servers
 from factsmith.flows.services.schedules import CRONS, When, check_server, deployments
 from tests.conftest import ROOT
 from tests.runs import contents, tiny_arguments
@@ -163,6 +165,66 @@ def test_a_schedule_fires_and_its_second_run_finds_everything_there(server: Serv
     scores = [{name: value for name, value in run.data.metrics.items() if "/S" in name} for run in parents[:2]]
     assert scores[0]
     assert scores[0] == scores[1]
+
+
+def free_ports(count: int) -> list[int]:
+    with ExitStack() as probes:
+        found = [probes.enter_context(socket.socket()) for _ in range(count)]
+        for probe in found:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in found]
+
+
+def test_serve_alone_is_enough(server: Server, gpt2_folder: Path, tmp_path: Path):
+    """It starts both servers; a command in the same home uses the one of Prefect; all end with it."""
+    prefect, mlflow = free_ports(2)
+    home = tmp_path / "home"
+    unset = ("PREFECT_API_URL", "PREFECT_HOME")
+    environment = {name: value for name, value in server.environment.items() if name not in unset}
+    environment |= {"FACTSMITH_HOME": str(home)}
+    ports = ["--port", str(prefect), "--mlflow-port", str(mlflow)]
+    given = tiny_arguments(gpt2_folder)
+    arguments = ["factsmith.flows.cli", "serve", *given, "--only", "run", "--interval", "600", "--name", "tiny", *ports]
+    with started(arguments, tmp_path / "log", env=environment) as serving:
+        api = f"http://127.0.0.1:{prefect}/api"
+        own = Server(api, environment)
+        until(lambda: "Ctrl-C stops" in (tmp_path / "log").read_text(), serving)
+        log = (tmp_path / "log").read_text()
+        assert f"Prefect: http://127.0.0.1:{prefect}/deployments" in log
+        assert f"MLflow: http://127.0.0.1:{mlflow}/#/experiments/" in log
+        # The UI runs in the browser: it is told where to ask.
+        assert httpx.get(f"http://127.0.0.1:{prefect}/ui-settings").json()["api_url"] == api
+        assert httpx.get(f"http://127.0.0.1:{mlflow}/health").is_success
+
+        command = [sys.executable, "-m", "factsmith.flows.cli", "precompute", "--json", *given]
+        done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True, timeout=300)
+        of_the_command = json.loads(done.stdout)["run_id"]
+        found = httpx.get(f"{api}/flow_runs/{of_the_command}").json()
+        assert found["name"].startswith("precompute · memit · local")
+        assert found["state_name"] == "Completed"
+        made = own.post("artifacts/filter", artifacts={"flow_run_id": {"any_": [of_the_command]}})
+        assert any(f"http://127.0.0.1:{mlflow}/#/experiments/" in str(one["data"]) for one in made)
+
+        serving.send_signal(signal.SIGTERM)
+        assert serving.wait(90) == 0
+    assert "Traceback" not in (tmp_path / "log").read_text()
+    assert not (home / "served.json").exists()
+    for port in (prefect, mlflow):
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(f"http://127.0.0.1:{port}/")
+
+
+@pytest.mark.parametrize("option", ["--port", "--mlflow-port"])
+def test_a_port_of_serve_that_is_taken(refused, home, monkeypatch, option):
+    other = "--mlflow-port" if option == "--port" else "--port"
+    with socket.socket() as taken, temporary_settings({PREFECT_API_URL: None}):
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        monkeypatch.setattr(servers, "_serving", lambda *_: pytest.fail("a server was started"))
+        message = refused("serve", option, port, other, str(free_ports(1)[0]))
+        assert f"Port {port} of 127.0.0.1 cannot be used" in message
+        assert f"choose another with {option}" in message
 
 
 def test_prefect_yaml_deploys_three_flows(server: Server):

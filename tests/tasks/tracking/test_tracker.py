@@ -1,0 +1,112 @@
+"""What MLflow keeps of a run, also of one whose process was killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from mlflow import MlflowClient
+
+from factsmith.tasks.tracking import tracker as module
+from factsmith.tasks.tracking.runs import past_runs
+from factsmith.tasks.tracking.tracker import Tracker
+
+pytestmark = pytest.mark.usefixtures("_mlflow_tables")
+
+
+def begin(home, **more) -> Tracker:
+    home.mkdir(exist_ok=True)
+    return Tracker(home, experiment="factsmith", name="one", flow="run", settings={"a": 1}, **more)
+
+
+def log_stage(tracker: Tracker, name: str) -> None:
+    tags = {"state": "built", "artifact": "a"}
+    tracker.stage(name, started=time.time(), metrics={"seconds": 1.0}, tags=tags, failed=False)
+
+
+def test_the_description_and_the_dataset(home, tmp_path):
+    facts = tmp_path / "facts.jsonl"
+    facts.write_text("{}")
+    tracker = begin(home, note="Writes 2 facts.")
+    running = tracker.client.get_run(tracker.run_id)
+    assert running.data.tags["mlflow.note.content"] == "Writes 2 facts."
+    tracker.dataset("facts", digest="d" * 64, source=str(facts), facts=2)
+    tracker.note("| a table |")
+    tracker.end(failed=False, metrics={"seconds/keys": 2.0}, tags={"state.keys": "built"})
+    run = tracker.client.get_run(tracker.run_id)
+    assert run.data.tags["mlflow.note.content"] == "Writes 2 facts.\n\n| a table |"
+    assert (run.data.tags["state.keys"], run.data.metrics["seconds/keys"]) == ("built", 2.0)
+    (read,) = run.inputs.dataset_inputs
+    assert (read.dataset.name, read.dataset.digest) == ("facts", "d" * 36)
+    assert json.loads(read.dataset.source) == {"uri": str(facts)}
+    assert json.loads(read.dataset.profile) == {"num_rows": 2}
+
+
+def test_a_run_does_not_wait_until_its_stages_are_written(home, monkeypatch):
+    tracker = begin(home)
+    create = tracker.client.create_run
+    monkeypatch.setattr(tracker.client, "create_run", lambda *a, **b: (time.sleep(0.5), create(*a, **b))[1])
+    began = time.monotonic()
+    for name in ("keys", "factor"):
+        log_stage(tracker, name)
+    assert time.monotonic() - began < 0.4
+    tracker.end(failed=False)
+    runs = tracker.client.search_runs([tracker.experiment], order_by=["attributes.start_time"])
+    assert [run.info.run_name for run in runs] == ["one", "keys", "factor"]
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    assert runs[1].data.metrics["seconds"] == 1.0
+
+
+def test_what_cannot_be_written_is_reported_at_the_end(home, monkeypatch):
+    tracker = begin(home)
+    monkeypatch.setattr(tracker, "_start", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    log_stage(tracker, "keys")
+    with pytest.raises(OSError, match="disk full"):
+        tracker.end(failed=False)
+
+
+_BEGINS = """
+import sys, time
+from pathlib import Path
+from factsmith.tasks.tracking.dead_runs import alive
+from factsmith.tasks.tracking.tracker import Tracker
+home = Path(sys.argv[1])
+tracker = Tracker(home, experiment="factsmith", name="killed", flow="run", settings={})
+with alive(home, tracker.run_id, {"uri": tracker.uri, "prefect": sys.argv[2] or None}):
+    print(tracker.run_id, flush=True)
+    time.sleep(120)
+"""
+
+
+@pytest.mark.parametrize("prefect", ["", "a-flow-run"])
+def test_a_killed_run_does_not_stay_running(home, prefect):
+    begin(home).end(failed=False)
+    process = subprocess.Popen([sys.executable, "-c", _BEGINS, str(home), prefect], stdout=subprocess.PIPE, text=True)
+    run_id = process.stdout.readline().strip()
+    (sign,) = (home / "runs").glob("*.json")
+    statuses = {run.id: run.status for run in past_runs(home)}
+    assert statuses[run_id] == "RUNNING"  # as it is
+    os.utime(sign, (2_000_000_000, 2_000_000_000))
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    statuses = {run.id: run.status for run in past_runs(home)}
+    assert statuses[run_id] == "KILLED"
+    client = MlflowClient(module.tracking_uri(home))
+    assert client.get_run(run_id).info.end_time == 2_000_000_000_000  # when it was last known to live
+    assert sign.exists() == bool(prefect)  # Prefect has not been told yet
+
+
+def test_a_dead_run_of_another_mlflow_waits_for_it(home, monkeypatch):
+    from factsmith.artifacts.signs_of_life import sign_of_life
+
+    tracker = begin(home)
+    with sign_of_life(home / "runs" / "a.json", {"mlflow": tracker.run_id, "uri": "http://elsewhere"}):
+        pass
+    past_runs(home)
+    assert tracker.client.get_run(tracker.run_id).info.status == "RUNNING"
+    assert (home / "runs" / "a.json").exists()
