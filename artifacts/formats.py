@@ -6,19 +6,21 @@ import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["allow_others", "load_json", "load_table", "load_tensors", "save_json", "save_table", "save_tensors"]
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write a safetensors file without metadata. With several metadata keys, its bytes would differ from run to run."""
+    from safetensors.torch import save_file  # It imports torch, which commands that only read tables do without.
+
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
     allow_others(path.parent)
 
@@ -35,6 +37,9 @@ def allow_others(folder: Path) -> None:
 
 def load_tensors(path: Path, device: str = "cpu", names: Sequence[str] | None = None) -> dict[str, Tensor]:
     """The tensors in a safetensors file: those called ``names``, or all of them."""
+    from safetensors import safe_open
+    from safetensors.torch import load_file
+
     if names is None:
         return load_file(path, device=device)
     with safe_open(path, framework="pt", device=device) as file:
@@ -47,7 +52,7 @@ def save_table(path: Path, table: pa.Table) -> None:
 
 
 def load_table(path: Path) -> pa.Table:
-    return pq.read_table(path)
+    return pq.ParquetFile(path).read()  # ``read_table`` would import pandas.
 
 
 def save_json(path: Path, value: Any) -> None:

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from factsmith.tasks.evaluation.family import MetricFamily
 
@@ -69,15 +68,19 @@ class RecordValues:
     @classmethod
     def of(cls, table: pa.Table, families: Sequence[MetricFamily]) -> RecordValues:
         """Values from a table of ``record``, ``metric`` and ``value``, as ``MetricFamily.by_record`` returns it."""
+        columns = (table[name].to_pylist() for name in ("record", "metric", "value"))
+        return cls._of_rows(list(zip(*columns, strict=True)), families)
+
+    @classmethod
+    def _of_rows(cls, rows: Sequence[tuple[str, str, float]], families: Sequence[MetricFamily]) -> RecordValues:
+        """Values from triples of record, metric and value."""
         means = dict(family.mean for family in families if family.mean)
         metrics = [name for family in families for name in family.metrics if name not in means]
-        records = list(dict.fromkeys(table["record"].to_pylist()))
+        records = list(dict.fromkeys(record for record, _, _ in rows))
         row = {name: place for place, name in enumerate(records)}
         column = {name: place for place, name in enumerate(metrics)}
         values = np.full((len(records), len(metrics)), np.nan)
-        for record, metric, value in zip(
-            *(table[name].to_pylist() for name in ("record", "metric", "value")), strict=True
-        ):
+        for record, metric, value in rows:
             values[row[record], column[metric]] = 100 * value
         return cls(tuple(records), tuple(metrics), values, means)
 
@@ -122,7 +125,10 @@ class RecordValues:
 
 def record_values(table: pa.Table, phase: str, families: Sequence[MetricFamily]) -> RecordValues:
     """The values of one phase, from the table of an evaluation's records."""
-    return RecordValues.of(table.filter(pc.equal(table["phase"], phase)), families)
+    columns = (table[name].to_pylist() for name in ("phase", "record", "metric", "value"))
+    # Filtering in pyarrow would import pandas, which takes longer than all of this.
+    rows = [(record, metric, value) for its, record, metric, value in zip(*columns, strict=True) if its == phase]
+    return RecordValues._of_rows(rows, families)
 
 
 def _harmonic_mean(parts: Array) -> Array:
