@@ -41,11 +41,16 @@ class Checksums:
 
     def sha256(self, path: Path) -> str:
         """SHA-256 of the file. It is only read if it has changed since it was last read."""
-        if found := self._run(_RECALL, [_identity(path)]):
-            return str(found[0][0])
+        if (known := self.known(path)) is not None:
+            return known
         checksum = self.read(path)
         self.remember({path: checksum})
         return checksum
+
+    def known(self, path: Path) -> str | None:
+        """SHA-256 of the file if it has not changed since it was last read, otherwise ``None``."""
+        found = self._run(_RECALL, [_identity(path)])
+        return str(found[0][0]) if found else None
 
     def remember(self, checksums: Mapping[Path, str]) -> None:
         """Remember checksums that the caller has just computed from the files' bytes."""

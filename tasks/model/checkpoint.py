@@ -86,6 +86,11 @@ class Checkpoint:
         return files
 
     @property
+    def files(self) -> list[Path]:
+        """The files that determine the weights: the config and the weight files. Weights on the hub are fetched now."""
+        return [self.path / "config.json", *self.weight_files]
+
+    @property
     def is_here(self) -> bool:
         """Whether all weight files are on this machine."""
         return all((self.path / name).is_file() for name in weight_names(self.path))

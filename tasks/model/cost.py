@@ -15,7 +15,10 @@ from factsmith.tasks.decoder.layout import canonical_weight
 from factsmith.tasks.decoder.placement import empty_model
 from factsmith.tasks.model.checkpoint import Checkpoint
 
-__all__ = ["ModelCost", "model_cost"]
+__all__ = ["COST", "ModelCost", "model_cost"]
+
+COST = "cost"
+"""The part of a model artifact's summary that holds its ``ModelCost``."""
 
 
 @dataclass(frozen=True)

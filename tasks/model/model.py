@@ -98,8 +98,8 @@ class Model:
     @cached_property
     def recipe(self) -> Recipe:
         """The recipe of the ``model`` artifact. Reads the weights, and fetches them if they are on the hub."""
-        files = [self.checkpoint.path / "config.json", *self.checkpoint.weight_files]
-        return Series("model", 1, {"files": {file.name: self._checksum(file) for file in files}}).member()
+        files = {file.name: self._checksum(file) for file in self.checkpoint.files}
+        return Series("model", 1, {"files": files}).member()
 
     @cached_property
     def fingerprint(self) -> Fingerprint:

@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 from factsmith.artifacts.formats import save_json
 from factsmith.artifacts.store import Draft
+from factsmith.tasks.model.cost import COST, ModelCost, model_cost
 from factsmith.tasks.model.model import Fingerprint, Model
 from factsmith.tasks.pipeline.stage import Outcome, stage
 from factsmith.tasks.pipeline.workspace import Workspace
 
-__all__ = ["model"]
+__all__ = ["known_cost", "model"]
+
+
+def known_cost(workspace: Workspace, model: Model) -> ModelCost | None:
+    """The sizes of a model whose checkpoint has been checked before; ``None`` if it has not, or has changed since.
+
+    Nothing is read but what the store remembers. To look at the model itself, its code would have to be imported, which
+    takes seconds.
+    """
+    checkpoint = model.checkpoint
+    known = workspace.store.checksums.known
+    if not checkpoint.is_here or not all(map(known, checkpoint.files)):
+        return None
+    artifact = workspace.store.find(model.recipe)
+    found = artifact.summary.get(COST) if artifact else None
+    return ModelCost(**found) if found else None
 
 
 @stage("model")
@@ -32,6 +50,7 @@ def model(workspace: Workspace, model: Model) -> Outcome[Fingerprint]:
             "bytes": sum(file.stat().st_size for file in checkpoint.weight_files),
             **source,
         }
+        draft.summary[COST] = asdict(model_cost(checkpoint))
         save_json(draft.path / "model.json", draft.summary)
 
     artifact, built = workspace.store.get_or_build(model.recipe, build)

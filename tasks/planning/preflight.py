@@ -12,6 +12,7 @@ from factsmith.artifacts.errors import InputError
 from factsmith.artifacts.store import Store
 from factsmith.tasks.edit.stage import past_edits
 from factsmith.tasks.facts.contexts import CLEAN
+from factsmith.tasks.model.stage import known_cost
 from factsmith.tasks.pipeline.environment import home
 from factsmith.tasks.planning.run import Run
 from factsmith.tasks.planning.settings import Settings
@@ -76,7 +77,8 @@ def check_input(
             remedy="lower runtime.threads",
         )
     model = run.model
-    model.checkpoint.check_readable()
+    if known_cost(run.workspace, model) is None:
+        model.checkpoint.check_readable()
     _ = model.device_map, model.tokenizer
     if dataset:
         _ = run.families
