@@ -56,7 +56,7 @@ def link_to_mlflow(run: Run) -> None:
     tracker, served = run.workspace.tracker, living(run.workspace.store.root / SERVED) or {}
     server = tracker.uri if tracker.uri.startswith("http") else served.get("mlflow") or _MLFLOW
     create_link_artifact(
-        link=f"{server.rstrip('/')}/#/experiments/{tracker.experiment}/runs/{tracker.run_id}",
+        link=f"{server.rstrip('/')}/#/experiments/{tracker.experiment}/runs/{tracker.run_id}?workflowType=machine_learning",
         link_text=f"MLflow run {tracker.run_id[:8]}",
         key="mlflow-run",
         description=f"{tracker.name} in MLflow. If the page does not open, start `factsmith ui`.",

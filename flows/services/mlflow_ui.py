@@ -23,11 +23,8 @@ __all__ = ["HOST", "check_port", "mlflow_command", "mlflow_environment", "score_
 HOST = "127.0.0.1"
 
 _VIEW = "scores"
-_SETTINGS = ("params.`method.name`", "tags.`d_m`", "params.`method.batch_size`")
-"""The columns before the scores."""
-
-_NAMES = ("params.`model.name`", "params.`dataset.name`")
-"""The columns after them."""
+_SETTINGS = ("params.`method.name`", "params.`method.batch_size`", "params.`model.name`", "tags.`d_m`")
+"""The columns beside the scores. MLflow puts all metrics first, then parameters, then tags."""
 
 
 def score_pages(uri: str) -> dict[str, str]:
@@ -92,6 +89,6 @@ def score_page(client: MlflowClient, experiment: str) -> str:
 def _view() -> str:
     """A saved view in the format of MLflow's UI: the main scores of each metric family, and the main settings."""
     metrics = [name for one in load_families() for name in ([one.mean[0], *one.mean[1]] if one.mean else one.metrics)]
-    columns = [*_SETTINGS, *(f"metrics.`after/{name}`" for name in metrics), *_NAMES]
+    columns = [*(f"metrics.`after/{name}`" for name in metrics), *_SETTINGS]
     state = {"selectedColumns": columns}
     return json.dumps({"name": "Scores", "createdAt": 0, "updatedAt": 0, "state": json.dumps(state)})
