@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -106,6 +107,9 @@ def preflight(
         make_prefect_home()
     except OSError as error:  # So far only the user's paths were used: a name may be too long, permission missing, ...
         raise InputError(f"{error.filename or 'A file'} cannot be used.", got=error.strerror) from None
+    from factsmith.flows.services.temporary_server import release_temporary_server
+
+    release_temporary_server()
     return run
 
 
@@ -125,6 +129,7 @@ def complete(flow: Callable[[], T]) -> T:
 
     from factsmith.flows.services import temporary_server
 
+    _prepare_mlflow()
     # Stopping the heartbeat costs a second per flow, and nothing watches the heartbeat of a command.
     settings: dict[Any, Any] = {PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}
     if address := temporary_server.server_address(home()):
@@ -143,6 +148,15 @@ def complete(flow: Callable[[], T]) -> T:
             got=f"PREFECT_API_URL={os.environ.get('PREFECT_API_URL')}",
             remedy="start the server, or unset PREFECT_API_URL to use a temporary one",
         ) from None
+
+
+def _prepare_mlflow() -> None:
+    """Import MLflow, and create its tables if there are none, while the Prefect server starts."""
+    from factsmith.tasks.tracking.tracker import connect
+
+    store = Store(home())
+    with suppress(Exception), store.lock("mlflow"):  # The run itself says what is wrong with MLflow.
+        connect(store.root)
 
 
 def show_report(flow: Callable[[], Report], settings: Settings, as_json: bool, out: Path | None = None) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from factsmith.artifacts.signs_of_life import living
 from factsmith.tasks.pipeline.environment import SERVED
 
-__all__ = ["prepare_temporary_server", "server_address"]
+__all__ = ["prepare_temporary_server", "release_temporary_server", "server_address"]
 
 _SECONDS_TO_START = 180.0
 """The first start migrates a database, which can take long on a busy machine."""
@@ -41,16 +41,23 @@ class _Process:
             process_group=0,
             env={**os.environ, **no_page},
         )
+        self._released = False
         atexit.register(self.stop)
 
+    def release(self) -> None:
+        """Let it serve. It makes its database first, which takes seconds."""
+        assert self._process.stdin is not None
+        if not self._released:
+            with suppress(BrokenPipeError):
+                self._process.stdin.write("serve\n")
+                self._process.stdin.flush()
+        self._released = True
+
     def serve(self) -> str:
-        """Let it serve. Returns its address."""
+        """Let it serve, and wait until it does. Returns its address."""
+        self.release()
         process = self._process
-        assert process.stdin is not None
         assert process.stdout is not None
-        with suppress(BrokenPipeError):
-            process.stdin.write("serve\n")
-            process.stdin.flush()
         readable, _, _ = select.select([process.stdout], [], [], _SECONDS_TO_START)
         port = process.stdout.readline().strip() if readable else ""
         if not port:
@@ -77,10 +84,16 @@ _prepared: list[_Process] = []
 
 
 def prepare_temporary_server(home: Path) -> None:
-    """Start the process of a server that will probably be needed. It writes nothing before ``server_address``."""
+    """Start the process of a server that will probably be needed. It writes nothing before it is released."""
     prefect_is_here = "prefect" in sys.modules  # in a process that has run flows before, and may have a server
     if not (_prepared or prefect_is_here or os.environ.get("PREFECT_API_URL") or _served(home)):
         _prepared.append(_Process())
+
+
+def release_temporary_server() -> None:
+    """Let the prepared server start to serve, once the command's input has been checked."""
+    for process in _prepared:
+        process.release()
 
 
 def server_address(home: Path) -> str | None:

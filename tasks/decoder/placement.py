@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from factsmith.artifacts.errors import InputError
 
 if TYPE_CHECKING:
     from accelerate.hooks import AlignDevicesHook  # type: ignore[import-untyped]
+    from transformers import PretrainedConfig
 
 __all__ = ["DeviceMap", "device_map", "empty_model", "execution_device", "is_offloaded", "state_dict", "stored"]
 
@@ -79,6 +79,8 @@ def device_map(
 
 def empty_model(config: PretrainedConfig, dtype: torch.dtype = torch.float32) -> Any:
     """A model on the meta device, where tensors have a shape but no data."""
+    from transformers import AutoModelForCausalLM
+
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config, dtype=dtype)
 

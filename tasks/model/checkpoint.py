@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerFast
 
 from factsmith.artifacts.errors import InputError
 from factsmith.tasks.decoder.decoder import Decoder
@@ -183,6 +183,8 @@ class Checkpoint:
         self, tokenizer: PreTrainedTokenizerFast, *, dtype: str, device: str, device_map: DeviceMap | None = None
     ) -> Decoder:
         """Load the model, with weights in ``dtype``, onto ``device`` or spread over devices by ``device_map``."""
+        from transformers import AutoModelForCausalLM  # Its import takes half a second, and not every run loads.
+
         with quiet_transformers():
             try:
                 loaded: Any = AutoModelForCausalLM.from_pretrained(

@@ -13,15 +13,17 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedTokenizerFast
 
 from factsmith.artifacts.errors import InputError
 from factsmith.tasks.decoder.layout import Layout
 from factsmith.tasks.decoder.quiet import quiet_transformers
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
 __all__ = ["check_tensors", "check_token_ids", "own_dtype", "refuse_incomplete"]
 
@@ -47,6 +49,8 @@ def check_tensors(path: Path, config: PretrainedConfig, layout: Layout) -> None:
     Raises:
         InputError: names the tensors that are missing, unexpected or of another shape, and says how to mend it.
     """
+    from transformers import AutoModelForCausalLM
+
     with quiet_transformers():
         try:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
