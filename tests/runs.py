@@ -35,6 +35,8 @@ def tiny_arguments(folder: Path, *arguments: str) -> list[str]:
         "runtime.tokens_per_pass=256",
     ]  # fmt: skip
     names = {argument.partition("=")[0] for argument in arguments} | _UNREAD.get(_method(arguments), set())
+    if "method.preservation=identity" in arguments:
+        names |= {"corpus.block_length", "corpus.dynamic_multiplier"}
     if "corpus.tokens" in names:
         names.add("corpus.dynamic_multiplier")
     return [*(argument for argument in defaults if argument.partition("=")[0] not in names), *arguments]

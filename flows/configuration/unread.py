@@ -78,9 +78,8 @@ def _what_is(declared: ReadIf, settings: Settings) -> str:
     """The setting that decides, or the choice if the user does not set what decides."""
     if declared.needs is None:
         return f"{declared.name}={_shown(declared.value_in(settings))}"
-    group = declared.name.partition(".")[0]
-    if group in GROUPS:
-        return f"{group}={getattr(settings, group).name}"
+    if declared.name.startswith("method."):
+        return f"method={settings.method.name}, method.preservation={settings.method.preservation}"
     return f"corpus.dynamic_multiplier={settings.corpus.dynamic_multiplier} and method={settings.method.name}"
 
 
@@ -100,6 +99,8 @@ def _remedy(declared: ReadIf, settings: Settings) -> str:
     """The choices with which the setting would be read, or the value to set."""
     group = declared.name.partition(".")[0]
     if group in GROUPS and (reading := [name for name in choices(group) if _reads(declared, group, name, settings)]):
+        if getattr(settings, group).name in reading:
+            return f"leave it out, or leave out what changes {group}={getattr(settings, group).name}"
         return f"leave it out, or choose {' or '.join(f'{group}={name}' for name in reading)}"
     if declared.needs is None and declared.values:
         return f"leave it out, or set {declared.name}={_shown(declared.values[0])}"

@@ -20,7 +20,7 @@ from factsmith.tasks.decoder.placement import DeviceMap, device_map
 from factsmith.tasks.decoder.quiet import quiet_transformers
 from factsmith.tasks.model.hub.repository import is_identifier
 from factsmith.tasks.model.hub.weights import HubWeights, open_hub, weight_names
-from factsmith.tasks.model.tensors import check_tensors, check_token_ids, own_dtype, refuse_incomplete
+from factsmith.tasks.model.tensors import check_tensors, check_token_ids, own_dtype, refuse_incomplete, unreadable
 
 __all__ = ["Checkpoint", "open_checkpoint", "open_model", "refuse_revision"]
 
@@ -199,9 +199,7 @@ class Checkpoint:
                     trust_remote_code=False,
                 )
             except (OSError, ValueError, RuntimeError) as error:
-                if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
-                    raise  # The model is not at fault.
-                raise InputError(f"The model {self.path} cannot be loaded.", got=str(error).splitlines()[0]) from None
+                raise unreadable(self.path, error) from None
         model, info = loaded
         refuse_incomplete(self.path, info, self.layout)
         return Decoder(model.to(device) if device_map is None else model, tokenizer, self.layout)

@@ -25,7 +25,7 @@ from factsmith.tasks.decoder.quiet import quiet_transformers
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
-__all__ = ["check_tensors", "check_token_ids", "own_dtype", "refuse_incomplete"]
+__all__ = ["check_tensors", "check_token_ids", "own_dtype", "refuse_incomplete", "unreadable"]
 
 _WRAPPERS = {
     "_orig_mod.": "save the model inside torch.compile's wrapper: model._orig_mod.save_pretrained(...)",
@@ -64,9 +64,22 @@ def check_tensors(path: Path, config: PretrainedConfig, layout: Layout) -> None:
                 trust_remote_code=False,
             )
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            raise InputError(f"The model {path} cannot be loaded.", got=str(error).splitlines()[0]) from None
+            if (raised := unreadable(path, error)) is error:
+                return  # Memory is too small. The stage that loads the model says so.
+            raise raised from None
     _, info = loaded
     refuse_incomplete(path, info, layout)
+
+
+def unreadable(path: Path, error: Exception) -> Exception:
+    """The error to raise if transformers cannot load a checkpoint: ``error`` itself if memory is too small for it."""
+    if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
+        return error  # The model is not at fault.
+    if isinstance(error, SafetensorError) or "deserializing header" in str(error):
+        return InputError(
+            f"A weight file of {path} is not a complete safetensors file.", got=str(error).splitlines()[0]
+        )
+    return InputError(f"The model {path} cannot be loaded.", got=str(error).splitlines()[0])
 
 
 def refuse_incomplete(path: Path, info: Mapping[str, Any], layout: Layout) -> None:

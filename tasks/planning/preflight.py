@@ -98,6 +98,9 @@ def check_input(
 
 
 def _check_corpus(run: Run) -> None:
+    _ = run.layers
+    if run.settings.method.reads == "nothing" and not run.settings.method.in_sequence:
+        return
     length = run.settings.corpus.block_length
     if length > run.model.context_length:
         raise InputError(
@@ -105,7 +108,7 @@ def _check_corpus(run: Run) -> None:
             expected=f"at most {run.model.context_length}",
             remedy="set corpus.block_length",
         )
-    _ = run.layers, run.corpus
+    _ = run.corpus
 
 
 def _check_method(run: Run, facts: int) -> None:

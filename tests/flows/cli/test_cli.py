@@ -302,7 +302,7 @@ def test_a_covariance_that_cannot_be_factorised(refused, plain_flows, factsmith,
 
 def test_a_remedy_follows_from_the_case(refused, plain_flows, arguments, tmp_path):
     path = tmp_path / "corpus.jsonl"
-    path.write_text("\n".join([json.dumps({"text": "The same words again and again. " * 20})] * 40))
+    path.write_text("\n".join([json.dumps({"text": "The same words again."})] * 400))
     message = refused("run", *arguments("corpus=local", f"corpus.path={path}"), clean=False)
     assert "got: rank" in message
     assert "use a corpus with more varied text" in message

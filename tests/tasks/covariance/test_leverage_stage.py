@@ -190,16 +190,19 @@ def test_keys_must_be_kept_to_find_a_number(arguments):
         with pytest.raises(InputError) as caught:
             compose(arguments(*AUTO, *more))
         assert more[0].partition("=")[0] in str(caught.value)
-    assert compose(arguments(*AUTO, "corpus.keep_keys=false", "corpus.tokens=100")).corpus.tokens == 100
+    assert compose(arguments("corpus.keep_keys=false", "corpus.tokens=100")).corpus.tokens == 100
 
 
 # ------------------------------------------------------------------------------------------------------- reports
 
 
+HELD_OUT = "corpus.auto.held_out"  # A report reads it in any case.
+
+
 @pytest.mark.parametrize("kept", ["true", "false"])
 def test_a_report_by_hand(arguments, home, store, kept, monkeypatch, tmp_path):
     given = arguments("corpus.dynamic_multiplier=5", "corpus.auto.held_out=800", f"corpus.keep_keys={kept}")
-    report = precompute(compose(given), report=True)
+    report = precompute(compose(given, reads=[HELD_OUT]), report=True)
     assert list(states(report))[-2:] == ["leverage", "spectrum"]
     monkeypatch.setenv("FACTSMITH_HOME", str(tmp_path / "there"))
     precompute(compose(arguments("corpus.dynamic_multiplier=25")))
@@ -225,7 +228,7 @@ def test_a_report_by_hand(arguments, home, store, kept, monkeypatch, tmp_path):
 
 def test_a_report_of_what_cannot_be_measured(arguments, tmp_path):
     few = arguments("corpus.tokens=30", "method.ridge=auto", "corpus.auto.held_out=50")
-    singular = precompute(compose(few), report=True)
+    singular = precompute(compose(few, reads=[HELD_OUT]), report=True)
     assert {(one.leverage, one.condition_number) for one in singular.layers} == {(None, None)}
     assert all(1 < one.effective_rank <= 30 for one in singular.layers)
     ended = precompute(compose(arguments(*small_corpus(tmp_path, 40), "corpus.dynamic_multiplier=5")), report=True)
