@@ -119,9 +119,7 @@ def complete(flow: Callable[[], T]) -> T:
     if address := temporary_server.server_address(home()):
         settings[PREFECT_API_URL] = address
         if address != temporary_server.served_address(home()):
-            settings[PREFECT_LOGGING_TO_API_ENABLED] = (
-                False  # It has no page, and sending the last lines takes a second.
-            )
+            settings[PREFECT_LOGGING_TO_API_ENABLED] = False  # It has no page.
     try:
         with temporary_settings(settings):
             from factsmith.flows.services.dead_flow_runs import crash_dead_flow_runs
