@@ -125,7 +125,12 @@ def complete(flow: Callable[[], T]) -> T:
     Raises:
         InputError: the server at ``PREFECT_API_URL`` does not answer.
     """
-    from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+    from prefect.settings import (
+        PREFECT_API_URL,
+        PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
+        PREFECT_LOGGING_TO_API_ENABLED,
+        temporary_settings,
+    )
 
     from factsmith.flows.services import temporary_server
 
@@ -134,6 +139,8 @@ def complete(flow: Callable[[], T]) -> T:
     settings: dict[Any, Any] = {PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}
     if address := temporary_server.server_address(home()):
         settings[PREFECT_API_URL] = address
+        if address != temporary_server.served_address(home()):
+            settings[PREFECT_LOGGING_TO_API_ENABLED] = False  # It has no page.
     try:
         with temporary_settings(settings):
             from factsmith.flows.services.dead_flow_runs import crash_dead_flow_runs

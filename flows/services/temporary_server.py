@@ -16,7 +16,7 @@ from pathlib import Path
 from factsmith.artifacts.signs_of_life import living
 from factsmith.tasks.pipeline.environment import SERVED
 
-__all__ = ["prepare_temporary_server", "release_temporary_server", "server_address"]
+__all__ = ["prepare_temporary_server", "release_temporary_server", "served_address", "server_address"]
 
 _SECONDS_TO_START = 180.0
 """The first start migrates a database, which can take long on a busy machine."""
@@ -86,7 +86,7 @@ _prepared: list[_Process] = []
 def prepare_temporary_server(home: Path) -> None:
     """Start the process of a server that will probably be needed. It writes nothing before it is released."""
     prefect_is_here = "prefect" in sys.modules  # in a process that has run flows before, and may have a server
-    if not (_prepared or prefect_is_here or os.environ.get("PREFECT_API_URL") or _served(home)):
+    if not (_prepared or prefect_is_here or os.environ.get("PREFECT_API_URL") or served_address(home)):
         _prepared.append(_Process())
 
 
@@ -104,7 +104,7 @@ def server_address(home: Path) -> str | None:
     from prefect.settings import PREFECT_API_URL
 
     if not PREFECT_API_URL.value():
-        if served := _served(home):
+        if served := served_address(home):
             return served
         if not _prepared:
             _prepared.append(_Process())
@@ -114,7 +114,7 @@ def server_address(home: Path) -> str | None:
     return None
 
 
-def _served(home: Path) -> str | None:
+def served_address(home: Path) -> str | None:
     """The address of the Prefect server of `factsmith serve`, if it runs in this home."""
     api: str | None = (living(home / SERVED) or {}).get("api")
     return api
