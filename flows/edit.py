@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 from prefect import flow
@@ -13,6 +14,7 @@ from factsmith.flows.reporting.page import open_page
 from factsmith.flows.reporting.reports import Report
 from factsmith.tasks.edit.sequence_stage import edit_in_sequence
 from factsmith.tasks.edit.stage import edit as edit_batches
+from factsmith.tasks.evaluation.answers_stage import answers
 from factsmith.tasks.export.stage import export
 from factsmith.tasks.facts.stage import contexts
 from factsmith.tasks.planning.run import Run
@@ -48,7 +50,7 @@ def write(run: Run, prepared: Prepared) -> list[Artifact]:
 
 @flow(name="edit")
 def edit(settings: RunSettings, out: Path | None = None) -> Report:
-    """Write facts into a model.
+    """Write facts into a model, and ask it for each of them.
 
     Args:
         settings: choices, and settings that differ from them.
@@ -57,6 +59,11 @@ def edit(settings: RunSettings, out: Path | None = None) -> Report:
     with open_page(settings, "edit", out=out) as run:
         prepared = prepare(run)
         edits = write(run, prepared)
+        found = answers(run.workspace, run.model, run.batches, edits[-1:] if run.batches.in_sequence else edits)
+        run.workspace.tracker.document([asdict(one) for one in found], "answers.json")
+        held = sum(one.holds for one in found)
+        run.workspace.tracker.metrics({"facts": len(found), "facts_held": held})
         if out is not None:
-            export(run.workspace, run.model, edits[-1], out)
-        return finish(run, prepared)
+            about = {**run.about, "scores": {"facts": len(found), "facts_held": held}}
+            export(run.workspace, run.model, edits[-1], out, about)
+        return finish(run, prepared).model_copy(update={"answers": found})

@@ -187,6 +187,11 @@ def show_report(flow: Callable[[], Report], settings: Settings, as_json: bool, o
             )
     if isinstance(report, PrecomputeReport):
         show(conditioning_table(report.layers))
+    if report.answers:
+        from factsmith.flows.reporting.answers import answer_lines, answers_table
+
+        show(answers_table(report.answers))
+        typer.echo("\n".join(answer_lines(report.answers)))
     show(stages_table(report.stages))
     if settings.finds_tokens and report.dynamic_multiplier is not None:
         typer.echo(f"corpus.dynamic_multiplier=auto: {report.dynamic_multiplier:g}")

@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from factsmith.flows.reporting.curves import Curves
+from factsmith.tasks.evaluation.answers_stage import Answer
 from factsmith.tasks.evaluation.stage import Scores
 from factsmith.tasks.pipeline.workspace import StageReport
 from factsmith.tasks.planning.run import Run
@@ -43,6 +44,7 @@ class Report(_Frozen):
         metrics: metrics by phase (``before``, ``after``), in percent; empty if nothing was scored.
         trajectory: the curves of a sequence's scores; empty for independent batches.
         dynamic_multiplier: d_m of C0, as given or as found by the search; ``None`` if the run reports none.
+        answers: the answers to each fact's prompt before and after ``edit``.
     """
 
     run_id: str
@@ -51,6 +53,7 @@ class Report(_Frozen):
     stages: list[StageReport]
     metrics: dict[str, dict[str, float | None]]
     trajectory: Curves = {}
+    answers: list[Answer] = []
     facts: int = Field(0, exclude=True, description="number of facts that were scored")
 
     @classmethod

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import shutil
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from factsmith.artifacts.formats import allow_others, load_json, save_json
+from factsmith.artifacts.manifest import code_versions
 from factsmith.artifacts.store import Artifact
 from factsmith.tasks.edit.batch import applied
 from factsmith.tasks.edit.stage import REQUESTS, read_deltas
@@ -19,10 +22,11 @@ __all__ = ["export"]
 
 
 @stage("export")
-def export(workspace: Workspace, model: Model, edit: Artifact, out: Path) -> Outcome[Path]:
+def export(workspace: Workspace, model: Model, edit: Artifact, out: Path, about: Mapping[str, Any]) -> Outcome[Path]:
     """Write the model with ``edit`` to ``out``. The folder appears only when it is complete.
 
-    ``factsmith.json`` beside the weights names the edit and the facts that it holds.
+    ``factsmith.json`` beside the weights names the edit, the facts that it holds, and what it is ``about``: the base
+    model, the method, the settings and the scores.
     """
     out = out.absolute()
     staging = out.with_name(f".{out.name}-{uuid.uuid4().hex[:8]}")
@@ -35,7 +39,13 @@ def export(workspace: Workspace, model: Model, edit: Artifact, out: Path) -> Out
             model.tokenizer.save_pretrained(staging)
             save_json(
                 staging / "factsmith.json",
-                {"edit": edit.address, "facts": load_json(edit.path / REQUESTS)},
+                {
+                    **about,
+                    "edit": edit.address,
+                    "facts": load_json(edit.path / REQUESTS),
+                    "weights": model.fingerprint.weights,
+                    "versions": code_versions(),
+                },
             )
             if out.exists():
                 out.rmdir()

@@ -166,6 +166,12 @@ class Run:
         path = self.settings.method.contexts
         return read_contexts(path) if path else None
 
+    @property
+    def about(self) -> dict[str, Any]:
+        """What an edited model is: the base model, the method, and the settings that made it."""
+        settings = self.settings.model_dump(mode="json", include={"model", "corpus", "method", "dataset"})
+        return {"model": self.settings.model.path, "method": self.settings.method.name, "settings": settings}
+
     # ---------------------------------------------------------------------- the log
 
     @contextmanager
