@@ -52,6 +52,7 @@ def score(run: Run, edits: Sequence[Artifact], *, figure: bool = True) -> tuple[
             for name, value in metrics.items()
         }
     )
+    workspace.tracker.metrics({"facts": len(batches.records)})
     means = [family.mean[0] for family in families if family.mean]
     if means:
         workspace.tracker.tags({SCORE: means[0]})

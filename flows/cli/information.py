@@ -7,23 +7,38 @@ from typing import Annotated
 
 import typer
 
-from factsmith.artifacts.errors import InputError
-from factsmith.flows.cli.common import Arguments, AsJson, compose_arguments, show, start
+from factsmith.artifacts.errors import InputError, closest
+from factsmith.flows.cli.common import AsJson, compose_arguments, show, start
 
 __all__ = ["conf", "pretrain"]
 
 
-def conf(arguments: Arguments = None, as_json: AsJson = False) -> None:
-    """Show all choices, and all settings with their meanings and the values that the arguments give them."""
+def conf(
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[SECTION] [SETTINGS]...", help="method, corpus, ...; then choices and settings"),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show all choices, and all settings with their meanings and the values that the arguments give them.
+
+    SECTION shows one part of them: `conf choices`, `conf method`, `conf method.value`.
+    """
+    from factsmith.flows.configuration.keys import sections
     from factsmith.flows.reporting.terminal import choices_table, settings_table
 
-    settings = compose_arguments(arguments)
+    given = list(arguments or [])
+    section = given.pop(0) if given and "=" not in given[0] else None
+    if section is not None and section not in (known := {"choices", *sections()}):
+        raise InputError(f"There is no section {section!r}.", remedy=closest(section, known))
+    settings = compose_arguments(given)
     if as_json:
         typer.echo(settings.model_dump_json())
         return
-    if not arguments:
+    if section == "choices" or not (section or given):
         show(choices_table())
-    show(settings_table(settings))
+    if section != "choices":
+        show(settings_table(settings, section))
 
 
 def pretrain(

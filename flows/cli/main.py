@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -25,11 +25,29 @@ _STOPPED = 130
 
 app = typer.Typer(
     name="factsmith",
-    help="Correct facts inside a language model. `factsmith run` shows the whole pipeline on the embedded model.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"factsmith {version('factsmith')}")
+        raise typer.Exit
+
+
+@app.callback()
+def factsmith(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, help="show the version", is_eager=True)
+    ] = False,
+) -> None:
+    """Correct facts inside a language model. `factsmith run` shows the whole pipeline on the embedded model."""
+
+
 for command in (
     run, sweep, plan, precompute, edit, evaluate, runs, compare, locate, tune, serve, ui, conf, pretrain,
 ):  # fmt: skip

@@ -6,11 +6,14 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from factsmith.artifacts.formats import load_table
 from factsmith.flows.reporting.curves import Curves
 from factsmith.tasks.evaluation.answers_stage import Answer
 from factsmith.tasks.evaluation.stage import Scores
+from factsmith.tasks.evaluation.summary import intervals, record_values
 from factsmith.tasks.pipeline.workspace import StageReport
 from factsmith.tasks.planning.run import Run
+from factsmith.tasks.tracking.runs import RECORDS
 
 __all__ = [
     "CellReport",
@@ -42,6 +45,8 @@ class Report(_Frozen):
         mlflow_run_id: id of the run in MLflow.
         stages: the stages, in order.
         metrics: metrics by phase (``before``, ``after``), in percent; empty if nothing was scored.
+        intervals: 95 % bootstrap interval over records of each metric after the edit, in percent.
+        records: number of records that each metric rests on.
         trajectory: the curves of a sequence's scores; empty for independent batches.
         dynamic_multiplier: d_m of C0, as given or as found by the search; ``None`` if the run reports none.
         answers: the answers to each fact's prompt before and after ``edit``.
@@ -52,6 +57,8 @@ class Report(_Frozen):
     dynamic_multiplier: float | None = None
     stages: list[StageReport]
     metrics: dict[str, dict[str, float | None]]
+    intervals: dict[str, tuple[float, float]] = {}
+    records: dict[str, int] = {}
     trajectory: Curves = {}
     answers: list[Answer] = []
     facts: int = Field(0, exclude=True, description="number of facts that were scored")
@@ -70,9 +77,14 @@ class Report(_Frozen):
         """
         from prefect.runtime import flow_run
 
+        after = None
+        if scores:
+            after = record_values(load_table(scores.artifact.path / RECORDS), "after", run.families)
         return cls(
             run_id=str(flow_run.id),
             mlflow_run_id=run.workspace.tracker.run_id,
+            intervals={name: (one.low, one.high) for name, one in intervals(after).items()} if after else {},
+            records=after.counts if after else {},
             dynamic_multiplier=None if tokens is None else tokens / run.model.key_width,
             stages=run.workspace.reports,
             metrics={"before": scores.before, "after": scores.after} if scores else {},

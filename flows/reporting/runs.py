@@ -97,8 +97,9 @@ def _batches(run: PastRun) -> str:
     size, batches = (run.params.get(name) for name in ("method.batch_size", "dataset.batches"))
     if size is None or batches is None or run.flow in _NO_FACTS:
         return "-"
+    facts = run.metrics.get("facts")
     if size == "all" or batches == "1":
-        return size
+        return size if facts is None else f"{facts:.0f}"
     return f"{'all' if batches == 'null' else batches}×{size}"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 from rich.console import Group
@@ -43,10 +44,14 @@ def scores_table(report: Report, settings: Settings) -> Table:
     table = Table(
         title=f"{settings.method.name} on {settings.model.name}: {report.facts} facts, scores in percent",
         title_justify="left",
+        caption="95 %: bootstrap interval over records, after the edit; of: number of records that have the metric",
+        caption_justify="left",
     )
     table.add_column("")
     for phase in report.metrics:
         table.add_column(phase, justify="right")
+    table.add_column("95 %", justify="right", no_wrap=True)
+    table.add_column("of", justify="right")
     table.add_column("meaning")
     from factsmith.tasks.evaluation.family import load_families
 
@@ -54,6 +59,9 @@ def scores_table(report: Report, settings: Settings) -> Table:
         for name, meaning in family.metrics.items():
             values = [metrics[name] for metrics in report.metrics.values()]
             cells = ["-" if value is None else f"{value:.1f}" for value in values]
+            low, high = report.intervals.get(name, (None, None))
+            cells.append("" if low is None else f"{low:.1f} to {high:.1f}")
+            cells.append(str(report.records.get(name) or ""))
             whole = family.mean is not None and name == family.mean[0]
             table.add_row(name, *cells, meaning, style="bold" if whole else "", end_section=whole)
         table.add_section()
@@ -165,19 +173,39 @@ def _flop(count: float) -> str:
     return f"{count / 1e12:,.1f} T" if count >= 1e11 else f"{count / 1e9:,.1f} G" if count else ""
 
 
+_STAGE_OF = {
+    "accumulation": "covariance",
+    "course": "trajectory",
+    "directions": "principal directions",
+    "effects": "locate",
+    "location": "locate",
+    "perplexity": "trajectory",
+    "recall": "locate",
+    "scores": "evaluation",
+    "sequence": "edit",
+}
+"""The stages that make artifacts of another name."""
+
+
 def store_table(manifests: Sequence[Manifest]) -> Table:
     """A table with one row per artifact."""
     total = sum(manifest.size for manifest in manifests)
     table = Table(caption=f"{len(manifests)} artifacts, {total:,} bytes", caption_justify="left")
-    for name in ("kind", "artifact", "series", "key"):
-        table.add_column(name, no_wrap=name != "key")
+    table.add_column("stage", min_width=10, overflow="fold")
+    for name, width in (("artifact", 12), ("made", 10), ("series", 12)):
+        table.add_column(name, no_wrap=True, min_width=width)
+    table.add_column("key")
     table.add_column("bytes", justify="right", no_wrap=True)
     for manifest in manifests:
         key = ", ".join(
             f"{len(value)} {name}" if isinstance(value, list | dict) else f"{name} {value}"
             for name, value in manifest.recipe["key"].items()
         )
-        table.add_row(manifest.kind, manifest.digest[:12], manifest.series[:12], key, f"{manifest.size:,}")
+        stage = _STAGE_OF.get(manifest.kind, manifest.kind)
+        name = manifest.kind if stage == manifest.kind else f"{stage} ({manifest.kind})"
+        made = datetime.fromisoformat(manifest.created).astimezone()
+        address, series = manifest.digest[:12], manifest.series[:12]
+        table.add_row(name, address, f"{made:%Y-%m-%d}", series, key, f"{manifest.size:,}")
     return table
 
 
@@ -203,14 +231,15 @@ def choices_table() -> Table:
     return table
 
 
-def settings_table(settings: Settings) -> Group:
-    """All settings with their values and meanings."""
+def settings_table(settings: Settings, section: str | None = None) -> Group:
+    """All settings, or those of one section such as ``method.value``, with their values and meanings."""
     values = _flat(settings.model_dump(mode="json"))
     by_group: dict[str, Table] = defaultdict(_keys_table)
     for key, meaning in describe_settings():
-        group = key.partition(".")[0]
-        by_group[group].title = group
-        by_group[group].add_row(key, "null" if values[key] is None else str(values[key]), meaning)
+        if section is None or key.startswith(f"{section}."):
+            group = key.partition(".")[0]
+            by_group[group].title = group
+            by_group[group].add_row(key, "null" if values[key] is None else str(values[key]), meaning)
     return Group(*by_group.values())
 
 

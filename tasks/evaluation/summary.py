@@ -84,6 +84,12 @@ class RecordValues:
             values[row[record], column[metric]] = 100 * value
         return cls(tuple(records), tuple(metrics), values, means)
 
+    @property
+    def counts(self) -> dict[str, int]:
+        """The number of records that each metric rests on; for a harmonic mean, the fewest of its metrics."""
+        found = dict(zip(self.metrics, np.isfinite(self.values).sum(0).tolist(), strict=True))
+        return found | {name: min(found[part] for part in parts) for name, parts in self.means.items()}
+
     def summary(self) -> dict[str, float | None]:
         """The mean of each metric over the records that have it, and the harmonic means; ``None`` if none has it."""
         found = self._summed(np.ones((1, len(self.records))))

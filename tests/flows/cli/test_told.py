@@ -1,0 +1,96 @@
+"""What commands tell about what happened: answers of edited facts, and the numbers that scores rest on."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from factsmith.flows.reporting.answers import answer_lines
+from factsmith.tasks.decoder.generation import continuations, end_tokens
+from factsmith.tasks.evaluation.answers_stage import Answer
+from tests.flows.cli.test_cli import FACT, facts_file
+
+
+@pytest.fixture
+def given(arguments):
+    return [word for word in arguments() if not word.startswith(("dataset", "method.batch_size"))]
+
+
+def test_edit_tells_what_each_fact_is_answered_with(factsmith, plain_flows, given, tmp_path):
+    facts = facts_file(tmp_path, FACT, {**FACT, "subject": "Ilo", "prompt": "The sport of Ilo is"})
+    strong = [*given, "method.value.steps=25", "method.value.clamp=20", "method.preservation_weight=0.001"]
+    document = json.loads(factsmith("edit", facts, *strong, "--out", tmp_path / "edited", "--json").out)
+    answers = document["answers"]
+    assert {one["prompt"] for one in answers} == {"Mara Flousano speaks", "The sport of Ilo is"}
+    for one in answers:
+        assert one["holds"] <= one["after"].strip().startswith(FACT["target_new"])
+        assert not one["before"].strip().startswith(FACT["target_new"])
+    assert [stage["name"] for stage in document["stages"]][-2:] == ["answers", "export"]
+    about = json.loads((tmp_path / "edited" / "factsmith.json").read_text())
+    assert about["scores"] == {"facts": 2, "facts_held": sum(one["holds"] for one in answers)}
+    assert (about["method"], about["settings"]["method"]["value"]["steps"]) == ("memit", 25)
+    assert about["model"]
+    assert "transformers" in about["versions"]
+    again = json.loads(factsmith("edit", facts, *strong, "--json").out)
+    assert again["answers"] == answers
+    assert {stage["state"] for stage in again["stages"]} == {"cached"}
+
+
+def test_the_answers_are_those_of_the_edited_checkpoint(factsmith, plain_flows, given, tmp_path):
+    from factsmith.tasks.model.checkpoint import open_checkpoint
+
+    facts = facts_file(tmp_path, FACT)
+    (answer,) = json.loads(factsmith("edit", facts, *given, "--out", tmp_path / "edited", "--json").out)["answers"]
+    checkpoint = open_checkpoint(tmp_path / "edited")
+    decoder = checkpoint.load(checkpoint.load_tokenizer(), dtype="float32", device="cpu")
+    prompt = decoder.tokenizer("Mara Flousano speaks")["input_ids"]
+    (generated,) = continuations(decoder, [tuple(prompt)], [len(prompt) + 5], most_tokens=256, ends=end_tokens(decoder))
+    assert answer["after"].startswith(decoder.tokenizer.decode(generated).rstrip("\ufffd"))
+
+
+def test_a_table_tells_how_many_facts_hold(factsmith, plain_flows, given, tmp_path):
+    out = factsmith("edit", facts_file(tmp_path, FACT), *given, "method.value.steps=1").out
+    assert "0 of 1 facts hold" in out
+    assert "the model does not know the object" in out
+
+
+def test_few_facts_that_hold_are_explained():
+    def answers(held, of):
+        return [Answer(case, "a", "b", "c", "b" if case < held else "c", case < held) for case in range(of)]
+
+    assert len(list(answer_lines(answers(10, 10)))) == 1
+    assert "10 of 10 facts hold" in next(answer_lines(answers(10, 10)))
+    assert "factsmith locate" in list(answer_lines(answers(3, 10)))[1]
+
+
+def test_scores_tell_how_many_records_they_rest_on(factsmith, plain_flows, given, tmp_path):
+    scored = {**FACT, "target_true": "French", "paraphrase_prompts": ["The language of Mara Flousano is"]}
+    others = [{**FACT, "subject": name} for name in ("Ilo", "Ena")]
+    facts = facts_file(tmp_path, scored, *others)
+    document = json.loads(factsmith("evaluate", facts, *given, "--json").out)
+    assert {name: document["records"][name] for name in ("ES", "PS", "Eff*", "NS", "S")} == {
+        "ES": 1, "PS": 1, "Eff*": 3, "NS": 0, "S": 0
+    }  # fmt: skip
+    low, high = document["intervals"]["Eff*"]
+    assert low <= document["metrics"]["after"]["Eff*"] <= high
+    assert "95 %" in factsmith("evaluate", facts, *given).out
+    assert "    3 │" in factsmith("runs").out
+
+
+def test_the_version_and_one_section_of_the_settings(factsmith, refused):
+    assert factsmith("--version").out.startswith("factsmith ")
+    section = factsmith("conf", "method.value", "method=rome").out
+    assert "method.value.site" in section
+    assert "mlp" in section
+    assert "corpus" not in section
+    assert "method=memit" in factsmith("conf", "choices").out
+    assert "did you mean 'method'" in refused("conf", "metod")
+
+
+def test_the_store_lists_stages_and_dates(factsmith, plain_flows, arguments):
+    factsmith("run", *arguments())
+    out = factsmith("store", "ls").out
+    assert "evaluation" in out
+    assert "scores" in out
+    assert f"{json.loads(factsmith('store', 'ls', '--json').out)[0]['created'][:4]}-" in out
