@@ -26,6 +26,7 @@ check: $(INSTALLED)
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/floors.py
 	$(BIN)/python benchmarks/low_rank.py
+	$(BIN)/python benchmarks/startup.py
 
 bench-large: $(INSTALLED)
 	$(BIN)/python benchmarks/large.py

@@ -40,28 +40,31 @@ _MOST_ROWS = 20
 
 
 def scores_table(report: Report, settings: Settings) -> Table:
-    """Metrics before and after, in percent."""
+    """Metrics before and after, in percent, each with its interval and, if they differ, the number of its records."""
+    from factsmith.tasks.evaluation.family import load_families
+
+    same = {count for name, count in report.records.items() if name in report.intervals} == {report.facts}
     table = Table(
         title=f"{settings.method.name} on {settings.model.name}: {report.facts} facts, scores in percent",
         title_justify="left",
-        caption="95 %: bootstrap interval over records, after the edit; of: number of records that have the metric",
+        caption=None if same else "of: the number of facts that have the metric",
         caption_justify="left",
     )
     table.add_column("")
     for phase in report.metrics:
         table.add_column(phase, justify="right")
     table.add_column("95 %", justify="right", no_wrap=True)
-    table.add_column("of", justify="right")
+    if not same:
+        table.add_column("of", justify="right")
     table.add_column("meaning")
-    from factsmith.tasks.evaluation.family import load_families
-
     for family in load_families(settings.dataset.metrics):
         for name, meaning in family.metrics.items():
             values = [metrics[name] for metrics in report.metrics.values()]
             cells = ["-" if value is None else f"{value:.1f}" for value in values]
-            low, high = report.intervals.get(name, (None, None))
-            cells.append("" if low is None else f"{low:.1f} to {high:.1f}")
-            cells.append(str(report.records.get(name) or ""))
+            interval = report.intervals.get(name)
+            cells.append(f"{interval[0]:.0f}..{interval[1]:.0f}" if interval else "")
+            if not same:
+                cells.append(str(report.records.get(name) or ""))
             whole = family.mean is not None and name == family.mean[0]
             table.add_row(name, *cells, meaning, style="bold" if whole else "", end_section=whole)
         table.add_section()
