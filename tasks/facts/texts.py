@@ -71,7 +71,12 @@ def template_of(prompt: str, subject: str) -> str:
         if prompt.count(_NAMED) > 1 or PLACEHOLDER in prompt:
             raise TemplateError("the prompt marks several places for the subject", expected=f"one {_NAMED}")
         return prompt.replace(_NAMED, PLACEHOLDER)
-    found, marked = occurrences(prompt, subject), prompt.count(PLACEHOLDER)
+    marked = prompt.count(PLACEHOLDER)
+    found = occurrences(prompt, subject)
+    if marked == 1:  # As the subject would stand in it: in "{}n", the word is not "n".
+        place = prompt.index(PLACEHOLDER)
+        whole = prompt.replace(PLACEHOLDER, subject)
+        found = [one for one in occurrences(whole, subject) if abs(one - place) >= len(subject)]
     if marked > 1:
         raise TemplateError("the prompt has more than one {}", expected="one {} in place of the subject")
     if marked and found:

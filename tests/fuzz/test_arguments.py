@@ -78,7 +78,7 @@ def test_every_setting_with_every_odd_value(key):
 def test_a_name_is_taken_as_it_is_written(name):
     if name.lower() not in {"null", "nan"}:
         assert compose([f"model.path={name}"]).model.path == name
-        assert str(compose([f"dataset.path={name}"]).dataset.path) == name
+        assert str(compose(["dataset=facts", f"dataset.path={name}"]).dataset.path) == name
 
 
 GOOD = {

@@ -7,7 +7,7 @@ import io
 import json
 
 import pytest
-from hypothesis import example, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from factsmith.artifacts.errors import InputError
@@ -31,16 +31,23 @@ value = st.recursive(
 )
 
 
+LETTERS = st.characters(
+    exclude_categories=["Cc", "Cf", "Cn", "Co", "Cs"], exclude_characters="{}", include_characters="\n\r\t"
+)
+"""Characters that a text may end in, and blanks, which it loses at both ends."""
+
+
 @st.composite
 def fact(draw) -> dict:
     """A fact that can be written, and the whole of what reading it must give."""
-    subject = draw(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="{}"), min_size=1, max_size=8))
-    subject = subject.strip() or "Ilo"
-    around = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="{}"), max_size=8)
+    subject = draw(st.text(LETTERS, min_size=1, max_size=8)).strip() or "Ilo"
+    around = st.text(LETTERS, max_size=8)
     other = around.map(lambda one: one if one.strip() else "x")
+    before, after = draw(around), draw(around)
+    assume(subject not in before and subject not in after)
     return {
         "subject": subject,
-        "prompt": f"{draw(around)}{{}}{draw(around)}".strip(),
+        "prompt": f"{before}{{}}{after}".strip(),
         "target_new": draw(other),
         **draw(st.fixed_dictionaries({}, optional={"target_true": other, "paraphrase_prompts": st.lists(other)})),
     }
@@ -91,9 +98,9 @@ def expected(facts: list[dict]) -> list[tuple]:
         (
             one["subject"],
             one["prompt"],
-            one["target_new"],
-            one.get("target_true"),
-            tuple(one.get("paraphrase_prompts", ())),
+            one["target_new"].strip(),
+            one["target_true"].strip() if "target_true" in one else None,
+            tuple(prompt.strip() for prompt in one.get("paraphrase_prompts", ())),
         )
         for one in facts
     ]

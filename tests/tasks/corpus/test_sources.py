@@ -75,7 +75,7 @@ def test_the_embedded_corpus_repeats_and_does_not_end():
 @pytest.mark.parametrize(
     ("name", "content", "field", "message"),
     [
-        ("a.jsonl", '{"text": "x"}\n{"text": ', "text", "Line 1 of"),
+        ("a.jsonl", '{"text": "x"}\n{"text": ', "text", "Line 2 of"),
         ("a.jsonl", '{"txt": "x"}', "text", "no text in field 'text'"),
         ("a.jsonl", "[1]", "text", "no text in field"),
         ("a.jsonl", '{"text": 5}', "text", "no text in field"),

@@ -37,7 +37,8 @@ def test_a_folder_becomes_keys_in_any_order(plain_flows, home, store, arguments,
     monkeypatch.setattr(tokens_stage, "SHARD_TOKENS", 500)  # every shard asks again for what the last one read ahead
     given = arguments(
         "corpus=hub", f"corpus.repository={folder}", f"corpus.sampling={sampling}", "corpus.pool=40",
-        "corpus.topics=4", "corpus.dynamic_multiplier=50", "method.layers=[0]",
+        *(["corpus.topics=4"] if sampling == "stratified" else []),
+        "corpus.dynamic_multiplier=50", "method.layers=[0]",
     )  # fmt: skip
     report = precompute(compose(given))
     assert states(report)["keys"] == "built"

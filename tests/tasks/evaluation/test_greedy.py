@@ -9,7 +9,6 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from factsmith.tasks.evaluation.metrics import greedy
 from factsmith.tasks.evaluation.metrics.counterfact import FAMILY as COUNTERFACT
 from factsmith.tasks.evaluation.metrics.greedy import FAMILY, opens_with
 from factsmith.tasks.evaluation.summary import RecordValues
@@ -84,7 +83,7 @@ def test_another_spelling_of_the_same_words_counts(decoder, monkeypatch):
     def spelled(decoder, prompts, limits, **_):
         return [[token for letter in " Danish." for token in decoder.tokenizer(letter)["input_ids"][-1:]]] * 2
 
-    monkeypatch.setattr(greedy, "continuations", spelled)
+    monkeypatch.setattr("factsmith.tasks.decoder.generation.continuations", spelled)
     rows = FAMILY.score(decoder, [record("Her mother tongue is")], most_tokens=1000)
     assert rows["answer"].to_pylist() == [" Danish."] * 2
     assert rows["correct"].to_pylist() == [True, True]
