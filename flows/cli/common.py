@@ -188,7 +188,7 @@ def show_report(flow: Callable[[], Report], settings: Settings, as_json: bool, o
     if isinstance(report, PrecomputeReport):
         show(conditioning_table(report.layers))
     if report.answers:
-        from factsmith.flows.reporting.answers import answer_lines, answers_table
+        from factsmith.flows.reporting.terminal import answer_lines, answers_table
 
         show(answers_table(report.answers))
         typer.echo("\n".join(answer_lines(report.answers)))

@@ -7,7 +7,6 @@ refer to another setting (``${model.name}``) or to the environment (``${oc.env:N
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -18,7 +17,7 @@ from pydantic import ValidationError
 from yaml import YAMLError
 
 from factsmith.artifacts.errors import InputError, closest
-from factsmith.flows.configuration.choices import GROUPS, load_choice, starting_choices
+from factsmith.flows.configuration.choices import GROUPS, choices, load_choice, starting_choices
 from factsmith.flows.configuration.keys import (
     check_key,
     check_renamed,
@@ -29,6 +28,7 @@ from factsmith.flows.configuration.keys import (
     with_new_names,
 )
 from factsmith.flows.configuration.unread import given_settings, refuse_unread, unread
+from factsmith.flows.configuration.values import check_values
 from factsmith.tasks.planning.settings import Settings
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ def compose_parts(
 def _composed(
     chosen: Mapping[str, str], given: Mapping[str, Any], *, stand_ins: Mapping[str, Any] | None = None
 ) -> tuple[Settings, list[str]]:
-    """The settings, and the names of those in ``given`` that change anything."""
+    """The settings, and the names of those that the user gave, in ``given`` or in a choice of the user's."""
     names = {**starting_choices(), **{group: name for group, name in chosen.items() if group in ("model", "method")}}
     _, model = load_choice("model", names["model"])
     names |= {**_defaults(model), **chosen}
@@ -129,10 +129,12 @@ def _composed(
     if missing:
         raise InputError(f"Model {names['model']!r} names no {missing[0]}.", remedy=f"add {missing[0]}=CHOICE")
 
-    editing, by_method = _part(model, "editing"), _part(model, "methods")
     parts = {group: load_choice(group, names[group])[1] for group in GROUPS if group != "model"}
     for group, part in parts.items():
         check_renamed([f"{group}.{name}" for name in map(str, part)])
+    files = [group for group in parts if names[group] not in choices(group)]
+    own = {group: OmegaConf.to_container(parts[group]) for group in files}
+    editing, by_method = _part(model, "editing"), _part(model, "methods")
     try:
         parts["method"] = _merge(parts["method"], editing, _part(by_method, str(parts["method"].get("name"))))
         base = OmegaConf.create({"model": model, **parts})
@@ -145,11 +147,11 @@ def _composed(
         content = OmegaConf.to_container(composed, resolve=True)
     except _UNUSABLE as error:
         raise _cannot_be_composed(error) from None
-    _check_values(content)
+    check_values(content)
     before = OmegaConf.to_container(base)
     assert isinstance(before, dict)
     changed = given_settings(given, {str(name): value for name, value in before.items()})
-    return _validated(content), changed
+    return _validated(content), [*changed, *given_settings(own, {})]
 
 
 _SCORING = ("runtime.", "tracking.")
@@ -180,7 +182,7 @@ def compose_again(content: Mapping[str, Any], arguments: Sequence[str]) -> Setti
         merged = OmegaConf.to_container(_merge(earlier, OmegaConf.create(given)), resolve=True)
     except _UNUSABLE as error:
         raise _cannot_be_composed(error) from None
-    _check_values(merged)
+    check_values(merged)
     settings = _validated(merged)
     refuse_unread(given_settings(given, content), settings)
     return settings
@@ -260,32 +262,6 @@ def _part(config: DictConfig, name: str) -> DictConfig:
     if found is not None and not isinstance(found, DictConfig):
         raise InputError(f"{name!r} does not hold settings.", got=repr(found), expected="key: value")
     return OmegaConf.create() if found is None or found._is_none() else found
-
-
-def _check_values(content: Any, name: str = "") -> None:
-    """Refuse values that the type of a setting accepts but that cannot be used."""
-    if isinstance(content, Mapping):
-        for key, value in content.items():
-            _check_values(value, f"{name}.{key}" if name else str(key))
-    elif isinstance(content, list):
-        for value in content:
-            _check_values(value, name)
-    elif isinstance(content, bool) and setting_types().get(name) is not bool:
-        raise InputError(f"{name} cannot be used.", got=repr(content), expected="a value that is not true or false")
-    elif isinstance(content, int) and not -(2**63) <= content < 2**63:
-        raise InputError(f"{name} cannot be used.", got=repr(content), expected="an integer of at most 64 bits")
-    elif isinstance(content, str) and ("\0" in content or not _is_unicode(content)):
-        raise InputError(f"{name} cannot be used.", got=ascii(content), expected="Unicode text without NUL")
-    elif isinstance(content, str) and content.startswith("~") and os.path.expanduser(content) == content:
-        raise InputError(f"{name} cannot be used.", got=repr(content), expected="the home folder of an existing user")
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _merge(*configs: DictConfig) -> DictConfig:

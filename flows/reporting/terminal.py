@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING
 
@@ -19,10 +19,13 @@ if TYPE_CHECKING:
     from factsmith.artifacts.manifest import Manifest
     from factsmith.flows.reporting.curves import Curves
     from factsmith.flows.reporting.reports import LayerReport, Report
+    from factsmith.tasks.evaluation.answers_stage import Answer
     from factsmith.tasks.pipeline.workspace import StageReport
     from factsmith.tasks.planning.plan import StagePlan
 
 __all__ = [
+    "answer_lines",
+    "answers_table",
     "choices_table",
     "conditioning_table",
     "trajectory_table",
@@ -34,6 +37,14 @@ __all__ = [
     "store_table",
 ]
 
+
+_MOST_FACTS = 20
+"""Most facts in the table of answers. Those that do not hold come first."""
+
+_LONGEST_ANSWER = 32
+
+_FEW = 0.8
+"""Share of facts below which it is worth saying why facts may not hold."""
 
 _MOST_ROWS = 20
 """Most rows of a trajectory's table. MLflow and ``--json`` have all numbers of edits."""
@@ -69,6 +80,41 @@ def scores_table(report: Report, settings: Settings) -> Table:
             table.add_row(name, *cells, meaning, style="bold" if whole else "", end_section=whole)
         table.add_section()
     return table
+
+
+def answers_table(answers: Sequence[Answer]) -> Table:
+    """The prompt, the new object and both answers of each fact."""
+    table = Table(title="answers: does the edited model give the new object?", title_justify="left")
+    for name in ("prompt", "new object", "before", "after"):
+        table.add_column(name)
+    table.add_column("holds")
+    for one in sorted(answers, key=lambda one: one.holds)[:_MOST_FACTS]:
+        holds = Text("yes", style="green") if one.holds else Text("no", style="red")
+        table.add_row(one.prompt, one.target_new, _answer(one.before), _answer(one.after), holds)
+    if len(answers) > _MOST_FACTS:
+        table.caption = f"{_MOST_FACTS} of {len(answers):,} facts; --json and MLflow have all"
+        table.caption_justify = "left"
+    return table
+
+
+def answer_lines(answers: Sequence[Answer]) -> Iterator[str]:
+    """How many facts hold, and why others may not."""
+    held = sum(one.holds for one in answers)
+    yield f"{held:,} of {len(answers):,} facts hold: the edited model's answer starts with the new object."
+    if held < _FEW * len(answers):
+        yield (
+            "Facts may not hold because the model does not know the object, because many facts share one batch, or "
+            "because layers or constants do not suit the model: `factsmith locate` and `factsmith tune` propose others."
+        )
+    if known := sum(one.before is not None and one.before.strip().startswith(one.target_new) for one in answers):
+        yield f"{known:,} of them the unedited model gave already."
+
+
+def _answer(answer: str | None) -> str:
+    if answer is None:
+        return "(too long for the model)"
+    plain = " ".join(answer.split())
+    return plain if len(plain) <= _LONGEST_ANSWER else f"{plain[:_LONGEST_ANSWER]}..."
 
 
 def trajectory_table(curves: Curves, settings: Settings) -> Table:

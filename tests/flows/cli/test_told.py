@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from factsmith.flows.reporting.answers import answer_lines
+from factsmith.flows.reporting.terminal import answer_lines
 from factsmith.tasks.decoder.generation import continuations, end_tokens
 from factsmith.tasks.evaluation.answers_stage import Answer
 from tests.flows.cli.test_cli import FACT, facts_file

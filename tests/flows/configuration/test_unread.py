@@ -116,3 +116,17 @@ def test_settings_of_a_group_may_be_given_together():
     with pytest.raises(InputError, match="method.value is a group of settings") as caught:
         compose(["method.value=7"])
     assert "method.value.site=..." in caught.value.details["expected"]
+
+
+@pytest.mark.parametrize(
+    ("group", "content", "name"),
+    [
+        ("method", "{name: mine, preservation: full, slack: 1, low_rank: {rank: 5}}", r"method\.low_rank\.rank"),
+        ("corpus", "{name: mine, source: embedded, path: text.txt}", r"corpus\.path"),
+        ("dataset", "{name: mine, format: embedded, path: facts.json}", r"dataset\.path"),
+    ],
+)
+def test_a_choice_of_the_users_is_read_too(tmp_path, group, content, name):
+    (tmp_path / "mine.yaml").write_text(content)
+    with pytest.raises(InputError, match=f"{name} would have no effect"):
+        compose([f"{group}={tmp_path / 'mine.yaml'}"])
