@@ -34,7 +34,10 @@ def test_json_is_all_there_is_on_stdout(factsmith, prefect_server, arguments):
     result = factsmith("run", "--json", *arguments())
     assert result.code == 0, result
     document = json.loads(result.out)
-    assert set(document) == {"run_id", "mlflow_run_id", "dynamic_multiplier", "stages", "metrics", "trajectory"}
+    assert set(document) == {
+        "run_id", "mlflow_run_id", "dynamic_multiplier", "stages", "metrics", "intervals", "records", "trajectory",
+        "answers",
+    }  # fmt: skip
     assert document["dynamic_multiplier"] == 20
     assert {tuple(stage) for stage in document["stages"]} == {("name", "state", "seconds", "artifact")}
     assert {stage["state"] for stage in document["stages"]} == {"built"}
