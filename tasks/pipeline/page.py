@@ -25,13 +25,20 @@ from factsmith.tasks.pipeline.workspace import Workspace
 __all__ = ["ProgressArtifacts", "as_task", "completed", "page_log"]
 
 
-def as_task(function: Callable[..., State[Any]], name: str) -> Any:
-    """The Prefect task that runs ``function``.
+def as_task(name: str) -> Any:
+    """The Prefect task ``name``. It takes what it runs, a function without arguments.
+
+    Prefect looks for futures in every argument, and in what it holds. In a sweep, walking through the records of every
+    cell took longer than the sweep.
 
     The artifact store is the only cache. Prefect's own cache is off, because it would also return results whose
     artifacts have been deleted.
     """
-    return task(name=name, persist_result=False, cache_policy=NO_CACHE)(function)
+
+    def run(work: Callable[[], State[Any]]) -> State[Any]:
+        return work()
+
+    return task(name=name, persist_result=False, cache_policy=NO_CACHE)(run)
 
 
 def completed(value: Any, *, built: bool, artifact: str) -> State[Any]:

@@ -83,10 +83,10 @@ def stage(
         def in_prefect() -> Any:
             from factsmith.tasks.pipeline.page import as_task
 
-            return as_task(run, name)
+            return as_task(name)
 
         def call(workspace: Workspace, /, *args: P.args, **kwargs: P.kwargs) -> T:
-            state: Any = in_prefect()(workspace, *args, **kwargs, return_state=True)
+            state: Any = in_prefect()(functools.partial(run, workspace, *args, **kwargs), return_state=True)
             value: T = state.result()
             return value
 
