@@ -51,8 +51,8 @@ def score(run: Run, edits: Sequence[Artifact], *, figure: bool = True) -> tuple[
             for phase, metrics in by_phase.items()
             for name, value in metrics.items()
         }
+        | {"facts": len(batches.records)}
     )
-    workspace.tracker.metrics({"facts": len(batches.records)})
     means = [family.mean[0] for family in families if family.mean]
     if means:
         workspace.tracker.tags({SCORE: means[0]})

@@ -12,7 +12,7 @@ from prefect import Flow, flow
 
 from factsmith.artifacts.errors import FactsmithError, InputError
 from factsmith.artifacts.store import Store
-from factsmith.flows.configuration.choices import choices
+from factsmith.flows.configuration.choices import choice_names
 from factsmith.flows.reporting.page import open_page
 from factsmith.flows.reporting.reports import SCORES, HeldOut, Trial, TuneReport
 from factsmith.flows.run import run_part
@@ -197,7 +197,7 @@ def _editing_yaml(settings: Settings, report: TuneReport) -> str:
     if model.dtype != "auto":
         content["dtype"] = model.dtype
     names = {"corpus": settings.corpus.name, "dataset": settings.dataset.name}
-    known = {group: name for group, name in names.items() if name in choices(group)}
+    known = {group: name for group, name in names.items() if name in choice_names(group)}
     if known:
         content["defaults"] = known
     if settings.method.value.site == "block" and "null_space" not in report.editing:

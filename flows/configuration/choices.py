@@ -14,7 +14,7 @@ from yaml import YAMLError
 
 from factsmith.artifacts.errors import InputError, closest
 
-__all__ = ["EXPERIMENT", "GROUPS", "choices", "load_choice", "load_yaml", "starting_choices"]
+__all__ = ["EXPERIMENT", "GROUPS", "choice_names", "choices", "load_choice", "load_yaml", "starting_choices"]
 
 GROUPS = ("model", "corpus", "method", "dataset")
 """Groups of choices that make up a run's settings."""
@@ -30,6 +30,11 @@ def choices(group: str) -> dict[str, str]:
         comment = [line[1:].strip() for line in path.read_text().splitlines() if line.startswith("#")]
         found[name] = " ".join(comment)
     return found
+
+
+def choice_names(group: str) -> list[str]:
+    """The names of the choices of a group, without reading their files."""
+    return list(_shipped(group))
 
 
 def starting_choices() -> dict[str, str]:

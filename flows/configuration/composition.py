@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from yaml import YAMLError
 
 from factsmith.artifacts.errors import InputError, closest
-from factsmith.flows.configuration.choices import GROUPS, choices, load_choice, starting_choices
+from factsmith.flows.configuration.choices import GROUPS, choice_names, load_choice, starting_choices
 from factsmith.flows.configuration.keys import (
     check_key,
     check_renamed,
@@ -27,7 +27,7 @@ from factsmith.flows.configuration.keys import (
     setting_values,
     with_new_names,
 )
-from factsmith.flows.configuration.unread import given_settings, refuse_unread, unread
+from factsmith.flows.configuration.unread import given_settings, is_read, refuse_unread
 from factsmith.flows.configuration.values import check_values
 from factsmith.tasks.planning.settings import Settings
 
@@ -64,7 +64,7 @@ def compose_cell(arguments: Sequence[str]) -> tuple[Settings, list[str]]:
         InputError: as in ``compose``, but for the settings that it would not read.
     """
     settings, given = _composed(*parse(arguments))
-    return settings, [name for name in given if unread(name, settings) is not None]
+    return settings, [name for name in given if not is_read(name, settings)]
 
 
 def parse(arguments: Sequence[str]) -> tuple[dict[str, str], dict[str, Any]]:
@@ -132,7 +132,7 @@ def _composed(
     parts = {group: load_choice(group, names[group])[1] for group in GROUPS if group != "model"}
     for group, part in parts.items():
         check_renamed([f"{group}.{name}" for name in map(str, part)])
-    files = [group for group in parts if names[group] not in choices(group)]
+    files = [group for group in parts if names[group] not in choice_names(group)]
     own = {group: OmegaConf.to_container(parts[group]) for group in files}
     editing, by_method = _part(model, "editing"), _part(model, "methods")
     try:

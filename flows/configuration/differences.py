@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from factsmith.artifacts.errors import InputError
 from factsmith.flows.configuration.choices import GROUPS
 from factsmith.flows.configuration.composition import compose_parts
+from factsmith.flows.configuration.keys import setting_values
 from factsmith.tasks.planning.settings import Settings
 
 __all__ = ["differences"]
@@ -32,12 +32,12 @@ def differences(settings: Settings) -> dict[str, str]:
         if content[group].get(key) is not None:
             required.setdefault(group, {})[key] = content[group][key]
     try:
-        usual = dict(_flat(compose_parts(chosen, required).model_dump(mode="json")))
+        usual = dict(setting_values(compose_parts(chosen, required).model_dump(mode="json")))
     except InputError:
         return {}
     return {
         name: _text(value)
-        for name, value in _flat(content)
+        for name, value in setting_values(content)
         if value != usual.get(name) and name not in _REQUIRED | _ELSEWHERE and not name.startswith(_OTHER)
     }
 
@@ -46,10 +46,3 @@ def _text(value: Any) -> str:
     if value is None:
         return "null"
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _flat(content: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    found: list[tuple[str, Any]] = []
-    for name, value in content.items():
-        found += _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else [(prefix + name, value)]
-    return found

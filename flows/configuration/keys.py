@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
 from typing import Any
 
 from pydantic import BaseModel
@@ -85,15 +86,17 @@ def with_new_names(content: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def setting_types() -> dict[str, Any]:
+@cache
+def setting_types() -> Mapping[str, Any]:
     """The type of every setting."""
     return {name: field.annotation for name, field in _fields()}
 
 
-def sections() -> set[str]:
+@cache
+def sections() -> frozenset[str]:
     """The names of all groups of settings, such as ``method.value``."""
     parts = (name.split(".") for name, _ in _fields())
-    return {".".join(part[:depth]) for part in parts for depth in range(1, len(part))}
+    return frozenset(".".join(part[:depth]) for part in parts for depth in range(1, len(part)))
 
 
 def setting_defaults() -> dict[str, Any]:

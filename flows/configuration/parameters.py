@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, create_model
 
 from factsmith.artifacts.errors import InputError, closest
-from factsmith.flows.configuration.choices import GROUPS, choices, starting_choices
+from factsmith.flows.configuration.choices import GROUPS, choice_names, starting_choices
 from factsmith.flows.configuration.composition import compose_parts, parse
 from factsmith.tasks.planning.settings import Settings
 
@@ -31,7 +31,7 @@ _OPTIONAL: dict[str, Any] = {"default_factory": lambda: None}
 
 def _choice(group: str) -> tuple[Any, Any]:
     """A field that takes a name in ``conf/<group>``, or a YAML file of the user's."""
-    named: Any = Literal[*choices(group)]
+    named: Any = Literal[*choice_names(group)]
     annotation = named | Annotated[str, Field(title="YAML file", pattern=r"\.ya?ml$")]
     default = starting_choices().get(group)
     return annotation, Field(description=_MEANINGS[group], **({"default": default} if default else _OPTIONAL))

@@ -12,12 +12,12 @@ from omegaconf import OmegaConf
 from pydantic import ValidationError
 
 from factsmith.artifacts.errors import InputError
-from factsmith.flows.configuration.choices import GROUPS, choices, load_choice
+from factsmith.flows.configuration.choices import GROUPS, choice_names, load_choice
 from factsmith.flows.configuration.keys import setting_defaults, setting_types, setting_values
 from factsmith.tasks.pipeline.settings import ReadIf
 from factsmith.tasks.planning.settings import Settings
 
-__all__ = ["given_settings", "refuse_unread", "unread"]
+__all__ = ["given_settings", "is_read", "refuse_unread", "unread"]
 
 _STAND_INS: Mapping[str, Mapping[str, Any]] = {
     "method": {"layers": [0], "preservation_weight": 1},
@@ -50,6 +50,11 @@ def refuse_unread(names: Iterable[str], settings: Settings) -> None:
     for name in names:
         if (error := unread(name, settings)) is not None:
             raise error
+
+
+def is_read(name: str, settings: Settings) -> bool:
+    """Whether a run with ``settings`` reads the setting ``name``."""
+    return all(declared.holds(settings) for declared in _declared(name))
 
 
 def unread(name: str, settings: Settings) -> InputError | None:
@@ -98,7 +103,9 @@ def _shown(value: Any) -> str:
 def _remedy(declared: ReadIf, settings: Settings) -> str:
     """The choices with which the setting would be read, or the value to set."""
     group = declared.name.partition(".")[0]
-    if group in GROUPS and (reading := [name for name in choices(group) if _reads(declared, group, name, settings)]):
+    if group in GROUPS and (
+        reading := [name for name in choice_names(group) if _reads(declared, group, name, settings)]
+    ):
         if getattr(settings, group).name in reading:
             return f"leave it out, or leave out what changes {group}={getattr(settings, group).name}"
         return f"leave it out, or choose {' or '.join(f'{group}={name}' for name in reading)}"

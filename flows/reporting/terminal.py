@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from factsmith.flows.configuration.choices import EXPERIMENT, GROUPS, choices
-from factsmith.flows.configuration.keys import describe_settings
+from factsmith.flows.configuration.keys import describe_settings, setting_values
 from factsmith.tasks.planning.settings import Settings
 
 if TYPE_CHECKING:
@@ -282,7 +282,7 @@ def choices_table() -> Table:
 
 def settings_table(settings: Settings, section: str | None = None) -> Group:
     """All settings, or those of one section such as ``method.value``, with their values and meanings."""
-    values = _flat(settings.model_dump(mode="json"))
+    values = dict(setting_values(settings.model_dump(mode="json")))
     by_group: dict[str, Table] = defaultdict(_keys_table)
     for key, meaning in describe_settings():
         if section is None or key.startswith(f"{section}."):
@@ -298,10 +298,3 @@ def _keys_table() -> Table:
     table.add_column(max_width=24)
     table.add_column()
     return table
-
-
-def _flat(content: dict[str, object], prefix: str = "") -> dict[str, object]:
-    flat: dict[str, object] = {}
-    for name, value in content.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return flat

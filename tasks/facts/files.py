@@ -74,13 +74,12 @@ def json_records(path: Path) -> Iterator[tuple[int | None, Any]]:
     """
     text = read_text(path)
     try:
-        whole = json.loads(text, object_pairs_hook=_object)
-    except (ValueError, RecursionError):
-        if not _first_line_is_object(text) and path.suffix.lower() not in _LINES:
-            whole = parse_json(text, str(path))  # Raises.
-        else:
-            yield from _json_lines(text, path)
-            return
+        whole = parse_json(text, str(path))
+    except InputError:
+        if path.suffix.lower() not in _LINES and not _first_line_is_object(text):
+            raise
+        yield from _json_lines(text, path)
+        return
     if isinstance(whole, list):
         yield from ((None, value) for value in whole)
     else:

@@ -68,10 +68,12 @@ class RawRecord:
         value: Any = self.fields
         for name in names:
             value = value.get(name) if isinstance(value, Mapping) else None
-        if value is None:
-            return None
+        return None if value is None else self.checked(value, f"field {'.'.join(names)!r}")
+
+    def checked(self, value: Any, what: str) -> str:
+        """``value``, which messages call ``what``, as a text without blanks at its ends. It must not be blank."""
         if problem := problem_of(value):
-            raise self.error(f"field {'.'.join(names)!r} {problem}", got=ascii(value)[:80])
+            raise self.error(f"{what} {problem}", got=ascii(value)[:80])
         return stripped(value)
 
     def texts(self, name: str) -> tuple[str, ...]:
@@ -81,10 +83,9 @@ class RawRecord:
             return ()
         if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
             raise self.error(f"field {name!r} is not a list of texts", got=ascii(value)[:80])
-        for place, one in enumerate(value):
-            if problem := problem_of(one):
-                raise self.error(f"text {place} of the list in field {name!r} {problem}", got=ascii(one)[:80])
-        return tuple(map(stripped, value))
+        return tuple(
+            self.checked(one, f"text {place} of the list in field {name!r}") for place, one in enumerate(value)
+        )
 
     def target(self, name: str) -> str | None:
         """An object, given as text or as CounterFact's ``{"str": text}``; ``None`` if it is missing."""

@@ -36,6 +36,11 @@ class EditRequest:
         return self.template.replace(PLACEHOLDER, self.subject, 1)
 
     @property
+    def joined(self) -> str:
+        """What stands between the prompt and the new object: one blank or nothing."""
+        return separator_between(self.prompt, self.target_new, self.separator)
+
+    @property
     def fact(self) -> dict[str, str]:
         """Subject, template and new object, as columns of tables."""
         return {"subject": self.subject, "template": self.template, "target_new": self.target_new}
@@ -43,6 +48,5 @@ class EditRequest:
     @property
     def digest(self) -> str:
         """Digest of what the value vector depends on. It is equal for two requests that ask for the same thing."""
-        joined = separator_between(self.prompt, self.target_new, self.separator)
         # With the usual blank, artifacts keep the names of earlier versions.
-        return digest_of(self.fact if joined == " " else {**self.fact, "separator": joined})
+        return digest_of(self.fact if self.joined == " " else {**self.fact, "separator": self.joined})

@@ -71,22 +71,19 @@ def template_of(prompt: str, subject: str) -> str:
         if prompt.count(_NAMED) > 1 or PLACEHOLDER in prompt:
             raise TemplateError("the prompt marks several places for the subject", expected=f"one {_NAMED}")
         return prompt.replace(_NAMED, PLACEHOLDER)
-    marked = prompt.count(PLACEHOLDER)
-    found = occurrences(prompt, subject)
-    if marked == 1:  # As the subject would stand in it: in "{}n", the word is not "n".
-        place = prompt.index(PLACEHOLDER)
-        whole = prompt.replace(PLACEHOLDER, subject)
-        found = [one for one in occurrences(whole, subject) if abs(one - place) >= len(subject)]
-    if marked > 1:
+    if prompt.count(PLACEHOLDER) > 1:
         raise TemplateError("the prompt has more than one {}", expected="one {} in place of the subject")
-    if marked and found:
-        raise TemplateError(
-            "the prompt has {} and the subject as well, so the subject would be in it twice",
-            expected="the subject, or one {} in its place",
-            remedy=f"leave out one of them; if both are meant, write {_NAMED} where the fact's subject stands",
-        )
-    if marked:
+    if PLACEHOLDER in prompt:
+        # As the subject would stand in it: in "{}n", the word is not "n".
+        place, whole = prompt.index(PLACEHOLDER), prompt.replace(PLACEHOLDER, subject)
+        if any(abs(one - place) >= len(subject) for one in occurrences(whole, subject)):
+            raise TemplateError(
+                "the prompt has {} and the subject as well, so the subject would be in it twice",
+                expected="the subject, or one {} in its place",
+                remedy=f"leave out one of them; if both are meant, write {_NAMED} where the fact's subject stands",
+            )
         return prompt
+    found = occurrences(prompt, subject)
     if len(found) > 1:
         raise TemplateError(
             f"the subject is in the prompt {len(found)} times",

@@ -15,7 +15,6 @@ from factsmith.artifacts.rows import Row, RowSeries, holders
 from factsmith.artifacts.store import Artifact, Draft, Store
 from factsmith.tasks.decoder.likelihood import continuation_likelihoods
 from factsmith.tasks.decoder.text import EncodedPrompt, encode_prompt
-from factsmith.tasks.decoder.words import separator_between
 from factsmith.tasks.facts.record import Record
 from factsmith.tasks.facts.request import EditRequest
 from factsmith.tasks.locate.effects import LAST_SUBJECT, SCHEMA, SEVERED, average, probabilities, rows_of
@@ -144,9 +143,8 @@ def _columns(fact: EditRequest) -> dict[str, str]:
 
 
 def _digest(fact: EditRequest) -> str:
-    joined = separator_between(fact.prompt, fact.target_new, fact.separator)
     # With the usual blank, artifacts keep the names of earlier versions.
-    return digest_of(_columns(fact) if joined == " " else {**_columns(fact), "separator": joined})
+    return digest_of(_columns(fact) if fact.joined == " " else {**_columns(fact), "separator": fact.joined})
 
 
 def _known(

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerFast
 
 from factsmith.artifacts.errors import InputError
@@ -20,7 +18,14 @@ from factsmith.tasks.decoder.placement import DeviceMap, device_map
 from factsmith.tasks.decoder.quiet import quiet_transformers
 from factsmith.tasks.model.hub.repository import is_identifier
 from factsmith.tasks.model.hub.weights import HubWeights, open_hub, weight_names
-from factsmith.tasks.model.tensors import check_tensors, check_token_ids, own_dtype, refuse_incomplete, unreadable
+from factsmith.tasks.model.tensors import (
+    check_tensors,
+    check_token_ids,
+    own_dtype,
+    refuse_incomplete,
+    stored_tensors,
+    unreadable,
+)
 
 __all__ = ["Checkpoint", "open_checkpoint", "open_model", "refuse_revision"]
 
@@ -106,7 +111,11 @@ class Checkpoint:
             self.check_tensors()
 
     def check_tensors(self) -> None:
-        """Check names and shapes of the tensors. See ``tensors.check_tensors``."""
+        """Check names and shapes of the tensors, once. See ``tensors.check_tensors``."""
+        _ = self._tensors_checked
+
+    @cached_property
+    def _tensors_checked(self) -> None:
         check_tensors(self.path, self.config, self.layout)
 
     @property
@@ -136,7 +145,7 @@ class Checkpoint:
             InputError: a weight is NaN or infinite, or a file is not safetensors; names the tensor or the file.
         """
         count = 0
-        for name, tensor in self._tensors():
+        for name, tensor in stored_tensors(self.weight_files, lambda file, name: file.get_tensor(name)):
             if tensor.is_floating_point() and not torch.isfinite(tensor).all():
                 raise InputError(
                     f"The weights of the model {self.path} contain NaN or infinity.",
@@ -145,15 +154,6 @@ class Checkpoint:
                 )
             count += tensor.numel()
         return count
-
-    def _tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
-        for file in self.weight_files:
-            try:
-                with safe_open(file, framework="pt") as tensors:
-                    for name in tensors.keys():  # noqa: SIM118 - It is not a dict.
-                        yield name, tensors.get_tensor(name)
-            except SafetensorError as error:
-                raise InputError(f"{file} is not a complete safetensors file.", got=error) from None
 
     def load_tokenizer(self) -> PreTrainedTokenizerFast:
         """The checkpoint's tokenizer.

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -25,7 +25,9 @@ from factsmith.tasks.decoder.quiet import quiet_transformers
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
-__all__ = ["check_tensors", "check_token_ids", "own_dtype", "refuse_incomplete", "unreadable"]
+__all__ = ["check_tensors", "check_token_ids", "own_dtype", "refuse_incomplete", "stored_tensors", "unreadable"]
+
+T = TypeVar("T")
 
 _WRAPPERS = {
     "_orig_mod.": "save the model inside torch.compile's wrapper: model._orig_mod.save_pretrained(...)",
@@ -133,6 +135,21 @@ def _shape(shape: Sequence[int]) -> str:
     return " x ".join(map(str, shape))
 
 
+def stored_tensors(files: Iterable[Path], read: Callable[[Any, str], T]) -> Iterator[tuple[str, T]]:
+    """The name of each tensor in safetensors files, and what ``read`` gives for the open file and that name.
+
+    Raises:
+        InputError: a file is not safetensors.
+    """
+    for file in files:
+        try:
+            with safe_open(file, framework="pt") as tensors:
+                for name in tensors.keys():  # noqa: SIM118 - It is not a dict.
+                    yield name, read(tensors, name)
+        except SafetensorError as error:
+            raise InputError(f"{file} is not a complete safetensors file.", got=error) from None
+
+
 def own_dtype(files: Sequence[Path], where: str) -> str:
     """The data type of most of the weights in ``files``, as the setting ``model.dtype`` names it.
 
@@ -140,14 +157,8 @@ def own_dtype(files: Sequence[Path], where: str) -> str:
         InputError: a model cannot be run in this type.
     """
     counts: Counter[str] = Counter()
-    for file in files:
-        try:
-            with safe_open(file, framework="pt") as tensors:
-                for name in tensors.keys():  # noqa: SIM118 - It is not a dict.
-                    piece = tensors.get_slice(name)
-                    counts[piece.get_dtype()] += torch.Size(piece.get_shape()).numel()
-        except SafetensorError as error:
-            raise InputError(f"{file} is not a complete safetensors file.", got=error) from None
+    for _, piece in stored_tensors(files, lambda file, name: file.get_slice(name)):
+        counts[piece.get_dtype()] += torch.Size(piece.get_shape()).numel()
     floating = {name: count for name, count in counts.items() if name.startswith(("F", "BF"))}
     found = max(floating, key=lambda name: floating[name], default="none")
     if found not in _DTYPES:

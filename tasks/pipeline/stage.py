@@ -49,7 +49,6 @@ def stage(
     def decorate(
         function: Callable[Concatenate[Workspace, P], Outcome[T]],
     ) -> Callable[Concatenate[Workspace, P], T]:
-        @functools.wraps(function)
         def run(workspace: Workspace, /, *args: P.args, **kwargs: P.kwargs) -> State[T]:
             from factsmith.tasks.pipeline.page import ProgressArtifacts, completed, page_log
 

@@ -143,9 +143,7 @@ def past_runs(home: Path, experiment: str | None = None) -> list[PastRun]:
         InputError: MLflow does not answer, or has no such experiment.
     """
     uri = tracking_uri(home)
-    if any_dead(home):
-        connect(home)  # It marks them.
-    if uri.startswith("sqlite:///"):
+    if uri.startswith("sqlite:///") and not any_dead(home):  # To connect to MLflow marks dead runs.
         # MLflow may have other tables one day. It is then asked itself.
         with suppress(sqlite3.Error):
             return _stored_runs(uri, experiment)

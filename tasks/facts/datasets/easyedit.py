@@ -19,7 +19,6 @@ from factsmith.tasks.facts.reading import RawRecord, parse_records
 from factsmith.tasks.facts.record import Record
 from factsmith.tasks.facts.request import EditRequest
 from factsmith.tasks.facts.settings import DatasetSettings
-from factsmith.tasks.facts.texts import problem_of, stripped
 
 __all__ = ["FIELDS", "load"]
 
@@ -103,19 +102,15 @@ def _pairs(raw: RawRecord, where: str, prompts: Any, answers: Any) -> Iterator[t
     else:
         prompts, answers = [prompts], [answers]
     for prompt, answer in zip(prompts, answers, strict=True):
-        if problem := problem_of(prompt):
-            raise raw.error(f"a prompt of field {where!r} {problem}", got=ascii(prompt)[:80])
+        text = raw.checked(prompt, f"a prompt of field {where!r}")
         if (spelling := _spelling(raw, where, answer)) is not None:
-            yield stripped(prompt), spelling
+            yield text, spelling
 
 
 def _texts(raw: RawRecord, name: str, value: Any) -> list[str]:
     """One text or a list of them."""
     given = [] if value is None else value if isinstance(value, list) else [value]
-    for one in given:
-        if problem := problem_of(one):
-            raise raw.error(f"field {name!r} {problem}", got=ascii(one)[:80])
-    return [stripped(one) for one in given]
+    return [raw.checked(one, f"field {name!r}") for one in given]
 
 
 def _spelling(raw: RawRecord, where: str, answer: Any) -> str | None:
@@ -124,6 +119,4 @@ def _spelling(raw: RawRecord, where: str, answer: Any) -> str | None:
         answer = answer[0] if answer else None
     if answer is None or answer == "":
         return None
-    if problem := problem_of(answer):
-        raise raw.error(f"an answer of field {where!r} {problem}", got=ascii(answer)[:80])
-    return stripped(answer)
+    return raw.checked(answer, f"an answer of field {where!r}")

@@ -37,12 +37,11 @@ def _parse(raw: RawRecord) -> Record:
         return counterfact.parse(raw)
     raw.value("case_id")  # The index takes its place: ids of several files may be the same.
     subject = raw.text("subject")
-    target_new = raw.target("target_new")
     request = EditRequest(
         case_id=raw.index,
         subject=subject,
         template=raw.template(raw.text("prompt"), subject),
-        target_new=raw.text("target_new") if target_new is None else target_new,
+        target_new=raw.target("target_new") or raw.text("target_new"),
         target_true=raw.target("target_true"),
     )
     return counterfact.scored(raw, request)
