@@ -39,7 +39,8 @@ def write(run: Run, prepared: Prepared) -> list[Artifact]:
     templates = contexts(workspace, model, method, run.given_contexts)
     factors = prepared.factors
     if batches.in_sequence:
-        directions = principal_directions(workspace, factors)
+        source, tokens = prepared.statistics, prepared.tokens
+        directions = principal_directions(workspace, layers, run.preservation.source, source, tokens)
         edits = edit_in_sequence(workspace, model, layers, method, batches, templates, factors, directions)
     else:
         vectors = values(workspace, model, layers[-1], method.value, templates, batches.requests)

@@ -27,19 +27,23 @@ __all__ = [
 
 
 def tiny_arguments(folder: Path, *arguments: str) -> list[str]:
-    """Arguments of a run on the model in ``folder`` that is small enough to be repeated many times."""
+    """Arguments of a run on the model in ``folder`` that is small enough to be repeated many times.
+
+    Of arguments with the same name, the last one counts.
+    """
     defaults = [
         "model=local", f"model.path={folder}", "corpus=embedded", "dataset=embedded", "corpus.block_length=32",
         "corpus.dynamic_multiplier=20", "method.layers=[0,1]", "method.preservation_weight=1",
         "method.value.steps=4", "method.value.learning_rate=0.2", "method.batch_size=3", "dataset.batches=2",
         "runtime.tokens_per_pass=256",
     ]  # fmt: skip
-    names = {argument.partition("=")[0] for argument in arguments} | _UNREAD.get(_method(arguments), set())
+    given = {argument.partition("=")[0]: argument for argument in arguments}
+    names = set(given) | _UNREAD.get(_method(arguments), set())
     if "method.preservation=identity" in arguments:
         names |= {"corpus.block_length", "corpus.dynamic_multiplier"}
     if "corpus.tokens" in names:
         names.add("corpus.dynamic_multiplier")
-    return [*(argument for argument in defaults if argument.partition("=")[0] not in names), *arguments]
+    return [*(argument for argument in defaults if argument.partition("=")[0] not in names), *given.values()]
 
 
 _UNREAD = {

@@ -47,7 +47,7 @@ def compose(
 
     Args:
         arguments: ``group=choice`` (a name in ``conf/<group>``, or a YAML file of the user's) and ``key.path=value``.
-        stand_ins: values of required settings that this run does not read.
+        stand_ins: values of required settings in the sections that this run does not read.
         reads: settings that it reads in any case.
 
     Raises:
@@ -79,7 +79,11 @@ def parse(arguments: Sequence[str]) -> tuple[dict[str, str], dict[str, Any]]:
         name, equals, value = argument.partition("=")
         if not equals or not name:
             raise InputError(f"{argument!r} is not understood.", expected="key=value", remedy="see `factsmith conf`")
-        (chosen if name in GROUPS else values)[name] = value
+        place = chosen if name in GROUPS else values
+        if place.setdefault(name, value) != value:
+            raise InputError(
+                f"{name} is given twice.", got=f"{name}={place[name]} and {argument}", expected="one value"
+            )
     given = OmegaConf.create()
     try:
         for name, value in values.items():
@@ -107,14 +111,17 @@ def compose_parts(
     Args:
         chosen: choices by group.
         given: settings that win over those of the choices, nested.
-        stand_ins: values of required settings that this run does not read.
+        stand_ins: values of required settings in the sections that this run does not read.
         reads: settings that it reads in any case.
 
     Raises:
         InputError: an unknown choice or setting, a missing or unusable value, a setting that the run would not read.
     """
     settings, names = _composed(chosen, given, stand_ins=stand_ins)
-    refuse_unread([name for name in names if name not in reads], settings)
+    if stand_ins:
+        refuse_unread([*chosen, *names], settings, stand_ins)
+    else:
+        refuse_unread([name for name in names if name not in reads], settings)
     return settings
 
 

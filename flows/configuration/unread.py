@@ -5,7 +5,7 @@ When a setting is read is declared where the setting is (``pipeline.settings.Rea
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -17,7 +17,10 @@ from factsmith.flows.configuration.keys import setting_defaults, setting_types, 
 from factsmith.tasks.pipeline.settings import ReadIf
 from factsmith.tasks.planning.settings import Settings
 
-__all__ = ["given_settings", "is_read", "refuse_unread", "unread"]
+__all__ = ["UNUSED_BY_EDITS", "given_settings", "is_read", "refuse_unread", "unread"]
+
+UNUSED_BY_EDITS = frozenset({"trace"})
+"""Sections of the settings that a run that prepares, makes or scores an edit does not read."""
 
 _STAND_INS: Mapping[str, Mapping[str, Any]] = {
     "method": {"layers": [0], "preservation_weight": 1},
@@ -37,24 +40,32 @@ def given_settings(given: Mapping[str, Any], base: Mapping[str, Any]) -> list[st
     ]
 
 
-def refuse_unread(names: Iterable[str], settings: Settings) -> None:
+def refuse_unread(names: Iterable[str], settings: Settings, unused: Collection[str] = UNUSED_BY_EDITS) -> None:
     """Refuse settings that a run does not read.
 
     Args:
-        names: names of the settings that the user gave.
+        names: names of the settings and choices that the user gave.
         settings: the settings of the run.
+        unused: sections that the command does not read.
 
     Raises:
         InputError: the run does not read one of them. The message says with what it would be read.
     """
     for name in names:
+        if (section := name.partition(".")[0]) in unused:
+            raise InputError(
+                f"{name} would have no effect.",
+                got=f"a command that does not read {section}",
+                expected=f"`factsmith {'locate' if section == 'trace' else 'run'}`",
+                remedy="leave it out",
+            )
         if (error := unread(name, settings)) is not None:
             raise error
 
 
 def is_read(name: str, settings: Settings) -> bool:
     """Whether a run with ``settings`` reads the setting ``name``."""
-    return all(declared.holds(settings) for declared in _declared(name))
+    return name.partition(".")[0] not in UNUSED_BY_EDITS and all(one.holds(settings) for one in _declared(name))
 
 
 def unread(name: str, settings: Settings) -> InputError | None:

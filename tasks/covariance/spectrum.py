@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-__all__ = ["condition_number", "effective_rank", "rank_of_energy", "spectrum"]
+__all__ = ["condition_number", "effective_rank", "leading_eigenvectors", "rank_of_energy", "spectrum"]
+
+_MORE = 64
+"""Vectors that the iteration carries beyond those that are asked for: the last ones converge slowest."""
+
+_ROUNDS = 4
+"""Products of the iteration. Eigenvalues that are half as large as the last one asked for then count 2^-8 as much."""
 
 
 def spectrum(matrix: Tensor) -> Tensor:
@@ -46,3 +54,31 @@ def rank_of_energy(values: Tensor, energy: float) -> int:
     """
     held = values.cumsum(0)
     return int((held < energy * held[-1]).sum()) + 1
+
+
+def leading_eigenvectors(
+    product: Callable[[Tensor], Tensor], width: int, most: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """The leading eigenvectors of a symmetric positive semidefinite matrix M that is only known through its products.
+
+    Subspace iteration from seeded random vectors, followed by Rayleigh-Ritz [Halko, Martinsson and Tropp 2011,
+    algorithms 4.4 and 5.3]. It costs 5 products of M with ``most`` + 64 vectors, and is exact if these are ``width``.
+
+    Args:
+        product: gives M X, (width, n) float64, for X of the same shape.
+        width: rows of M.
+        most: number of eigenvectors, at most ``width``.
+        device: where to compute.
+
+    Returns:
+        Eigenvalues (most,), descending, and eigenvectors (width, most), orthonormal; float64.
+    """
+    most = min(most, width)
+    generator = torch.Generator().manual_seed(0)  # On the CPU, so that every device starts from the same vectors.
+    start = torch.randn(width, min(width, most + _MORE), dtype=torch.float64, generator=generator)
+    basis, _ = torch.linalg.qr(start.to(device))
+    for _ in range(_ROUNDS if basis.shape[1] < width else 0):
+        basis, _ = torch.linalg.qr(product(basis))
+    core = basis.T @ product(basis)
+    values, vectors = torch.linalg.eigh((core + core.T) / 2)
+    return values.flip(0)[:most].clamp(min=0), basis @ vectors.flip(1)[:, :most]

@@ -238,10 +238,15 @@ class SequenceWriter(AbstractContextManager["SequenceWriter"]):
         return outputs.T, keys
 
     def _remember(self, keys: Mapping[int, Tensor]) -> None:
-        """Add ``keys`` to the history, and compress it to principal directions after every ``tau`` keys."""
+        """Add ``keys`` to the history, and compress it to principal directions after every ``tau`` keys.
+
+        A full history is absorbed into A after every d_in keys.
+        """
         settings = self._method.sequence
         for layer, history in self._histories.items():
             history.add(keys[layer])
+            if settings.history == "full" and len(history) >= len(keys[layer]):
+                history.absorb()
         self._uncompressed += next(iter(keys.values())).shape[1]
         if settings.history == "compressed" and self._uncompressed >= settings.tau:
             for history in self._histories.values():

@@ -78,7 +78,7 @@ def sequence_series(
         **model.parameters,
     }
     inputs = {**model.inputs, "contexts": contexts, "factor": factor, "directions": directions}
-    return Series("sequence", 2, parameters, inputs)
+    return Series("sequence", 3, parameters, inputs)
 
 
 def state_series(sequence: str) -> Series:

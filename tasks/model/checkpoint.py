@@ -21,7 +21,9 @@ from factsmith.tasks.model.hub.weights import HubWeights, open_hub, weight_names
 from factsmith.tasks.model.tensors import (
     check_tensors,
     check_token_ids,
+    check_types,
     own_dtype,
+    refuse_adapter,
     refuse_incomplete,
     stored_tensors,
     unreadable,
@@ -111,11 +113,12 @@ class Checkpoint:
             self.check_tensors()
 
     def check_tensors(self) -> None:
-        """Check names and shapes of the tensors, once. See ``tensors.check_tensors``."""
+        """Check names, shapes and types of the tensors, once. See ``tensors.check_tensors`` and ``check_types``."""
         _ = self._tensors_checked
 
     @cached_property
     def _tensors_checked(self) -> None:
+        check_types(self.weight_files, self.layout)
         check_tensors(self.path, self.config, self.layout)
 
     @property
@@ -270,6 +273,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
             got=f"files {', '.join(sorted(file.name for file in path.iterdir())[:8]) or 'none'}",
             expected="a folder written by save_pretrained",
         )
+    refuse_adapter(path)
     with quiet_transformers():
         try:
             model_type = json.loads((path / "config.json").read_text()).get("model_type")

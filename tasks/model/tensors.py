@@ -25,7 +25,16 @@ from factsmith.tasks.decoder.quiet import quiet_transformers
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
-__all__ = ["check_tensors", "check_token_ids", "own_dtype", "refuse_incomplete", "stored_tensors", "unreadable"]
+__all__ = [
+    "check_tensors",
+    "check_token_ids",
+    "check_types",
+    "own_dtype",
+    "refuse_adapter",
+    "refuse_incomplete",
+    "stored_tensors",
+    "unreadable",
+]
 
 T = TypeVar("T")
 
@@ -38,6 +47,8 @@ _WRAPPERS = {
 
 _ADAPTERS = re.compile(r"\.(base_layer|lora_[AB]|lora_embedding_[AB])\.")
 _MERGE = _WRAPPERS["base_model.model."]
+
+_ADAPTER = "adapter_config.json"
 
 _DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 """Data types of weights by their name in safetensors files."""
@@ -148,6 +159,39 @@ def stored_tensors(files: Iterable[Path], read: Callable[[Any, str], T]) -> Iter
                     yield name, read(tensors, name)
         except SafetensorError as error:
             raise InputError(f"{file} is not a complete safetensors file.", got=error) from None
+
+
+def check_types(files: Sequence[Path], layout: Layout) -> None:
+    """Check that every weight is stored in a type that can be edited.
+
+    Transformers casts integers and float8 without their scale.
+
+    Raises:
+        InputError: names a weight that is stored in another type.
+    """
+    for name, found in stored_tensors(files, lambda file, name: file.get_slice(name).get_dtype()):
+        if found not in (*_DTYPES, "F64") and not layout.is_buffer(name):
+            raise InputError(
+                f"Tensor {name!r} of {files[0].parent} is not stored as a weight that can be edited.",
+                got=found,
+                expected=f"one of {', '.join(_DTYPES)}",
+                remedy="use the checkpoint before it was quantised, or save the model dequantised with save_pretrained",
+            )
+
+
+def refuse_adapter(path: Path) -> None:
+    """Refuse a checkpoint with an adapter beside its weights: whether it is loaded depends on what is installed.
+
+    Raises:
+        InputError: there is an adapter.
+    """
+    if (path / _ADAPTER).is_file():
+        raise InputError(
+            f"{path} has an adapter beside the weights.",
+            got=_ADAPTER,
+            expected="a model without an adapter",
+            remedy=f"{_MERGE}, or take the adapter's files out of the folder",
+        )
 
 
 def own_dtype(files: Sequence[Path], where: str) -> str:

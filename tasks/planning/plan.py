@@ -25,7 +25,7 @@ from factsmith.tasks.facts.request import EditRequest
 from factsmith.tasks.facts.stage import context_series
 from factsmith.tasks.planning.precompute_plan import PrecomputePlanner, StagePlan
 from factsmith.tasks.planning.run import Run
-from factsmith.tasks.preservation.principal_directions_stage import direction_series, layers_to_decompose
+from factsmith.tasks.preservation.principal_directions_stage import MOST, direction_series
 from factsmith.tasks.values.stage import value_series
 
 __all__ = ["StagePlan", "plan"]
@@ -63,11 +63,13 @@ class _RunPlanner(PrecomputePlanner):
     def in_sequence(self, contexts: str) -> list[StagePlan]:
         """The plans of principal directions, edit, evaluation and trajectory."""
         run, store, width = self.run, self.store, self.cost.key_width
-        leading = direction_series(self.factor_series.digest)
-        layers = layers_to_decompose(self.kind, self.layers)
+        leading = direction_series(self.kind.source, self.made_from, self.count)
+        layers = [] if self.kind.source == "nothing" else self.layers
         absent = self.missing(leading.member(layer=layer) for layer in layers)
-        flop, size = 9.0 * absent * width**3, absent * self.matrix
-        directions = StagePlan("principal directions", absent, len(layers), "layers", flop, size, 4 * self.matrix)
+        rows = 2 * self.count if self.kind.source == "keys" else width
+        flop, size = 10.0 * absent * MOST * rows * width, absent * 8 * MOST * width
+        memory = 8 * rows * width
+        directions = StagePlan("principal directions", absent, len(layers), "layers", flop, size, memory)
         series = sequence_series(
             self.fingerprint,
             self.layers,

@@ -175,8 +175,12 @@ class PrecomputePlanner:
 
     @cached_property
     def factor_series(self) -> Series:
+        return factor_series(self.kind, self.made_from)
+
+    @cached_property
+    def made_from(self) -> str | None:
+        """The digest of the covariances or keys that the factors are made from; ``None`` if they are from nothing."""
         if self.kind.source == "nothing":
-            return factor_series(self.kind, None)
+            return None
         keys = self.keys
-        made_from = keys if self.kind.source == "keys" else covariance_series(keys.digest, self.count)
-        return factor_series(self.kind, made_from.digest)
+        return (keys if self.kind.source == "keys" else covariance_series(keys.digest, self.count)).digest

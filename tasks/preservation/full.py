@@ -7,11 +7,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from factsmith.tasks.covariance.cholesky import SingularMatrixError, cholesky, least_ridge, solve_factored
-from factsmith.tasks.covariance.spectrum import rank_of_energy
 from factsmith.tasks.preservation.kind import Cost, Factor, FactorisationError, KeyMoments, PreservationKind, Statistics
 from factsmith.tasks.preservation.settings import PreservationSettings
 
@@ -45,19 +43,6 @@ class FullPreservation:
         matrix = covariance.double() * weight
         matrix.diagonal().add_(ridge)
         return cls(cholesky(matrix))
-
-    def principal_directions(self, energy: float) -> tuple[Tensor, float]:
-        """The leading eigenvectors of A: as few as hold ``energy`` of the sum of its eigenvalues.
-
-        A ridge raises all eigenvalues alike and does not turn the eigenvectors.
-
-        Returns:
-            (d_in, r) float64, orthonormal, in falling order of their eigenvalues; and the share that they hold.
-        """
-        values, vectors = torch.linalg.eigh(self.factor @ self.factor.T)
-        values = values.flip(0).clamp(min=0)
-        rank = rank_of_energy(values, energy)
-        return vectors.flip(1)[:, :rank].contiguous(), float(values[:rank].sum() / values.sum())
 
     def solve(self, keys: Tensor) -> Tensor:
         """A^-1 K for keys K of shape (d_in, B), float64."""

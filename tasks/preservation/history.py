@@ -14,6 +14,9 @@ __all__ = ["History", "principal_directions"]
 _BLOCK = 2**18
 """Numbers in a block that two products read in turn: 2 MiB of float64, which fit a core's own cache."""
 
+_COLUMNS = 1024
+"""Columns of the identity that are solved at once."""
+
 
 class History:
     """Applies (A + H)^-1, where an operator applies A^-1 and H = K_hist K_hist^T holds the keys of earlier edits.
@@ -24,7 +27,7 @@ class History:
     Q (L2 I + Q^T H Q)^-1 Q^T.
 
     An edit costs one application of A^-1 and one pass over T. Keys that are added wait for the next ``solve``, so that
-    one pass serves both them and the keys to solve.
+    one pass serves both them and the keys to solve. ``absorb`` keeps the cost flat however long a sequence grows.
 
     Args:
         operator: operator that applies A^-1, which is symmetric.
@@ -71,6 +74,16 @@ class History:
             solved = solved - new.T @ (new @ keys)
         return solved
 
+    def absorb(self) -> None:
+        """Make the keys part of A, so that the history is empty again: A + H takes the place of A.
+
+        A^-1 is then a (d_in, d_in) matrix. This takes d_in applications of (A + H)^-1. Done after every d_in keys, it
+        costs as much as a few more edits, and T never has more columns than A^-1.
+        """
+        if len(self):
+            self._operator = _Inverse.of(self, self.keys)
+            self._clear()
+
     def compress(self, energy: float, most: int) -> None:
         """Keep only the leading principal directions of the keys [FastEdit, algorithm 1].
 
@@ -83,6 +96,24 @@ class History:
             kept = principal_directions(self.keys, energy, most)
             self._clear()
             self.add(kept)
+
+
+class _Inverse:
+    """Applies A^-1 as a matrix (d_in, d_in) float64."""
+
+    def __init__(self, matrix: Tensor) -> None:
+        self._matrix = matrix
+
+    @classmethod
+    def of(cls, operator: PreservationOperator, like: Tensor) -> _Inverse:
+        """The matrix of what ``operator`` applies, on the device of ``like`` (d_in, m)."""
+        identity = torch.eye(len(like), dtype=torch.float64, device=like.device)
+        matrix = torch.cat([operator.solve(columns) for columns in identity.split(_COLUMNS, dim=1)], 1)
+        return cls((matrix + matrix.T) / 2)
+
+    def solve(self, keys: Tensor) -> Tensor:
+        """A^-1 K for keys K of shape (d_in, B), float64."""
+        return self._matrix @ keys.to(self._matrix)
 
 
 def principal_directions(keys: Tensor, energy: float, most: int) -> Tensor:

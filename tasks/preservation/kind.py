@@ -157,10 +157,6 @@ class PreservationKind(ABC):
             FactorisationError: the operator would let nothing be written.
         """
 
-    def known_directions(self, tensors: Mapping[str, Tensor]) -> Tensor | None:
-        """P_r, (d_in, r) float64 orthonormal: the principal directions that the factor holds, if it holds any."""
-        return None
-
     @property
     @abstractmethod
     def cost(self) -> Cost:

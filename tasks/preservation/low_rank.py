@@ -143,9 +143,6 @@ class LowRank(PreservationKind):
         model = LowRankModel(**tensors, energy=summary["energy"], floored=summary["floored"])
         return LowRankPreservation(model, self.settings.weight)
 
-    def known_directions(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        return tensors["basis"]
-
     @property
     def cost(self) -> Cost:
         thin = self.source == "keys"

@@ -1,29 +1,34 @@
 """Stage ``principal directions``: the leading eigenvectors of C0 at every edited layer.
 
-The changes of a sequence of edits are measured along them.
+The changes of a sequence of edits are measured along them. They are those of C0 whatever the method makes of it, so
+that methods that read the same tokens are measured alike.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from factsmith.artifacts.formats import load_tensors, save_tensors
 from factsmith.artifacts.recipe import Series
 from factsmith.artifacts.store import Artifact, Draft
+from factsmith.tasks.covariance.spectrum import leading_eigenvectors
 from factsmith.tasks.pipeline.layers import layer_artifacts
 from factsmith.tasks.pipeline.stage import Outcome, stage
 from factsmith.tasks.pipeline.workspace import Workspace
-from factsmith.tasks.preservation.full import FullPreservation
-from factsmith.tasks.preservation.kind import PreservationKind
-from factsmith.tasks.preservation.stage import Factors
+from factsmith.tasks.preservation.kind import KeyMoments, Source
+from factsmith.tasks.preservation.stage import FactorSource, read_statistics
 
-__all__ = ["PrincipalDirections", "direction_series", "layers_to_decompose", "principal_directions"]
+__all__ = ["MOST", "PrincipalDirections", "direction_series", "principal_directions"]
 
 _ENERGY = 0.9
-"""Share of C0's eigenvalue sum that the principal directions hold."""
+"""Share of C0's eigenvalue sum that the principal directions hold, if MOST of them can."""
+
+MOST = 256
+"""Most principal directions of a layer."""
 
 _TENSORS = "directions.safetensors"
 """Holds ``directions`` (d_in, r) float64, orthonormal."""
@@ -35,53 +40,69 @@ class PrincipalDirections:
 
     Attributes:
         series: the series of the layers.
-        layers: the artifact of each layer; empty if the factors hold the principal directions, or if there are none.
-        factors: the factors of the method.
+        layers: the artifact of each layer; empty if the method reads no keys.
+        device: where the tensors go.
     """
 
     series: Series
     layers: Mapping[int, Artifact]
-    factors: Factors
+    device: torch.device
 
     def read(self) -> dict[int, Tensor]:
         """(d_in, r) float64 of each layer that has principal directions."""
-        if self.layers:
-            device = str(self.factors.device)
-            return {
-                layer: load_tensors(artifact.path / _TENSORS, device)["directions"]
-                for layer, artifact in self.layers.items()
-            }
-        known = {layer: self.factors.known_directions(layer) for layer in self.factors.layers}
-        return {layer: directions for layer, directions in known.items() if directions is not None}
+        return {
+            layer: load_tensors(artifact.path / _TENSORS, str(self.device))["directions"]
+            for layer, artifact in self.layers.items()
+        }
 
 
-def direction_series(factor: str) -> Series:
-    """The series of the principal directions of a series of factors, given by its digest."""
-    return Series("directions", 1, {"energy": _ENERGY}, {"factor": factor})
+def direction_series(source: Source, digest: str | None, tokens: int) -> Series:
+    """The series of the principal directions.
 
-
-def layers_to_decompose(kind: PreservationKind, layers: Sequence[int]) -> list[int]:
-    """The layers whose principal directions have to be computed: all if the factor is that of C0 itself, else none."""
-    return list(layers) if kind.name == "full" else []
+    Args:
+        source: what the method's factors are made from.
+        digest: digest of the series of covariances or of keys; ``None`` if the factors are made from nothing.
+        tokens: number of keys, if they are read themselves.
+    """
+    inputs = {} if digest is None else {str(source): digest}
+    counted = {"tokens": tokens} if source == "keys" else {}
+    return Series("directions", 2, {"energy": _ENERGY, "most": MOST, **counted}, inputs)
 
 
 @stage("principal directions")
-def principal_directions(workspace: Workspace, factors: Factors) -> Outcome[PrincipalDirections]:
-    """Compute the fewest eigenvectors of C0 that hold 90 % of its eigenvalue sum, at every edited layer.
+def principal_directions(
+    workspace: Workspace, layers: list[int], kind: Source, source: FactorSource, tokens: int
+) -> Outcome[PrincipalDirections]:
+    """Compute the fewest eigenvectors of C0 that hold 90 % of its eigenvalue sum, but at most 256, at every layer.
 
-    A low-rank model already holds its own, P_r. The null space of C0 and the identity have none.
+    Args:
+        workspace: the run's workspace.
+        layers: the edited layers, ascending.
+        kind: what the method's factors are made from.
+        source: the result of the stage that made it.
+        tokens: number of keys that it covers.
     """
-    series = direction_series(factors.series.digest)
+    series = direction_series(kind, source.series.digest if source else None, tokens)
 
     def build(draft: Draft, layer: int) -> None:
-        draft.read_from(factors.layers[layer])
-        operator = factors.operator(layer)
-        assert isinstance(operator, FullPreservation)
-        directions, held = operator.principal_directions(_ENERGY)
-        save_tensors(draft.path / _TENSORS, {"directions": directions})
-        draft.summary = {"layer": layer, "rank": directions.shape[1], "energy": held}
+        statistics = read_statistics(draft, source, layer, tokens, workspace.device)
+        assert statistics is not None
+        product, width, total = _covariance(statistics)
+        values, vectors = leading_eigenvectors(product, width, MOST, workspace.device)
+        held = values.cumsum(0) / total
+        rank = min(int((held < _ENERGY).sum()) + 1, len(values))
+        save_tensors(draft.path / _TENSORS, {"directions": vectors[:, :rank].contiguous()})
+        draft.summary = {"layer": layer, "rank": rank, "energy": float(held[rank - 1])}
 
-    layers = layers_to_decompose(factors.kind, list(factors.layers))
-    found, any_built = layer_artifacts(workspace, "principal directions", series, layers, build)
+    found, any_built = layer_artifacts(workspace, "principal directions", series, layers if source else [], build)
     ranks = {f"rank/layer_{layer}": float(artifact.summary["rank"]) for layer, artifact in found.items()}
-    return Outcome(PrincipalDirections(series, found, factors), series.address, any_built, ranks)
+    return Outcome(PrincipalDirections(series, found, workspace.device), series.address, any_built, ranks)
+
+
+def _covariance(statistics: KeyMoments | Tensor) -> tuple[Callable[[Tensor], Tensor], int, float]:
+    """Products with C0, its width and its trace. C0 of keys that are read themselves is never formed."""
+    if isinstance(statistics, KeyMoments):
+        matrix = statistics.covariance
+        return matrix.__matmul__, len(matrix), float(matrix.trace())
+    keys = statistics.double()
+    return lambda vectors: keys.T @ (keys @ vectors) / len(keys), keys.shape[1], float(keys.square().sum() / len(keys))

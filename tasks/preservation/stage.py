@@ -24,7 +24,7 @@ from factsmith.tasks.pipeline.workspace import Workspace
 from factsmith.tasks.preservation.kind import FactorisationError, KeyMoments, PreservationKind, Statistics
 from factsmith.tasks.preservation.operator import PreservationOperator
 
-__all__ = ["FactorSource", "Factors", "factor", "factor_series"]
+__all__ = ["FactorSource", "Factors", "factor", "factor_series", "read_statistics"]
 
 FactorSource: TypeAlias = Covariances | KeyStream | None
 """What the factors are made from: the result of an earlier stage, or nothing."""
@@ -55,17 +55,11 @@ class Factors:
             InputError: the operator would allow no change.
         """
         artifact = self.layers[layer]
+        tensors = load_tensors(artifact.path / self.kind.file, str(self.device))
         try:
-            return self.kind.operator(self._tensors(artifact), artifact.summary)
+            return self.kind.operator(tensors, artifact.summary)
         except FactorisationError as error:
             raise _explained(error, layer, self.model) from None
-
-    def known_directions(self, layer: int) -> Tensor | None:
-        """P_r of a low-rank model, (d_in, r) float64 orthonormal; ``None`` if the factor holds no directions."""
-        return self.kind.known_directions(self._tensors(self.layers[layer]))
-
-    def _tensors(self, artifact: Artifact) -> dict[str, Tensor]:
-        return load_tensors(artifact.path / self.kind.file, str(self.device))
 
 
 def factor_series(kind: PreservationKind, source: str | None) -> Series:
@@ -99,7 +93,7 @@ def factor(
     series = factor_series(kind, source.series.digest if source else None)
 
     def build(draft: Draft, layer: int) -> None:
-        statistics = _statistics(draft, source, layer, budget.most, workspace.device)
+        statistics = read_statistics(draft, source, layer, budget.most, workspace.device)
         try:
             found = kind.factorise(statistics, lambda: model.decoder.weight(layer).detach().to(workspace.device), layer)
         except FactorisationError as error:
@@ -124,8 +118,16 @@ def factor(
     )
 
 
-def _statistics(draft: Draft, source: FactorSource, layer: int, count: int, device: torch.device) -> Statistics:
-    """What a layer's factor is made from; the artifacts that hold it become part of the draft's lineage."""
+def read_statistics(draft: Draft, source: FactorSource, layer: int, count: int, device: torch.device) -> Statistics:
+    """What a layer's factor is made from; the artifacts that hold it become part of the draft's lineage.
+
+    Args:
+        draft: the artifact that is made from it.
+        source: the result of the stage that made it.
+        layer: the layer.
+        count: number of keys, if they are read themselves.
+        device: where the tensors go.
+    """
     if source is None:
         return None
     if isinstance(source, Covariances):

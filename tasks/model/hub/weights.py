@@ -80,13 +80,16 @@ def open_hub(identifier: str, revision: str | None, small: tuple[str, ...]) -> t
 
 
 def weight_names(folder: Path) -> tuple[str, ...]:
-    """Names of the weight files that the index of a checkpoint lists, or of the only file if there is no index.
+    """Names of the weight files that transformers loads from a folder.
+
+    These are ``model.safetensors`` if it is there, whatever an index beside it lists, and otherwise the files of the
+    index.
 
     Raises:
         InputError: the index cannot be read, or lists a file that is not a safetensors file in the same folder.
     """
     index = folder / INDEX
-    if not index.is_file():
+    if (folder / WEIGHTS).is_file() or not index.is_file():
         return (WEIGHTS,)
     try:
         names = tuple(sorted(set(json.loads(index.read_text())["weight_map"].values())))

@@ -51,6 +51,12 @@ def test_arguments_of_all_kinds():
     assert compose(["method.ridge=1e-2"]).method.ridge == 0.01
 
 
+@pytest.mark.parametrize("name", ["method", "method.layers"])
+def test_an_argument_that_is_given_twice_is_refused(name):
+    with pytest.raises(InputError, match=f"{name} is given twice"):
+        compose([f"{name}=[0]", f"{name}=[1]"])
+
+
 def test_settings_are_frozen():
     with pytest.raises(ValidationError):
         compose().method.slack = 3

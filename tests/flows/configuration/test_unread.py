@@ -6,7 +6,7 @@ import pytest
 
 from factsmith.artifacts.errors import InputError
 from factsmith.flows.cells import open_sweep
-from factsmith.flows.configuration.composition import compose, compose_again
+from factsmith.flows.configuration.composition import UNUSED_BY_LOCATE, compose, compose_again
 from factsmith.flows.configuration.keys import describe_settings
 from factsmith.flows.configuration.parameters import deployment_parameters
 from factsmith.flows.configuration.unread import unread
@@ -37,8 +37,16 @@ UNREAD = [
     (["method.contexts=contexts.json", "method.context_seed=5"], "method.context_seed", "method.contexts=null"),
     (["method.preservation=identity", "corpus.tokens=99"], "corpus.tokens", "leave it out"),
     (["runtime.gpu_memory_mb=99"], "runtime.gpu_memory_mb", "runtime.device_map=auto"),
+    (["trace.samples=3"], "trace.samples", "leave it out"),
     (["runtime.checkpoint_seconds=9"], "runtime.checkpoint_seconds", "corpus.keep_keys=false"),
 ]
+
+
+@pytest.mark.parametrize("argument", ["method=rome", "method.slack=2", "corpus=wikipedia", "corpus.block_length=64"])
+def test_locate_reads_neither_method_nor_corpus(argument):
+    with pytest.raises(InputError, match="would have no effect"):
+        compose([argument], stand_ins=UNUSED_BY_LOCATE)
+    compose(["trace.samples=3", "dataset.limit=9"], stand_ins=UNUSED_BY_LOCATE)
 
 
 @pytest.mark.parametrize(("arguments", "name", "remedy"), UNREAD, ids=[" ".join(row[0]) for row in UNREAD])

@@ -15,6 +15,7 @@ from factsmith.tasks.facts.activations import FactActivations
 from factsmith.tasks.facts.request import EditRequest
 from factsmith.tasks.facts.selection import scored_batches
 from factsmith.tasks.preservation.full import FullPreservation
+from factsmith.tasks.preservation.history import History
 from factsmith.tasks.preservation.low_rank import LowRankPreservation
 from factsmith.tasks.preservation.low_rank_model import LowRankModel, RankRule
 from factsmith.tasks.preservation.null_space import NullSpace, NullSpacePreservation
@@ -155,6 +156,25 @@ def test_a_writer_that_replays_another_continues_with_the_same_bits(decoder, ope
             assert torch.equal(last.step.deltas[layer].left, written[3].step.deltas[layer].left)
             assert torch.equal(sequence.sums[layer].total, sums[layer].total)
             assert torch.equal(decoder.weight(layer), held[place])
+
+
+def test_a_long_sequence_is_absorbed_and_replayed_with_the_same_bits(decoder, operators):
+    """More keys than d_in. What is absorbed costs no accuracy: the keys together give the same operator."""
+    width = decoder.weight(0).shape[1]
+    batches = [facts()] * (width // len(facts()) + 2)
+    with writer(decoder, operators, history="full") as sequence:
+        written = [sequence.write(batch, 1.0) for batch in batches]
+        assert all(0 < len(history) < width for history in sequence._histories.values())
+        absorbed = sequence._histories[0]
+        together = History(operators[0])
+        together.add(torch.cat([one.step.keys[0] for one in written], 1))
+        asked = torch.randn(width, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+        assert apart(absorbed.solve(asked), together.solve(asked)) < 1e-8
+    with writer(decoder, operators, history="full") as sequence:
+        sequence.replay(one.step for one in written[:-1])
+        last = sequence.write(batches[-1], 1.0)
+        assert torch.equal(last.step.deltas[1].left, written[-1].step.deltas[1].left)
+        assert torch.equal(last.step.deltas[1].right, written[-1].step.deltas[1].right)
 
 
 def test_the_model_is_what_it_was_afterwards_even_after_an_error(decoder, operators):

@@ -202,6 +202,26 @@ def test_curves_have_the_number_of_edits_as_step(pipeline, home):
     assert tables == {"sequence/trajectory.parquet", "sequence/measures.parquet", "sequence/facts.parquet"}
 
 
+@pytest.mark.parametrize("kept", ["true", "false"])
+def test_safety_is_measured_along_the_same_directions_whatever_the_method(pipeline, store, kept):
+    """Full and low-rank preservation of the same tokens share the principal directions of C0."""
+    given = ones(2, "corpus.dynamic_multiplier=20", f"corpus.keep_keys={kept}")
+    pipeline(*given)
+    directions = {one.address for one in artifacts(store, "directions")}
+    tokens = artifacts(store, "covariance")[0].summary["tokens"]
+    low_rank = [word for word in given if "multiplier" not in word]
+    report = pipeline(*low_rank, "method=memit-f", f"method.low_rank.n_samples={tokens}")
+    assert states(report)["principal directions"] == "cached"
+    assert {one.address for one in artifacts(store, "directions")} == directions
+
+
+def test_a_method_that_models_few_keys_has_directions_too(pipeline, store):
+    report = pipeline(*ones(2), "method=memit-f", "method.low_rank.n_samples=30", "method.low_rank.rank=5")
+    assert states(report)["principal directions"] == "built"
+    assert "covariance" not in states(report)
+    assert all(one.summary["energy"] >= 0.9 for one in artifacts(store, "directions"))
+
+
 def test_the_edits_of_a_sequence_are_scored_by_an_earlier_run(pipeline, home, writes):
     first = pipeline(*ones(4, "method.sequence.evaluate_at=[2]"))
     writes.clear()

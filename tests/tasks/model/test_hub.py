@@ -134,6 +134,7 @@ def test_pickled_weights_are_refused_before_they_move(hub, gpt2_folder, tmp_path
 
 def test_an_index_may_name_nothing_but_safetensors_beside_it(gpt2_folder, tmp_path):
     folder = Path(shutil.copytree(gpt2_folder, tmp_path / "model"))
+    (folder / "model.safetensors").unlink()
     for name in ("../model.safetensors", "pytorch_model.bin"):
         (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
         with pytest.raises(InputError, match="never loaded"):

@@ -89,6 +89,37 @@ def test_tied_weights_and_old_buffers_are_the_models(altered, change):
     checkpoint.load(checkpoint.load_tokenizer(), dtype="float32", device="cpu")
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])
+def test_a_quantised_weight_is_refused(altered, dtype):
+    """Cast to float without its scale, it would be another weight."""
+    name = "transformer.h.1.mlp.c_proj.weight"
+    checkpoint = altered(lambda tensors: {**tensors, name: (100 * tensors[name]).to(dtype)})
+    with pytest.raises(InputError, match="is not stored as a weight that can be edited") as caught:
+        checkpoint.check_readable()
+    assert caught.value.details["got"] in ("I8", "F8_E4M3")
+
+
+def test_an_adapter_beside_the_weights_is_refused(altered):
+    folder = altered(lambda tensors: tensors).path
+    (folder / "adapter_config.json").write_text("{}")
+    with pytest.raises(InputError, match="has an adapter beside the weights"):
+        open_checkpoint(folder)
+
+
+def test_the_weights_that_are_checked_are_those_that_are_loaded(altered):
+    """A file with all weights beside an index of others: transformers loads the file."""
+    checkpoint = altered(lambda tensors: {**tensors, "transformer.wpe.weight": tensors["transformer.wpe.weight"] * 2})
+    other = {
+        name: torch.zeros_like(tensor) for name, tensor in load_file(checkpoint.path / "model.safetensors").items()
+    }
+    save_file(other, checkpoint.path / "other.safetensors", metadata={"format": "pt"})
+    index = {"metadata": {}, "weight_map": dict.fromkeys(other, "other.safetensors")}
+    (checkpoint.path / "model.safetensors.index.json").write_text(json.dumps(index))
+    (file,) = checkpoint.weight_files
+    loaded = checkpoint.load(checkpoint.load_tokenizer(), dtype="float32", device="cpu").model
+    assert torch.equal(loaded.transformer.wpe.weight, load_file(file)["transformer.wpe.weight"])
+
+
 def test_every_family_accounts_for_its_own_tensors(model_folder):
     open_checkpoint(model_folder).check_readable()
 

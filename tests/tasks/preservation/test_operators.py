@@ -209,6 +209,29 @@ def test_compression_keeps_the_leading_directions(count):
     assert torch.equal(principal_directions(keys, 0.9, 2), kept[:, :2])
 
 
+def test_a_history_that_is_absorbed_again_and_again_stays_what_dense_matrices_give(operator):
+    """Ten times as many keys as d_in, absorbed after every d_in of them."""
+    one, other, asked = History(operator), History(operator), draw(D_IN, 3)
+    for step in range(10 * D_IN // BATCH):
+        keys = draw(D_IN, BATCH, seed=step)
+        one.add(keys)
+        one.solve(keys)
+        if len(one) >= D_IN:
+            one.absorb()
+        other.add(keys)
+    assert len(one) < D_IN < len(other)
+    assert near(one.solve(asked), other.solve(asked))
+    one.add(asked)
+    other.add(asked)
+    assert near(one.solve(asked), other.solve(asked))
+
+
+def test_absorbing_no_keys_is_no_matter(operator):
+    history = History(operator)
+    history.absorb()
+    assert torch.equal(history.solve(draw(D_IN, 3)), operator.solve(draw(D_IN, 3)))
+
+
 def test_compressing_no_keys_is_no_matter(operator):
     history = History(operator)
     history.compress(0.99, 10)
