@@ -21,8 +21,9 @@ def traced(plain_flows, home):
     """Trace the embedded model, a little."""
 
     def call(*arguments):
-        given = ["trace.facts=3", "trace.samples=2", "dataset.limit=6", *arguments]
-        return locate(compose(given, stand_ins=UNUSED_BY_LOCATE))
+        few = ["trace.facts=3", "trace.samples=2", "dataset.limit=6"]
+        given = {argument.partition("=")[0]: argument for argument in (*few, *arguments)}
+        return locate(compose([*given.values()], stand_ins=UNUSED_BY_LOCATE))
 
     return call
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -14,46 +13,23 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import NoReturn
-from urllib.parse import urlsplit
 
 import pytest
 from mlflow import MlflowClient
-from playwright.sync_api import Error, Locator, Page, expect, sync_playwright
+from playwright.sync_api import Locator, Page, expect
 
 from factsmith.flows.configuration.composition import compose
 from factsmith.flows.reporting.reports import Report
 from factsmith.flows.run import run
 from factsmith.flows.services.mlflow_ui import score_pages
+from tests.browser import PATIENCE, new_page
 
 SMALL = [
     "corpus.dynamic_multiplier=2", "method.batch_size=4", "dataset.batches=1", "runtime.threads=1",
 ]  # fmt: skip
 RUNS = {"memit": ["method.value.steps=4"], "emmet": ["method.value.steps=12"]}
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-ARGUMENTS = [
-    "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
-]  # fmt: skip
-PATIENCE = 120
-"""Seconds that the server or a page may take on a busy machine."""
-
 STAGES = ("model", "tokens", "keys", "covariance", "factor", "contexts", "values", "edit", "evaluation")
 SUMMARY = ("ES", "PS", "NS", "S")
-
-
-def lacking(reason: str) -> NoReturn:
-    """Skip, or fail where ``FACTSMITH_TEST_BROWSER`` says that there is a browser."""
-    if os.environ.get("FACTSMITH_TEST_BROWSER"):
-        pytest.fail(reason)
-    pytest.skip(reason)
-
-
-@pytest.fixture
-def chromium() -> str:
-    """Where the system's Chromium is."""
-    found = [path for path in map(shutil.which, BROWSERS) if path]
-    return found[0] if found else lacking("needs Chromium, such as Debian's package chromium")
 
 
 @pytest.fixture
@@ -95,20 +71,8 @@ def answers(port: int) -> bool:
 
 @pytest.fixture
 def page(chromium: str, address: str) -> Iterator[Page]:
-    """A page of a new browser, which must ask for nothing outside this machine, and could not get it."""
-    asked: set[str] = set()
-    with sync_playwright() as driver:
-        try:
-            browser = driver.chromium.launch(executable_path=chromium, args=ARGUMENTS)
-        except Error as error:
-            lacking(f"{chromium} does not start: {error.message.splitlines()[0]}")
-        context = browser.new_context(viewport={"width": 1900, "height": 1200})
-        context.on("request", lambda request: asked.add(urlsplit(request.url).hostname or "127.0.0.1"))
-        context.set_default_timeout(1000 * PATIENCE)
-        expect.set_options(timeout=1000 * PATIENCE)
-        yield context.new_page()
-        browser.close()
-    assert asked == {"127.0.0.1"}
+    with new_page(chromium) as page:
+        yield page
 
 
 def title(method: str) -> str:

@@ -9,9 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +25,7 @@ from factsmith.flows.services import servers
 from factsmith.flows.services.schedules import CRONS, When, check_server, deployments
 from tests.conftest import ROOT
 from tests.runs import contents, tiny_arguments
+from tests.servers import free_ports, started, until
 
 STAGES = {"model", "tokens", "keys", "covariance", "factor", "contexts", "values", "edit", "evaluation"}
 
@@ -54,39 +53,6 @@ class Server:
             cwd=ROOT, env=self.environment, check=False, capture_output=True, text=True, timeout=180,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr + done.stdout
-
-
-@contextmanager
-def started(arguments: list[str], log: Path, **more: Any) -> Iterator[subprocess.Popen[bytes]]:
-    """A process that is gone afterwards, and with it whatever it began."""
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", *arguments], stdout=output, stderr=output, start_new_session=True, **more
-        )
-    try:
-        yield process
-    except BaseException:
-        print(log.read_text())
-        raise
-    finally:
-        with suppress(subprocess.TimeoutExpired):
-            process.terminate()
-            process.wait(15)
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait(15)
-
-
-def until(answer: Callable[[], Any], process: subprocess.Popen[bytes], seconds: float = 240) -> Any:
-    """The first answer that is not empty."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        assert process.poll() is None, f"it ended with {process.returncode}"
-        with suppress(httpx.TransportError, httpx.HTTPStatusError):
-            if found := answer():
-                return found
-        time.sleep(0.5)
-    pytest.fail(f"nothing within {seconds} seconds")
 
 
 @pytest.fixture(scope="module")
@@ -165,14 +131,6 @@ def test_a_schedule_fires_and_its_second_run_finds_everything_there(server: Serv
     scores = [{name: value for name, value in run.data.metrics.items() if "/S" in name} for run in parents[:2]]
     assert scores[0]
     assert scores[0] == scores[1]
-
-
-def free_ports(count: int) -> list[int]:
-    with ExitStack() as probes:
-        found = [probes.enter_context(socket.socket()) for _ in range(count)]
-        for probe in found:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in found]
 
 
 def test_serve_alone_is_enough(server: Server, gpt2_folder: Path, tmp_path: Path):
