@@ -20,10 +20,16 @@ __all__ = [
     "contents",
     "count_positions",
     "count_scoring",
+    "last_of_each",
     "run_as_functions",
     "states",
     "tiny_arguments",
 ]
+
+
+def last_of_each(*arguments: str) -> list[str]:
+    """The arguments without those that a later one of the same name replaces. A command refuses them."""
+    return [*{argument.partition("=")[0]: argument for argument in arguments}.values()]
 
 
 def tiny_arguments(folder: Path, *arguments: str) -> list[str]:
@@ -37,13 +43,13 @@ def tiny_arguments(folder: Path, *arguments: str) -> list[str]:
         "method.value.steps=4", "method.value.learning_rate=0.2", "method.batch_size=3", "dataset.batches=2",
         "runtime.tokens_per_pass=256",
     ]  # fmt: skip
-    given = {argument.partition("=")[0]: argument for argument in arguments}
-    names = set(given) | _UNREAD.get(_method(arguments), set())
+    given = last_of_each(*arguments)
+    names = {argument.partition("=")[0] for argument in given} | _UNREAD.get(_method(arguments), set())
     if "method.preservation=identity" in arguments:
         names |= {"corpus.block_length", "corpus.dynamic_multiplier"}
     if "corpus.tokens" in names:
         names.add("corpus.dynamic_multiplier")
-    return [*(argument for argument in defaults if argument.partition("=")[0] not in names), *given.values()]
+    return [*(argument for argument in defaults if argument.partition("=")[0] not in names), *given]
 
 
 _UNREAD = {

@@ -13,7 +13,7 @@ from factsmith.flows.configuration.composition import UNUSED_BY_LOCATE, compose
 from factsmith.flows.locate import locate
 from factsmith.tasks.model.checkpoint import Checkpoint
 from factsmith.tasks.tracking.tracker import tracking_uri
-from tests.runs import artifacts, contents, states
+from tests.runs import artifacts, contents, last_of_each, states
 
 
 @pytest.fixture
@@ -22,8 +22,7 @@ def traced(plain_flows, home):
 
     def call(*arguments):
         few = ["trace.facts=3", "trace.samples=2", "dataset.limit=6"]
-        given = {argument.partition("=")[0]: argument for argument in (*few, *arguments)}
-        return locate(compose([*given.values()], stand_ins=UNUSED_BY_LOCATE))
+        return locate(compose(last_of_each(*few, *arguments), stand_ins=UNUSED_BY_LOCATE))
 
     return call
 

@@ -10,6 +10,7 @@ from factsmith.flows.reporting.terminal import answer_lines
 from factsmith.tasks.decoder.generation import continuations, end_tokens
 from factsmith.tasks.evaluation.answers_stage import Answer
 from tests.flows.cli.test_cli import FACT, facts_file
+from tests.runs import last_of_each
 
 
 @pytest.fixture
@@ -19,7 +20,8 @@ def given(arguments):
 
 def test_edit_tells_what_each_fact_is_answered_with(factsmith, plain_flows, given, tmp_path):
     facts = facts_file(tmp_path, FACT, {**FACT, "subject": "Ilo", "prompt": "The sport of Ilo is"})
-    strong = [*given, "method.value.steps=25", "method.value.clamp=20", "method.preservation_weight=0.001"]
+    stronger = ["method.value.steps=25", "method.value.clamp=20", "method.preservation_weight=0.001"]
+    strong = last_of_each(*given, *stronger)
     document = json.loads(factsmith("edit", facts, *strong, "--out", tmp_path / "edited", "--json").out)
     answers = document["answers"]
     assert {one["prompt"] for one in answers} == {"Mara Flousano speaks", "The sport of Ilo is"}
@@ -50,7 +52,7 @@ def test_the_answers_are_those_of_the_edited_checkpoint(factsmith, plain_flows, 
 
 
 def test_a_table_tells_how_many_facts_hold(factsmith, plain_flows, given, tmp_path):
-    out = factsmith("edit", facts_file(tmp_path, FACT), *given, "method.value.steps=1").out
+    out = factsmith("edit", facts_file(tmp_path, FACT), *last_of_each(*given, "method.value.steps=1")).out
     assert "0 of 1 facts hold" in out
     assert "the model does not know the object" in out
 
