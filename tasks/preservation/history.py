@@ -77,8 +77,8 @@ class History:
     def absorb(self) -> None:
         """Make the keys part of A, so that the history is empty again: A + H takes the place of A.
 
-        A^-1 is then a (d_in, d_in) matrix. This takes d_in applications of (A + H)^-1. Done after every d_in keys, it
-        costs as much as a few more edits, and T never has more columns than A^-1.
+        A^-1 is then a (d_in, d_in) matrix, which takes d_in applications of (A + H)^-1. Done after every d_in keys,
+        this is one more application for each key, and T never has more columns than A^-1.
         """
         if len(self):
             self._operator = _Inverse.of(self, self.keys)
