@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 import pytest
 
-__all__ = ["free_ports", "started", "until"]
+__all__ = ["clean_environment", "free_ports", "started", "until"]
 
 
 @contextmanager
@@ -50,6 +50,12 @@ def until(answer: Callable[[], Any], process: subprocess.Popen[bytes], seconds: 
                 return found
         time.sleep(0.5)
     pytest.fail(f"nothing within {seconds} seconds")
+
+
+def clean_environment(**more: str) -> dict[str, str]:
+    """This process's environment without what it says to Prefect, Factsmith and MLflow, and with ``more``."""
+    foreign = ("PREFECT_", "FACTSMITH_", "MLFLOW_")
+    return {name: value for name, value in os.environ.items() if not name.startswith(foreign)} | more
 
 
 def free_ports(count: int) -> list[int]:

@@ -27,7 +27,7 @@ from factsmith.flows.configuration.keys import (
     setting_values,
     with_new_names,
 )
-from factsmith.flows.configuration.unread import given_settings, is_read, refuse_unread
+from factsmith.flows.configuration.unread import UNUSED_BY_EDITS, given_settings, is_read, refuse_unread
 from factsmith.flows.configuration.values import check_values
 from factsmith.tasks.planning.settings import Settings
 
@@ -118,10 +118,9 @@ def compose_parts(
         InputError: an unknown choice or setting, a missing or unusable value, a setting that the run would not read.
     """
     settings, names = _composed(chosen, given, stand_ins=stand_ins)
-    if stand_ins:
-        refuse_unread([*chosen, *names], settings, stand_ins)
-    else:
-        refuse_unread([name for name in names if name not in reads], settings)
+    unused = stand_ins or UNUSED_BY_EDITS
+    given_groups = [group for group in chosen if group in unused]
+    refuse_unread([*given_groups, *(name for name in names if name not in reads)], settings, unused)
     return settings
 
 

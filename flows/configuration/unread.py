@@ -52,14 +52,7 @@ def refuse_unread(names: Iterable[str], settings: Settings, unused: Collection[s
         InputError: the run does not read one of them. The message says with what it would be read.
     """
     for name in names:
-        if (section := name.partition(".")[0]) in unused:
-            raise InputError(
-                f"{name} would have no effect.",
-                got=f"a command that does not read {section}",
-                expected=f"`factsmith {'locate' if section == 'trace' else 'run'}`",
-                remedy="leave it out",
-            )
-        if (error := unread(name, settings)) is not None:
+        if (error := unread(name, settings, unused)) is not None:
             raise error
 
 
@@ -68,8 +61,18 @@ def is_read(name: str, settings: Settings) -> bool:
     return name.partition(".")[0] not in UNUSED_BY_EDITS and all(one.holds(settings) for one in _declared(name))
 
 
-def unread(name: str, settings: Settings) -> InputError | None:
-    """Why a run with ``settings`` does not read the setting ``name``; ``None`` if it does."""
+def unread(name: str, settings: Settings, unused: Collection[str] = UNUSED_BY_EDITS) -> InputError | None:
+    """Why a run with ``settings`` does not read the setting ``name``; ``None`` if it does.
+
+    The arguments are those of ``refuse_unread``.
+    """
+    if (section := name.partition(".")[0]) in unused:
+        return InputError(
+            f"{name} would have no effect.",
+            got=f"a command that does not read {section}",
+            expected=f"`factsmith {'locate' if section == 'trace' else 'run'}`",
+            remedy="leave it out",
+        )
     for declared in _declared(name):
         if not declared.holds(settings):
             return InputError(

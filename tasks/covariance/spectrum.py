@@ -47,13 +47,17 @@ def condition_number(eigenvalues: Tensor) -> float:
     return float("inf") if singular else largest / smallest
 
 
-def rank_of_energy(values: Tensor, energy: float) -> int:
+def rank_of_energy(values: Tensor, energy: float, total: float | None = None) -> int:
     """The smallest number of leading ``values`` that hold the share ``energy`` of the sum of all.
 
-    ``values`` (d,) are descending and not negative.
+    Args:
+        values: (d,), descending and not negative.
+        energy: the share, in (0, 1].
+        total: the sum of all, if ``values`` are only the leading ones. The rank is d + 1 if they do not hold the
+            share.
     """
     held = values.cumsum(0)
-    return int((held < energy * held[-1]).sum()) + 1
+    return int((held < energy * (held[-1] if total is None else total)).sum()) + 1
 
 
 def leading_eigenvectors(

@@ -15,7 +15,7 @@ from torch import Tensor
 from factsmith.artifacts.formats import load_tensors, save_tensors
 from factsmith.artifacts.recipe import Series
 from factsmith.artifacts.store import Artifact, Draft
-from factsmith.tasks.covariance.spectrum import leading_eigenvectors
+from factsmith.tasks.covariance.spectrum import leading_eigenvectors, rank_of_energy
 from factsmith.tasks.pipeline.layers import layer_artifacts
 from factsmith.tasks.pipeline.stage import Outcome, stage
 from factsmith.tasks.pipeline.workspace import Workspace
@@ -89,10 +89,9 @@ def principal_directions(
         assert statistics is not None
         product, width, total = _covariance(statistics)
         values, vectors = leading_eigenvectors(product, width, MOST, workspace.device)
-        held = values.cumsum(0) / total
-        rank = min(int((held < _ENERGY).sum()) + 1, len(values))
+        rank = min(rank_of_energy(values, _ENERGY, total), len(values))
         save_tensors(draft.path / _TENSORS, {"directions": vectors[:, :rank].contiguous()})
-        draft.summary = {"layer": layer, "rank": rank, "energy": float(held[rank - 1])}
+        draft.summary = {"layer": layer, "rank": rank, "energy": float(values[:rank].sum() / total)}
 
     found, any_built = layer_artifacts(workspace, "principal directions", series, layers if source else [], build)
     ranks = {f"rank/layer_{layer}": float(artifact.summary["rank"]) for layer, artifact in found.items()}

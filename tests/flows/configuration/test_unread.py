@@ -111,6 +111,11 @@ def test_a_cell_that_does_not_read_what_varies_is_refused():
     assert "method.low_rank.energy would have no effect" in sweep.refused[0]
 
 
+def test_a_sweep_refuses_to_vary_what_no_cell_reads():
+    with pytest.raises(InputError, match=r"trace\.samples would have no effect"):
+        open_sweep(["trace.samples=1,2"])
+
+
 def test_scoring_again_refuses_what_it_does_not_read():
     content = compose().model_dump(mode="json")
     with pytest.raises(InputError, match=r"dataset\.path would have no effect"):

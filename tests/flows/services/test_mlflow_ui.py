@@ -23,6 +23,7 @@ from factsmith.flows.reporting.reports import Report
 from factsmith.flows.run import run
 from factsmith.flows.services.mlflow_ui import score_pages
 from tests.browser import PATIENCE, new_page
+from tests.servers import free_ports
 
 SMALL = [
     "corpus.dynamic_multiplier=2", "method.batch_size=4", "dataset.batches=1", "runtime.threads=1",
@@ -41,9 +42,7 @@ def reports(chromium: str, prefect_server: None, home: Path) -> dict[str, Report
 @pytest.fixture
 def address(reports: dict[str, Report]) -> Iterator[str]:
     """What ``factsmith ui`` prints for the experiment; its server answers."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    (port,) = free_ports(1)
     process = subprocess.Popen(
         [sys.executable, "-m", "factsmith.flows.cli", "ui", "--port", str(port)],
         stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True,

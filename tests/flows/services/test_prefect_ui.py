@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import httpx
 from playwright.sync_api import expect
 
 from tests.browser import new_page
-from tests.servers import free_ports, started, until
+from tests.servers import clean_environment, free_ports, started, until
 
 GIVEN = ["corpus.dynamic_multiplier=2", "method.batch_size=4", "dataset.batches=1", "method.value.steps=4"]
 TITLE = "evaluate · memit · embedded · 4 facts · d_m=2 · value.steps=4"
@@ -20,12 +19,9 @@ TITLE = "evaluate · memit · embedded · 4 facts · d_m=2 · value.steps=4"
 def test_a_schedule_fires_and_its_page_shows_the_scores(chromium: str, tmp_path: Path):
     prefect, mlflow = free_ports(2)
     api = f"http://127.0.0.1:{prefect}/api"
-    foreign = ("PREFECT_", "FACTSMITH_", "MLFLOW_")
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(foreign)} | {
-        "FACTSMITH_HOME": str(tmp_path / "home"),
-        "PREFECT_RUNNER_POLL_FREQUENCY": "1",
-        "OMP_NUM_THREADS": "1",
-    }
+    environment = clean_environment(
+        FACTSMITH_HOME=str(tmp_path / "home"), PREFECT_RUNNER_POLL_FREQUENCY="1", OMP_NUM_THREADS="1"
+    )
     ports = ["--port", str(prefect), "--mlflow-port", str(mlflow)]
     when = ["--only", "evaluate", "--interval", "5", "--name", "tiny"]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import socket
@@ -25,7 +24,7 @@ from factsmith.flows.services import servers
 from factsmith.flows.services.schedules import CRONS, When, check_server, deployments
 from tests.conftest import ROOT
 from tests.runs import contents, tiny_arguments
-from tests.servers import free_ports, started, until
+from tests.servers import clean_environment, free_ports, started, until
 
 STAGES = {"model", "tokens", "keys", "covariance", "factor", "contexts", "values", "edit", "evaluation"}
 
@@ -58,19 +57,16 @@ class Server:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("server")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    (port,) = free_ports(1)
     url = f"http://127.0.0.1:{port}/api"
-    foreign = ("PREFECT_", "FACTSMITH_", "MLFLOW_")
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(foreign)} | {
-        "PREFECT_HOME": str(folder),
-        "PREFECT_API_URL": url,
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "PREFECT_RUNNER_POLL_FREQUENCY": "1",
-        "DO_NOT_TRACK": "true",
-        "OMP_NUM_THREADS": "1",
-    }
+    environment = clean_environment(
+        PREFECT_HOME=str(folder),
+        PREFECT_API_URL=url,
+        PREFECT_SERVER_ANALYTICS_ENABLED="false",
+        PREFECT_RUNNER_POLL_FREQUENCY="1",
+        DO_NOT_TRACK="true",
+        OMP_NUM_THREADS="1",
+    )
     arguments = ["prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
     with started(arguments, folder / "log", env=environment) as process:
         until(lambda: httpx.get(f"{url}/health").json(), process)
