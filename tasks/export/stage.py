@@ -36,7 +36,7 @@ def export(workspace: Workspace, model: Model, edit: Artifact, out: Path, about:
             with applied(model.decoder, read_deltas(edit)):
                 model.decoder.save(staging)
             allow_others(staging)
-            model.tokenizer.save_pretrained(staging)
+            model.checkpoint.copy_tokenizer(staging)
             save_json(
                 staging / "factsmith.json",
                 {

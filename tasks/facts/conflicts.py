@@ -8,6 +8,8 @@ from pathlib import Path
 
 from factsmith.artifacts.errors import InputError
 from factsmith.tasks.facts.record import Record
+from factsmith.tasks.facts.request import EditRequest
+from factsmith.tasks.facts.texts import appearance
 
 __all__ = ["keep_first", "refuse_conflicts"]
 
@@ -21,7 +23,7 @@ def refuse_conflicts(records: Sequence[Record], path: Path) -> None:
         InputError: two records contradict each other. The message names both.
     """
     for record, first in _with_earlier(records):
-        if first is not None and first.request.target_new != record.request.target_new:
+        if first is not None and not _same(first.request, record.request):
             one, other = first.request, record.request
             asked = "" if one.prompt == other.prompt else f"{other.prompt!r}: "
             raise InputError(
@@ -36,8 +38,9 @@ def keep_first(records: Sequence[Record]) -> list[Record]:
     """The records without those that contradict or repeat an earlier kept one. Logs how many were dropped.
 
     Two records contradict each other if they ask for different objects of the same subject, either with the same prompt
-    or in the same relation with any prompt. multi-CounterFact contains no such records (Meng et al. 2022b). The same
-    object with another prompt is neither a contradiction nor a repetition.
+    or in the same relation with any prompt. multi-CounterFact contains no such records (Meng et al. 2022b). Texts
+    that look the same are the same here, whatever characters they are made of. The same object with another prompt is
+    neither a contradiction nor a repetition.
     """
     kept = [record for record, first in _with_earlier(records) if first is None]
     if dropped := len(records) - len(kept):
@@ -58,11 +61,16 @@ def _with_earlier(records: Sequence[Record]) -> Iterator[tuple[Record, Record | 
     by_prompt: dict[tuple[str, str], Record] = {}
     by_relation: dict[tuple[str, str], Record] = {}
     for record in records:
-        request = record.request
-        first = by_prompt.get((request.subject, request.prompt))
+        subject, prompt = appearance(record.request.subject), appearance(record.request.prompt)
+        first = by_prompt.get((subject, prompt))
         if first is None and record.relation is not None:
-            same = by_relation.setdefault((request.subject, record.relation), record)
-            first = same if same.request.target_new != request.target_new else None
+            earlier = by_relation.setdefault((subject, record.relation), record)
+            first = None if _same(earlier.request, record.request) else earlier
         if first is None:
-            by_prompt[request.subject, request.prompt] = record
+            by_prompt[subject, prompt] = record
         yield record, first
+
+
+def _same(one: EditRequest, other: EditRequest) -> bool:
+    """Whether both ask for the same object."""
+    return appearance(one.target_new) == appearance(other.target_new)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from factsmith.artifacts.errors import InputError, similar
 from factsmith.tasks.facts.files import json_records, parse_json, read_text, table_rows
 from factsmith.tasks.facts.record import Record
-from factsmith.tasks.facts.texts import TemplateError, filled, problem_of, stripped, template_of
+from factsmith.tasks.facts.texts import TemplateError, filled, invisible, problem_of, stripped, template_of
 
 __all__ = ["RawRecord", "parse_records", "read_json"]
 
@@ -33,6 +33,7 @@ class RawRecord:
         fields: the object's fields.
         line: number of the line that it begins on, from 1; ``None`` if that is not known.
         asked: names of the fields that were asked for, whether or not the object has them.
+        unseen: characters that cannot be seen, each with the text that has it.
     """
 
     where: Path | str
@@ -40,6 +41,7 @@ class RawRecord:
     fields: Mapping[str, Any]
     line: int | None = None
     asked: set[str] = field(default_factory=set)
+    unseen: list[str] = field(default_factory=list)
 
     def error(self, problem: str, **details: Any) -> InputError:
         line = f"; line {self.line}" if self.line else ""
@@ -74,7 +76,9 @@ class RawRecord:
         """``value``, which messages call ``what``, as a text without blanks at its ends. It must not be blank."""
         if problem := problem_of(value):
             raise self.error(f"{what} {problem}", got=ascii(value)[:80])
-        return stripped(value)
+        text = stripped(value)
+        self.unseen.extend(f"U+{ord(one):04X} in {what} of record {self.index}" for one in invisible(text))
+        return text
 
     def texts(self, name: str) -> tuple[str, ...]:
         """The list of texts under ``name``; empty if the field is missing."""
@@ -152,6 +156,7 @@ def parse_records(
     records: list[Record] = []
     errors: dict[int, InputError] = {}
     asked, present = set(unused), dict[str, int]()
+    unseen: list[str] = []
     elsewhere = {field for fields in (others or {}).values() for field in fields}
     for raw in _read(path):
         try:
@@ -160,13 +165,16 @@ def parse_records(
         except InputError as error:
             errors[raw.index] = error
         asked |= raw.asked
+        unseen += dict.fromkeys(raw.unseen)
         for name, value in raw.fields.items():
             if value is not None:
                 present.setdefault(name, raw.index)
     if errors:
         raise _first_of(errors)
+    if unseen:
+        logger.warning("%s: the model reads characters that cannot be seen: %s", path, _listed(unseen))
     if unread := [name for name in present if name not in asked]:
-        named = ", ".join(map(repr, unread[:_MOST_NAMED])) + (", ..." if len(unread) > _MOST_NAMED else "")
+        named = _listed(list(map(repr, unread)))
         readers = [name for name, fields in (others or {}).items() if set(fields) & set(unread)]
         hint = f"; dataset={readers[0]} does" if readers else ""
         logger.warning("%s: nothing reads the field%s %s%s", path, "s" if len(unread) > 1 else "", named, hint)
@@ -178,10 +186,13 @@ def _first_of(errors: Mapping[int, InputError]) -> InputError:
     (_, first), *others = errors.items()
     what = first.what
     if others:
-        places = ", ".join(str(place) for place, _ in others[:_MOST_NAMED])
         more = f"{len(others)} more record{'s' if len(others) > 1 else ''} cannot be used"
-        what += f" {more}: {places}{', ...' if len(others) > _MOST_NAMED else ''}."
+        what += f" {more}: {_listed([str(place) for place, _ in others])}."
     return InputError(what, **first.details)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:_MOST_NAMED]) + (", ..." if len(names) > _MOST_NAMED else "")
 
 
 def _check_misspelt(raw: RawRecord, known: set[str], elsewhere: set[str]) -> None:

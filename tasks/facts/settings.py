@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from factsmith.artifacts.errors import InputError
 from factsmith.tasks.decoder.words import Separator
@@ -39,6 +39,15 @@ class DatasetSettings(Section):
         ["counterfact"], description="metric families to score: counterfact, generation, greedy, ..."
     )
     batches: int | None = Field(1, ge=1, description="number of batches to write; null for all records")
+
+    @field_validator("metrics")
+    @classmethod
+    def _metrics_once(cls, metrics: list[str]) -> list[str]:
+        if twice := [name for name in metrics if metrics.count(name) > 1]:
+            raise InputError(
+                "dataset.metrics names a metric family twice.", got=f"{metrics}", remedy=f"name {twice[0]} once"
+            )
+        return metrics
 
     def required_path(self) -> Path:
         """The path.

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
+from collections.abc import Iterator
 from typing import Any
 
 from factsmith.tasks.decoder.text import PLACEHOLDER
 from factsmith.tasks.decoder.words import occurrences
 
-__all__ = ["TemplateError", "filled", "problem_of", "stripped", "template_of"]
+__all__ = ["TemplateError", "appearance", "filled", "invisible", "problem_of", "stripped", "template_of"]
 
-_INVISIBLE = {"Cc", "Cf", "Co", "Cn"}
-"""Unicode categories of characters that cannot be seen: control, format, private use and unassigned characters."""
+_INVISIBLE = {"Cc", "Cf", "Co"}
+"""Unicode categories of characters that cannot be seen: control, format and private use characters."""
 
+_SELECTOR = re.compile("[\ufe00-\ufe0f\U000e0100-\U000e01ef]")
+"""Characters that choose between two forms of the symbol or the ideograph before them."""
+
+_JOINERS = "\u200c\u200d"
+"""They change the forms of the letters or the symbols beside them."""
 
 _NO_WIDTH = "\u200b\u2060\ufeff"
 """Blanks without width. Copied text often ends with one."""
@@ -39,10 +46,38 @@ def problem_of(value: Any) -> str | None:
         text.encode()
     except UnicodeEncodeError:
         return "is not Unicode text"
-    for character in (text[0], text[-1]):
-        if unicodedata.category(character) in _INVISIBLE:
+    for before, character in (("", text[0]), (text[-2:-1], text[-1])):
+        if _is_invisible(before, character) or character in _JOINERS:
             return f"starts or ends with a character that cannot be seen, U+{ord(character):04X}"
     return None
+
+
+def invisible(text: str) -> Iterator[str]:
+    """The characters of ``text`` that cannot be seen, not even by their effect on others. Copied text has them.
+
+    A model reads them as tokens of their own, so the text is not the one that people type.
+    """
+    for place, character in enumerate(text):
+        if not character.isspace() and _is_invisible(text[place - 1 : place], character):
+            yield character
+
+
+def _is_invisible(before: str, character: str) -> bool:
+    """Whether ``character`` cannot be seen after the character ``before``, which is empty at the start of a text."""
+    if _SELECTOR.match(character):
+        # A cased letter has one form. The category of an ideograph is Lo, that of a symbol So.
+        return not before.strip() or unicodedata.category(before) in ("Lu", "Ll")
+    return character not in _JOINERS and unicodedata.category(character) in _INVISIBLE
+
+
+def appearance(text: str) -> str:
+    """What can be seen of ``text``. It is equal for texts that look the same.
+
+    Accented letters are composed, blanks of all kinds and lengths are one blank, and characters without width are left
+    out.
+    """
+    seen = (one for one in unicodedata.normalize("NFC", text) if not _SELECTOR.match(one))
+    return " ".join("".join(one for one in seen if unicodedata.category(one) != "Cf").split())
 
 
 class TemplateError(Exception):
@@ -91,13 +126,13 @@ def template_of(prompt: str, subject: str) -> str:
             remedy=f"write {_NAMED} in place of the one that the fact is about",
         )
     if not found:
-        inside = subject in prompt
-        raise TemplateError(
-            "the subject is only a part of a longer word in the prompt"
-            if inside
-            else "the subject is not in the prompt",
-            expected="the subject as whole words, or one {} in its place",
-        )
+        if subject in prompt:
+            problem = "the subject is only a part of a longer word in the prompt"
+        elif appearance(subject) in appearance(prompt):
+            problem = "the subject in the prompt looks the same, but consists of other characters"
+        else:
+            problem = "the subject is not in the prompt"
+        raise TemplateError(problem, expected="the subject as whole words, or one {} in its place")
     return prompt[: found[0]] + PLACEHOLDER + prompt[found[0] + len(subject) :]
 
 

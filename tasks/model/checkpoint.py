@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,8 +18,10 @@ from factsmith.tasks.decoder.layout import Layout, layout_for
 from factsmith.tasks.decoder.placement import DeviceMap, device_map
 from factsmith.tasks.decoder.quiet import quiet_transformers
 from factsmith.tasks.model.hub.repository import is_identifier
-from factsmith.tasks.model.hub.weights import HubWeights, open_hub, weight_names
+from factsmith.tasks.model.hub.weights import HubWeights, open_hub, weight_map, weight_names
 from factsmith.tasks.model.tensors import (
+    StoredTensor,
+    check_index,
     check_tensors,
     check_token_ids,
     check_types,
@@ -26,6 +29,7 @@ from factsmith.tasks.model.tensors import (
     refuse_adapter,
     refuse_incomplete,
     stored_tensors,
+    tensors_in,
     unreadable,
 )
 
@@ -41,7 +45,9 @@ _TOKENIZER_FILES = (
     "tokenizer.model",
 )
 
-_SMALL_FILES = ("config.json", "generation_config.json", "chat_template.jinja", *_TOKENIZER_FILES)
+_CHAT_TEMPLATE = "chat_template.jinja"
+
+_SMALL_FILES = ("config.json", "generation_config.json", _CHAT_TEMPLATE, *_TOKENIZER_FILES)
 """Files that are fetched from the hub when a checkpoint is opened."""
 
 
@@ -113,12 +119,14 @@ class Checkpoint:
             self.check_tensors()
 
     def check_tensors(self) -> None:
-        """Check names, shapes and types of the tensors, once. See ``tensors.check_tensors`` and ``check_types``."""
+        """Check names, places, types and shapes of the tensors, once. See ``tensors``."""
         _ = self._tensors_checked
 
     @cached_property
     def _tensors_checked(self) -> None:
-        check_types(self.weight_files, self.layout)
+        if (listed := weight_map(self.path)) is not None:
+            check_index(self.path, self._stored_tensors, listed, self.layout)
+        check_types(self.path, self._stored_tensors, self.layout)
         check_tensors(self.path, self.config, self.layout)
 
     @property
@@ -129,13 +137,13 @@ class Checkpoint:
             InputError: a model cannot be run in this type.
         """
         if self.is_here:
-            return self._dtype_of_files
+            return own_dtype(self.path, self._stored_tensors)
         configured = str(self.config.dtype).removeprefix("torch.")
         return configured if configured in ("float32", "bfloat16", "float16") else "float32"
 
     @cached_property
-    def _dtype_of_files(self) -> str:
-        return own_dtype(self.weight_files, str(self.path))
+    def _stored_tensors(self) -> list[StoredTensor]:
+        return stored_tensors(self.weight_files)
 
     @cached_property
     def tokenizer_files(self) -> list[Path]:
@@ -148,7 +156,7 @@ class Checkpoint:
             InputError: a weight is NaN or infinite, or a file is not safetensors; names the tensor or the file.
         """
         count = 0
-        for name, tensor in stored_tensors(self.weight_files, lambda file, name: file.get_tensor(name)):
+        for name, tensor in tensors_in(self.weight_files):
             if tensor.is_floating_point() and not torch.isfinite(tensor).all():
                 raise InputError(
                     f"The weights of the model {self.path} contain NaN or infinity.",
@@ -181,6 +189,15 @@ class Checkpoint:
         check_token_ids(tokenizer, int(self.config.get_text_config().vocab_size), str(self.path))
         tokenizer.padding_side = "right"
         return tokenizer
+
+    def copy_tokenizer(self, folder: Path) -> None:
+        """Copy the files of the tokenizer to ``folder`` as they are.
+
+        Transformers would write the tokenizer as this program has set it, padding on the right.
+        """
+        for file in (*self.tokenizer_files, self.path / _CHAT_TEMPLATE):
+            if file.is_file():
+                shutil.copyfile(file, folder / file.name)
 
     def load(
         self, tokenizer: PreTrainedTokenizerFast, *, dtype: str, device: str, device_map: DeviceMap | None = None

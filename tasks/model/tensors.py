@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from factsmith.artifacts.errors import InputError
 from factsmith.tasks.decoder.layout import Layout
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
 __all__ = [
+    "StoredTensor",
+    "check_index",
     "check_tensors",
     "check_token_ids",
     "check_types",
@@ -33,10 +37,9 @@ __all__ = [
     "refuse_adapter",
     "refuse_incomplete",
     "stored_tensors",
+    "tensors_in",
     "unreadable",
 ]
-
-T = TypeVar("T")
 
 _WRAPPERS = {
     "_orig_mod.": "save the model inside torch.compile's wrapper: model._orig_mod.save_pretrained(...)",
@@ -146,22 +149,85 @@ def _shape(shape: Sequence[int]) -> str:
     return " x ".join(map(str, shape))
 
 
-def stored_tensors(files: Iterable[Path], read: Callable[[Any, str], T]) -> Iterator[tuple[str, T]]:
-    """The name of each tensor in safetensors files, and what ``read`` gives for the open file and that name.
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor as the header of its file describes it.
+
+    Attributes:
+        name: its name.
+        file: the safetensors file.
+        dtype: its data type, as safetensors names it: F32, BF16, ...
+        size: number of its entries.
+    """
+
+    name: str
+    file: Path
+    dtype: str
+    size: int
+
+
+def stored_tensors(files: Iterable[Path]) -> list[StoredTensor]:
+    """The tensors in safetensors files. Only headers are read.
+
+    Raises:
+        InputError: a file is not safetensors.
+    """
+    return [
+        StoredTensor(name, file, piece.get_dtype(), torch.Size(piece.get_shape()).numel())
+        for file in files
+        for name, piece in _pieces(file)
+    ]
+
+
+def tensors_in(files: Iterable[Path]) -> Iterator[tuple[str, Tensor]]:
+    """Name and value of each tensor in safetensors files, one at a time.
 
     Raises:
         InputError: a file is not safetensors.
     """
     for file in files:
-        try:
-            with safe_open(file, framework="pt") as tensors:
-                for name in tensors.keys():  # noqa: SIM118 - It is not a dict.
-                    yield name, read(tensors, name)
-        except SafetensorError as error:
-            raise InputError(f"{file} is not a complete safetensors file.", got=error) from None
+        for name, piece in _pieces(file):
+            yield name, piece[...]
 
 
-def check_types(files: Sequence[Path], layout: Layout) -> None:
+def _pieces(file: Path) -> Iterator[tuple[str, Any]]:
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 - It is not a dict.
+                yield name, tensors.get_slice(name)
+    except SafetensorError as error:
+        raise InputError(f"{file} is not a complete safetensors file.", got=error) from None
+
+
+def check_index(path: Path, stored: Iterable[StoredTensor], weight_map: Mapping[str, str], layout: Layout) -> None:
+    """Check that an index names the one file in which each tensor is.
+
+    Transformers reads every file of the index whole. Of two tensors of one name, it keeps the one that it reads last.
+
+    Args:
+        path: the checkpoint.
+        stored: the tensors in the files of the index.
+        weight_map: the file of each tensor, as the index says.
+        layout: the layout of the model's family, which knows the buffers that need not be listed.
+
+    Raises:
+        InputError: names a tensor that is in another file, in several, or in none.
+    """
+    places: dict[str, list[str]] = {name: [] for name in weight_map}
+    for tensor in stored:
+        places.setdefault(tensor.name, []).append(tensor.file.name)
+    for name, found in places.items():
+        listed = weight_map.get(name)
+        if found != [listed] and not (listed is None and layout.is_buffer(name)):
+            raise InputError(
+                f"The index of {path} does not say where tensor {name!r} is.",
+                got=f"{listed or 'nothing'} in the index, but the tensor is in {' and '.join(found) or 'no file'}",
+                expected="the one file that contains the tensor",
+                remedy="download the checkpoint again, or save the model again with save_pretrained",
+            )
+
+
+def check_types(path: Path, stored: Iterable[StoredTensor], layout: Layout) -> None:
     """Check that every weight is stored in a type that can be edited.
 
     Transformers casts integers and float8 without their scale.
@@ -169,11 +235,11 @@ def check_types(files: Sequence[Path], layout: Layout) -> None:
     Raises:
         InputError: names a weight that is stored in another type.
     """
-    for name, found in stored_tensors(files, lambda file, name: file.get_slice(name).get_dtype()):
-        if found not in (*_DTYPES, "F64") and not layout.is_buffer(name):
+    for tensor in stored:
+        if tensor.dtype not in (*_DTYPES, "F64") and not layout.is_buffer(tensor.name):
             raise InputError(
-                f"Tensor {name!r} of {files[0].parent} is not stored as a weight that can be edited.",
-                got=found,
+                f"Tensor {tensor.name!r} of {path} is not stored as a weight that can be edited.",
+                got=tensor.dtype,
                 expected=f"one of {', '.join(_DTYPES)}",
                 remedy="use the checkpoint before it was quantised, or save the model dequantised with save_pretrained",
             )
@@ -194,20 +260,20 @@ def refuse_adapter(path: Path) -> None:
         )
 
 
-def own_dtype(files: Sequence[Path], where: str) -> str:
-    """The data type of most of the weights in ``files``, as the setting ``model.dtype`` names it.
+def own_dtype(path: Path, stored: Iterable[StoredTensor]) -> str:
+    """The data type of most of a checkpoint's weights, as the setting ``model.dtype`` names it.
 
     Raises:
         InputError: a model cannot be run in this type.
     """
     counts: Counter[str] = Counter()
-    for _, piece in stored_tensors(files, lambda file, name: file.get_slice(name)):
-        counts[piece.get_dtype()] += torch.Size(piece.get_shape()).numel()
+    for tensor in stored:
+        counts[tensor.dtype] += tensor.size
     floating = {name: count for name, count in counts.items() if name.startswith(("F", "BF"))}
     found = max(floating, key=lambda name: floating[name], default="none")
     if found not in _DTYPES:
         raise InputError(
-            f"The weights of the model {where} have no data type that a model can be edited in.",
+            f"The weights of the model {path} have no data type that a model can be edited in.",
             got=found,
             expected=f"one of {', '.join(_DTYPES)}",
             remedy="set model.dtype=float32 to convert them",

@@ -17,6 +17,7 @@ from factsmith.tasks.pipeline.environment import home
 from factsmith.tasks.planning.run import Run
 from factsmith.tasks.planning.settings import Settings
 from factsmith.tasks.planning.title import description, title
+from factsmith.tasks.preservation.stage import check_sizes
 from factsmith.tasks.tracking.runs import PastRun
 from factsmith.tasks.values.checks import check_requests
 
@@ -108,6 +109,7 @@ def _check_corpus(run: Run) -> None:
             expected=f"at most {run.model.context_length}",
             remedy="set corpus.block_length",
         )
+    check_sizes(run.preservation, run.model, run.budget)
     _ = run.corpus
 
 

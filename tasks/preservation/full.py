@@ -69,6 +69,10 @@ class _Full(PreservationKind):
             "ridge": self.settings.ridge,
         }
 
+    def check(self, tokens: int) -> None:
+        if not self.settings.ridge and tokens < self.width:
+            raise _singular(tokens, tokens, self.width)
+
     def factorise(self, statistics: Statistics, projection: Callable[[], Tensor], layer: int) -> Factor:
         assert isinstance(statistics, KeyMoments)
         weight, ridge = self.settings.weight, self.settings.ridge
@@ -86,13 +90,7 @@ class _Full(PreservationKind):
         try:
             operator = FullPreservation.from_covariance(statistics.covariance, weight=weight, ridge=ridge)
         except SingularMatrixError as error:
-            raise FactorisationError(
-                f"the covariance over {statistics.count:,} tokens cannot be factorised",
-                got=f"rank {error.rank:,}",
-                expected=f"rank {error.size:,}",
-                remedy="set method.ridge=auto",
-                tokens_needed=2 * error.size,
-            ) from None
+            raise _singular(statistics.count, error.rank, error.size) from None
         return Factor({"cholesky": operator.factor}, {"width": len(operator.factor), "ridge": ridge})
 
     def operator(self, tensors: Mapping[str, Tensor], summary: Mapping[str, Any]) -> FullPreservation:
@@ -102,6 +100,16 @@ class _Full(PreservationKind):
     def cost(self) -> Cost:
         square = self.width**2
         return Cost(self.width**3 / 3, 8 * square, 3 * 8 * square, 2 * square)
+
+
+def _singular(tokens: int, rank: int, size: int) -> FactorisationError:
+    return FactorisationError(
+        f"the covariance over {tokens:,} token{'' if tokens == 1 else 's'} cannot be factorised",
+        got=f"rank {rank:,}",
+        expected=f"rank {size:,}",
+        remedy="set method.ridge=auto",
+        tokens_needed=2 * size,
+    )
 
 
 def kind(settings: PreservationSettings, *, width: int, keep_keys: bool) -> PreservationKind:

@@ -82,7 +82,7 @@ class FactorisationError(Exception):
     """A layer has no factor.
 
     Attributes:
-        problem: what is wrong, to follow "Layer N of MODEL: ".
+        problem: what is wrong, to follow "Layer N of MODEL: " or "MODEL: ".
         got: what was found.
         expected: what was expected.
         remedy: what to do.
@@ -130,6 +130,17 @@ class PreservationKind(ABC):
     @abstractmethod
     def parameters(self) -> Mapping[str, Any]:
         """The settings that change the factor, for its recipe."""
+
+    def check(self, tokens: int) -> None:
+        """Check what the sizes alone tell, before a key is read.
+
+        Args:
+            tokens: the most tokens that a factor can be made from.
+
+        Raises:
+            FactorisationError: no layer has a factor; says what would help.
+        """
+        del tokens
 
     @abstractmethod
     def factorise(self, statistics: Statistics, projection: Callable[[], Tensor], layer: int) -> Factor:

@@ -105,6 +105,11 @@ class LowRank(PreservationKind):
             parameters["n_samples"] = settings.n_samples
         return parameters
 
+    def check(self, tokens: int) -> None:
+        most = min(self._columns - self.settings.low_rank.centred, self.width)
+        if (self.settings.low_rank.rank or 0) > most:
+            raise self._too_small(most)
+
     def factorise(self, statistics: Statistics, projection: Callable[[], Tensor], layer: int) -> Factor:
         settings, fraction = self.settings.low_rank, self._prior_fraction
         structure = prior(projection(), self._prior_rank) if fraction else None
@@ -118,12 +123,7 @@ class LowRank(PreservationKind):
                 thin = fused_factor(statistics, structure, fraction, centred=settings.centred)
                 model = LowRankModel.of_factor(thin, rule, settings.floor)
         except RankError as error:
-            more = ", or raise method.low_rank.n_samples" if error.rank < self.width else ""
-            raise FactorisationError(
-                f"the covariance of {settings.n_samples:,} keys does not have rank {settings.rank:,}",
-                got=f"rank {error.rank:,}",
-                remedy=f"lower method.low_rank.rank to {error.rank}{more}",
-            ) from None
+            raise self._too_small(error.rank) from None
         return Factor(
             {"basis": model.basis, "values": model.values, "diagonal": model.diagonal, "core": model.core},
             {
@@ -133,6 +133,15 @@ class LowRank(PreservationKind):
                 "floored": model.floored,
                 "prior_fraction": fraction,
             },
+        )
+
+    def _too_small(self, rank: int) -> FactorisationError:
+        settings = self.settings.low_rank
+        more = ", or raise method.low_rank.n_samples" if rank < self.width else ""
+        return FactorisationError(
+            f"the covariance of {settings.n_samples:,} keys does not have rank {settings.rank:,}",
+            got=f"rank {rank:,}",
+            remedy=f"lower method.low_rank.rank to {rank}{more}",
         )
 
     @property

@@ -94,6 +94,13 @@ class _OfCovariance(PreservationKind):
         covariance = statistics.covariance
         space = NullSpace.of_covariance(covariance, self.settings.null_space.threshold)
         _check_not_empty(space, "a higher method.null_space.threshold")
+        if space.dimensions == len(covariance):
+            raise FactorisationError(
+                "every direction may be written, so nothing would be preserved",
+                got=f"method.null_space.threshold={self.settings.null_space.threshold:g}",
+                expected=f"at most the largest eigenvalue of C0, {float(torch.linalg.eigvalsh(covariance)[-1]):.3g}",
+                remedy="lower method.null_space.threshold",
+            )
         held = float((space.basis * (covariance @ space.basis)).sum() / covariance.trace())
         return Factor(
             {"basis": space.basis},

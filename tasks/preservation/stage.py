@@ -24,7 +24,7 @@ from factsmith.tasks.pipeline.workspace import Workspace
 from factsmith.tasks.preservation.kind import FactorisationError, KeyMoments, PreservationKind, Statistics
 from factsmith.tasks.preservation.operator import PreservationOperator
 
-__all__ = ["FactorSource", "Factors", "factor", "factor_series", "read_statistics"]
+__all__ = ["FactorSource", "Factors", "check_sizes", "factor", "factor_series", "read_statistics"]
 
 FactorSource: TypeAlias = Covariances | KeyStream | None
 """What the factors are made from: the result of an earlier stage, or nothing."""
@@ -59,13 +59,25 @@ class Factors:
         try:
             return self.kind.operator(tensors, artifact.summary)
         except FactorisationError as error:
-            raise _explained(error, layer, self.model) from None
+            raise _explained(error, f"Layer {layer} of {self.model}") from None
 
 
 def factor_series(kind: PreservationKind, source: str | None) -> Series:
     """The series of the factors made from a series of covariances or keys, given by its digest, or from nothing."""
     inputs: dict[str, str] = {} if source is None else {kind.source: source}
     return Series("factor", kind.version, kind.parameters, inputs)
+
+
+def check_sizes(kind: PreservationKind, model: Model, budget: TokenBudget) -> None:
+    """Check what the sizes of ``model`` and ``budget`` alone tell about its factors, before a key is read.
+
+    Raises:
+        InputError: no layer can be factorised; says what would help.
+    """
+    try:
+        kind.check(budget.most)
+    except FactorisationError as error:
+        raise _explained(error, model.name, budget) from None
 
 
 @stage("factor")
@@ -97,8 +109,7 @@ def factor(
         try:
             found = kind.factorise(statistics, lambda: model.decoder.weight(layer).detach().to(workspace.device), layer)
         except FactorisationError as error:
-            more = _more(error.tokens_needed, budget) if error.tokens_needed else None
-            raise _explained(error, layer, model.name, more) from None
+            raise _explained(error, f"Layer {layer} of {model.name}", budget) from None
         save_tensors(draft.path / kind.file, found.tensors)
         draft.summary = {"layer": layer, **found.summary}
 
@@ -149,10 +160,12 @@ def _more(needed: int, budget: TokenBudget) -> str:
     return "use a corpus with more varied text: its keys are linearly dependent although there are enough of them"
 
 
-def _explained(error: FactorisationError, layer: int, model: str, more: str | None = None) -> InputError:
+def _explained(error: FactorisationError, where: str, budget: TokenBudget | None = None) -> InputError:
+    """The error to raise for ``where``, with a remedy that follows from the ``budget`` if tokens are lacking."""
+    more = _more(error.tokens_needed, budget) if error.tokens_needed and budget else None
     remedies = [remedy for remedy in (more, error.remedy) if remedy]
     return InputError(
-        f"Layer {layer} of {model}: {error.problem}.",
+        f"{where}: {error.problem}.",
         got=error.got,
         expected=error.expected,
         remedy=", or ".join(remedies) or None,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from transformers import PreTrainedTokenizerFast
 
 from factsmith.artifacts.errors import InputError
+from factsmith.tasks.corpus.blocks import opening_tokens
 from factsmith.tasks.decoder.text import PLACEHOLDER, encode_prompt
 from factsmith.tasks.decoder.words import separator_between
 from factsmith.tasks.facts.request import EditRequest
@@ -32,8 +33,9 @@ def check_requests(
     Raises:
         InputError: a request cannot be written; names the case.
     """
+    opening, special = len(opening_tokens(tokenizer)), frozenset(tokenizer.all_special_ids)
     for request in requests:
-        _check_tokens(tokenizer, request)
+        _check_tokens(tokenizer, request, opening, special)
     asked: list[tuple[EditRequest, str | None]] = [
         (request, template) for request in requests for template in templates
     ]
@@ -63,7 +65,9 @@ def _place(template: str | None) -> str:
     return f"in the prompt {ESSENCE_TEMPLATE!r}" if template is None else f"in context {template[:80]!r}"
 
 
-def _check_tokens(tokenizer: PreTrainedTokenizerFast, request: EditRequest) -> None:
+def _check_tokens(
+    tokenizer: PreTrainedTokenizerFast, request: EditRequest, opening: int, special: Collection[int]
+) -> None:
     for name, target in (("target_new", request.target_new), ("target_true", request.target_true)):
         if target is None:
             continue
@@ -75,3 +79,20 @@ def _check_tokens(tokenizer: PreTrainedTokenizerFast, request: EditRequest) -> N
             missing = f"its {name} {target!r}"
         if missing:
             raise InputError(f"Case {request.case_id}: the model's tokenizer has no token for {missing}.")
+        for token in encoded.tokens[opening:]:
+            if token in special:
+                raise _special(tokenizer, request, name, token)
+
+
+def _special(tokenizer: PreTrainedTokenizerFast, request: EditRequest, name: str, token: int) -> InputError:
+    """The error about a special token in a prompt or its target, where it stands for no text."""
+    special = str(tokenizer.convert_ids_to_tokens(token))
+    texts = {"prompt": request.prompt, name: str(getattr(request, name))}
+    written = next((one for one, text in texts.items() if special in text), None)
+    return InputError(
+        f"Case {request.case_id}: its {written} contains the special token {special!r} of the model's tokenizer."
+        if written
+        else f"Case {request.case_id}: the model's tokenizer has no token for a part of its prompt or its {name}.",
+        got=" and ".join(map(repr, texts.values())),
+        remedy=f"leave out {special!r}" if written else "leave out the characters that the model does not know",
+    )

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import shutil
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from factsmith.artifacts.errors import InputError
 from factsmith.artifacts.formats import load_table, load_tensors
@@ -287,6 +288,23 @@ def test_an_edited_model_is_handed_over(plain_flows, store, arguments, tmp_path,
     assert [path.name for path in out.parent.iterdir()] == ["edited"]
     with pytest.raises(InputError, match="exists already"):
         edit(settings, out)
+
+
+def test_an_edited_model_has_its_base_models_tokenizer(plain_flows, arguments, gpt2_folder, tmp_path):
+    folder = Path(shutil.copytree(gpt2_folder, tmp_path / "model"))
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = "{{ messages[0].content }}"
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<rowless>"]})  # Texts are then read another way.
+    tokenizer.save_pretrained(folder)
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**config, "padding_side": "left"}))
+    edit(compose(arguments(f"model.path={folder}", "dataset.batches=1")), tmp_path / "edited")
+    files = sorted(path.name for path in folder.iterdir() if "token" in path.name or "chat" in path.name)
+    assert "chat_template.jinja" in files
+    for name in files:
+        assert (tmp_path / "edited" / name).read_bytes() == (folder / name).read_bytes()
+    found = AutoTokenizer.from_pretrained(tmp_path / "edited")
+    assert (found.padding_side, found.split_special_tokens) == ("left", False)
 
 
 def test_runs_are_logged_with_the_same_names(pipeline, home):

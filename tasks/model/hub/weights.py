@@ -13,7 +13,7 @@ from factsmith.artifacts.errors import InputError
 from factsmith.tasks.model.hub.repository import Repository
 from factsmith.tasks.model.hub.snapshot import Snapshot, resolve
 
-__all__ = ["HubWeights", "open_hub", "weight_names"]
+__all__ = ["HubWeights", "open_hub", "weight_map", "weight_names"]
 
 INDEX = "model.safetensors.index.json"
 """The file that lists the weight files if the weights are split over several."""
@@ -88,16 +88,26 @@ def weight_names(folder: Path) -> tuple[str, ...]:
     Raises:
         InputError: the index cannot be read, or lists a file that is not a safetensors file in the same folder.
     """
+    listed = weight_map(folder)
+    return (WEIGHTS,) if listed is None else tuple(sorted(set(listed.values())))
+
+
+def weight_map(folder: Path) -> dict[str, str] | None:
+    """The weight file of each tensor, as the index says; ``None`` if transformers does not read an index.
+
+    Raises:
+        InputError: as in ``weight_names``.
+    """
     index = folder / INDEX
     if (folder / WEIGHTS).is_file() or not index.is_file():
-        return (WEIGHTS,)
+        return None
     try:
-        names = tuple(sorted(set(json.loads(index.read_text())["weight_map"].values())))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        listed = dict(json.loads(index.read_text())["weight_map"])
+    except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{index} cannot be read.", got=repr(error), expected="a weight_map") from None
-    for name in names:
+    for name in listed.values():
         if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
             raise InputError(
                 f"{index} lists a file that is never loaded.", got=name, expected="safetensors files in the same folder"
             )
-    return names
+    return listed

@@ -51,6 +51,11 @@ def test_arguments_of_all_kinds():
     assert compose(["method.ridge=1e-2"]).method.ridge == 0.01
 
 
+def test_a_metric_family_that_is_named_twice_is_refused():
+    with pytest.raises(InputError, match=r"dataset\.metrics names a metric family twice"):
+        compose(["dataset.metrics=[counterfact,greedy,counterfact]"])
+
+
 @pytest.mark.parametrize("name", ["method", "method.layers"])
 def test_an_argument_that_is_given_twice_is_refused(name):
     with pytest.raises(InputError, match=f"{name} is given twice"):

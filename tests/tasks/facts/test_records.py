@@ -345,10 +345,56 @@ def around(value, blank):
     return f"{blank}{value}{blank}" if isinstance(value, str) else value
 
 
-@pytest.mark.parametrize("target", ["Spanish\u200d", "\u202eSpanish", "Spanish\x00", "\ue000"])
+@pytest.mark.parametrize("target", ["Spanish\u200d", "\u202eSpanish", "Spanish\x00", "\ue000", "Spanish\ufe0f"])
 def test_a_text_that_ends_invisibly_is_refused(tmp_path, target):
     with pytest.raises(InputError, match=r"'target_new' starts or ends with a character that cannot be seen, U\+"):
         load_records(facts(tmp_path, [{**FACT, "target_new": target}]))
+
+
+@pytest.mark.parametrize("target", ["\u2764\ufe0f", "1\ufe0f\u20e3", "\u845b\U000e0100", "\U0001fae8", "cafe\u0301"])
+def test_a_text_may_end_in_what_changes_the_sign_before_it(tmp_path, caplog, target):
+    (record,) = load_records(facts(tmp_path, [{**FACT, "target_new": target}]))
+    assert record.request.target_new == target
+    assert not caplog.records
+
+
+def test_characters_that_cannot_be_seen_are_told_once(tmp_path, caplog):
+    written = [
+        {**FACT, "subject": "Mu\u0308n\u00adchen"},
+        {**FACT, "prompt": "{} wrote \u0645\u06cc\u200c\u062e \U0001f469\u200d\U0001f52c"},  # These have an effect.
+        {**FACT, "paraphrase_prompts": ["Ada\u00a0Lovelace is", "Ada\ufe0f Lovelace\ufeff is"]},
+    ]
+    first, *_ = load_records(facts(tmp_path, written))
+    assert first.request.subject == written[0]["subject"]
+    (message,) = (record.getMessage() for record in caplog.records)
+    assert message.endswith(
+        "reads characters that cannot be seen: U+00AD in field 'subject' of record 0, U+FE0F in text 1 of the list in "
+        "field 'paraphrase_prompts' of record 2, U+FEFF in text 1 of the list in field 'paraphrase_prompts' of record 2"
+    )
+
+
+@pytest.mark.parametrize(
+    ("subject", "prompt"),
+    [
+        ("Zoe\u0308 Ray", "Zoe\u0308 Ray is from"),
+        ("Zo\u00eb\u00a0Ray", "Zo\u00eb\u00a0Ray is from"),
+        ("Zo\u00eb Ray", "{}  is from"),
+        ("Zo\u200b\u00eb Ray", "{} is from"),
+    ],
+)
+def test_facts_that_look_the_same_contradict_each_other(tmp_path, subject, prompt):
+    plain = {"subject": "Zo\u00eb Ray", "prompt": "{} is from", "target_new": "Rome"}
+    other = {"subject": subject, "prompt": prompt, "target_new": "Oslo"}
+    with pytest.raises(InputError, match="Records 0 and 1 of .* contradict each other"):
+        load_records(facts(tmp_path, [plain, other]))
+    agreed = load_records(facts(tmp_path, [plain, {**other, "target_new": "Rome"}]))
+    assert len(keep_first(agreed)) == 1
+
+
+def test_a_subject_of_other_characters_than_the_prompts_is_told_as_such(tmp_path):
+    fact = {"subject": "Zo\u00eb Ray", "prompt": "Zoe\u0308 Ray is from", "target_new": "Rome"}
+    with pytest.raises(InputError, match="looks the same, but consists of other characters"):
+        load_records(facts(tmp_path, [fact]))
 
 
 @pytest.mark.parametrize(

@@ -120,6 +120,75 @@ def test_the_weights_that_are_checked_are_those_that_are_loaded(altered):
     assert torch.equal(loaded.transformer.wpe.weight, load_file(file)["transformer.wpe.weight"])
 
 
+@pytest.fixture
+def in_shards(gpt2_folder, tmp_path):
+    """Makes a copy of the tiny GPT-2 in two files and an index, changed by a function of (shards, weight map)."""
+
+    def make(change):
+        folder = tmp_path / "model"
+        shutil.copytree(gpt2_folder, folder)
+        tensors = load_file(folder / "model.safetensors")
+        (folder / "model.safetensors").unlink()
+        names = sorted(tensors)
+        shards = {
+            "model-00001-of-00002.safetensors": {name: tensors[name] for name in names[:20]},
+            "model-00002-of-00002.safetensors": {name: tensors[name] for name in names[20:]},
+        }
+        listed = {name: file for file, held in shards.items() for name in held}
+        change(shards, listed)
+        for file, held in shards.items():
+            save_file(held, folder / file, metadata={"format": "pt"})
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": listed}))
+        return open_checkpoint(folder)
+
+    return make
+
+
+FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
+WEIGHT = "transformer.h.1.mlp.c_proj.weight"
+
+
+def in_both(shards, listed):
+    for held in shards.values():
+        held[WEIGHT] = torch.zeros(40, 24)
+
+
+def in_the_wrong_one(shards, listed):
+    listed[WEIGHT] = FIRST
+
+
+def not_listed(shards, listed):
+    del listed[WEIGHT]
+
+
+def in_none(shards, listed):
+    listed["transformer.h.9.mlp.c_proj.weight"] = FIRST
+
+
+@pytest.mark.parametrize(
+    ("change", "got"),
+    [
+        (in_both, f"but the tensor is in {FIRST} and {SECOND}"),
+        (in_the_wrong_one, f"{FIRST} in the index, but the tensor is in {SECOND}"),
+        (not_listed, f"nothing in the index, but the tensor is in {SECOND}"),
+        (in_none, "but the tensor is in no file"),
+    ],
+)
+def test_an_index_that_names_other_places_is_refused(in_shards, change, got):
+    """Transformers does not ask the index which of two tensors of one name is meant."""
+    checkpoint = in_shards(change)
+    with pytest.raises(InputError, match="index of .* does not say where tensor 'transformer") as caught:
+        checkpoint.check_readable()
+    assert got in caught.value.details["got"]
+
+
+def test_a_buffer_need_not_be_in_the_index(in_shards):
+    def change(shards, listed):
+        shards[SECOND]["transformer.h.0.attn.bias"] = torch.ones(1, 1, 8, 8)
+
+    in_shards(change).check_readable()
+
+
 def test_every_family_accounts_for_its_own_tensors(model_folder):
     open_checkpoint(model_folder).check_readable()
 

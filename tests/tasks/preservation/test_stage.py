@@ -150,18 +150,23 @@ def test_without_preservation_an_edit_is_ridge_regression(pipeline, store):
         (
             ["method=memit-f", "method.low_rank.n_samples=25", "method.low_rank.prior_fraction=0",
              "method.low_rank.rank=30"],
-            "Layer 0 of local: the covariance of 25 keys does not have rank 30",
+            "^local: the covariance of 25 keys does not have rank 30",
             "lower method.low_rank.rank to 24, or raise method.low_rank.n_samples",
         ),
         (
             ["method=memit-f", *MANY, "method.low_rank.rank=50"],
-            "Layer 0 of local: the covariance of 800 keys does not have rank 50",
+            "^local: the covariance of 800 keys does not have rank 50",
             "lower method.low_rank.rank to 40",
         ),
         (
             ["method=alphaedit", "method.null_space.threshold=1e-12"],
             "Layer 0 of local: no direction may be written",
             "set a higher method.null_space.threshold",
+        ),
+        (
+            ["method=alphaedit", "method.null_space.threshold=1e30"],
+            "Layer 0 of local: every direction may be written, so nothing would be preserved",
+            "lower method.null_space.threshold",
         ),
         (
             ["method=alphaedit-f", *MANY, "method.low_rank.rank=40"],
@@ -174,6 +179,25 @@ def test_what_cannot_be_had_is_said(pipeline, more, message, remedy):
     with pytest.raises(InputError, match=message) as caught:
         pipeline(*more)
     assert caught.value.details["remedy"] == remedy
+
+
+@pytest.mark.parametrize(
+    ("more", "message", "remedy"),
+    [
+        (
+            ["corpus.dynamic_multiplier=0.5"],
+            "the covariance over 20 tokens cannot be factorised",
+            "raise corpus.dynamic_multiplier (now 0.5) to 2 or more, or set method.ridge=auto",
+        ),
+        (["method=memit-f", "method.low_rank.rank=99999"], "rank 99,999", "lower method.low_rank.rank to 40"),
+    ],
+)
+def test_what_sizes_alone_tell_is_said_before_a_token_is_read(refused, arguments, more, message, remedy):
+    given = [one for one in arguments() if not one.startswith("corpus.dynamic_multiplier=")]
+    for command in ("plan", "run", "precompute"):
+        said = refused(command, *given, *more)
+        assert message in said
+        assert remedy in said
 
 
 def test_a_corpus_with_too_few_samples_is_refused_in_their_name(pipeline, tmp_path):

@@ -63,3 +63,32 @@ def test_what_the_tokenizer_does_not_see_is_named(decoder, fact, name):
     decoder.tokenizer.backend_tokenizer.normalizer = normalizers.Replace(Regex(" ?\u200b"), "")
     with pytest.raises(InputError, match=f"no token for its {name}"):
         check_requests(decoder.tokenizer, [fact], ["{}"], 96)
+
+
+@pytest.mark.parametrize(
+    ("fact", "name"),
+    [
+        (EditRequest(5, "Ilo", "{} is", "Rome</s>"), "target_new"),
+        (EditRequest(5, "Ilo", "{} is", "A", "</s>"), "target_true"),
+        (EditRequest(5, "Ilo</s>", "{} is", "A"), "prompt"),
+        (EditRequest(5, "Ilo", "</s> {} is", "A"), "prompt"),
+    ],
+)
+def test_a_special_token_in_a_text_is_refused(decoder, fact, name):
+    with pytest.raises(InputError, match=f"Case 5: its {name} contains the special token '</s>'"):
+        check_requests(decoder.tokenizer, [fact], ["{}"], 96)
+    decoder.tokenizer.split_special_tokens = True  # Then it is text like any other.
+    check_requests(decoder.tokenizer, [fact], ["{}"], 96)
+
+
+def test_a_character_that_the_tokenizer_does_not_know_is_refused():
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = ["<unk>", "Ilo", "is", "A", "Rome"]
+    known = Tokenizer(models.WordLevel({word: place for place, word in enumerate(words)}, unk_token="<unk>"))
+    known.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=known, unk_token="<unk>")
+    check_requests(tokenizer, [EditRequest(5, "Ilo", "{} is", "A")], ["{}"], 96)
+    with pytest.raises(InputError, match="has no token for a part of its prompt or its target_new"):
+        check_requests(tokenizer, [EditRequest(5, "Ilo", "{} is", "Å")], ["{}"], 96)
