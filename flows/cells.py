@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from threading import Lock
 
 from factsmith.artifacts.errors import InputError
@@ -18,6 +19,7 @@ from factsmith.tasks.planning.plan import plan
 from factsmith.tasks.planning.preflight import check_input
 from factsmith.tasks.planning.run import Run
 from factsmith.tasks.planning.settings import Settings
+from factsmith.tasks.preservation.stage import check_sizes
 
 __all__ = ["RunPool", "Sweep", "open_sweep"]
 
@@ -69,8 +71,9 @@ def open_sweep(arguments: Sequence[str], *, jobs: int = 1, memory_mb: int | None
         with pool.borrow(settings) as run:
             checked = _checked_settings(settings)
             if checked not in faults:
-                faults[checked] = _fault(run)
-            if error := faults[checked] or _without_effect(unused[place] & set(cell.place), settings):
+                faults[checked] = _fault(partial(check_input, run, dataset=True, sizes=False))
+            error = faults[checked] or _fault(partial(check_sizes, run.preservation, run.model, run.budget))
+            if error := error or _without_effect(unused[place] & set(cell.place), settings):
                 refused[place] = error
             elif memory_mb is not None:
                 needed = max(needed, *(stage.memory for stage in plan(run)))
@@ -127,9 +130,9 @@ def _without_effect(names: Iterable[str], settings: Settings) -> InputError | No
     return next((unread(name, settings) for name in sorted(names)), None)
 
 
-def _fault(run: Run) -> InputError | None:
+def _fault(check: Callable[[], None]) -> InputError | None:
     try:
-        check_input(run, dataset=True)
+        check()
     except InputError as error:
         return error
     return None

@@ -20,9 +20,9 @@ from factsmith.flows.cells import RunPool, Sweep, open_sweep
 from factsmith.flows.configuration.grid import Cell
 from factsmith.flows.precompute import Prepared
 from factsmith.flows.reporting.curves import Curves
-from factsmith.flows.reporting.page import name_flow_run
+from factsmith.flows.reporting.page import name_flow_run, show_tables
 from factsmith.flows.reporting.reports import CellReport, SweepReport
-from factsmith.flows.reporting.sweeps import log_sweep
+from factsmith.flows.reporting.sweeps import log_sweep, sweep_tables
 from factsmith.flows.run import run_part
 from factsmith.tasks.evaluation.family import load_families
 from factsmith.tasks.evaluation.stage import Scores
@@ -97,6 +97,7 @@ def _report(opened: Sweep) -> SweepReport:
             cells=reports,
         )
         log_sweep(workspace.tracker, report)
+        show_tables(opened.grid.name, sweep_tables(report))
     return report
 
 

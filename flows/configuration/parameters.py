@@ -6,7 +6,7 @@ choices. The fields carry the bounds and meanings of the settings, so Prefect re
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, create_model
@@ -14,6 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSche
 from factsmith.artifacts.errors import InputError, closest
 from factsmith.flows.configuration.choices import GROUPS, choice_names, starting_choices
 from factsmith.flows.configuration.composition import compose_parts, parse
+from factsmith.flows.configuration.unread import UNUSED_BY_EDITS
 from factsmith.tasks.planning.settings import Settings
 
 __all__ = ["DeploymentParameters", "RunSettings", "deployment_parameters"]
@@ -37,10 +38,12 @@ def _choice(group: str) -> tuple[Any, Any]:
     return annotation, Field(description=_MEANINGS[group], **({"default": default} if default else _OPTIONAL))
 
 
-def _changes(model: type[BaseModel], name: str) -> type[BaseModel]:
-    """The fields of ``model`` and of the models in it, all optional."""
+def _changes(model: type[BaseModel], name: str, without: Collection[str] = ()) -> type[BaseModel]:
+    """The fields of ``model`` and of the models in it, all optional, ``without`` some of the outermost."""
     fields: dict[str, Any] = {}
     for key, field in model.model_fields.items():
+        if key in without:
+            continue
         annotation: Any = field.annotation
         if isinstance(annotation, type) and issubclass(annotation, BaseModel):
             annotation = _changes(annotation, f"{name}{key.title()}")
@@ -55,7 +58,7 @@ def _changes(model: type[BaseModel], name: str) -> type[BaseModel]:
 _FIELDS: dict[str, Any] = {
     **{group: _choice(group) for group in GROUPS},
     "changes": (
-        _changes(Settings, "Changes"),
+        _changes(Settings, "Changes", without=UNUSED_BY_EDITS),
         Field(description="settings that differ from the choices; leave out the rest", **_OPTIONAL),
     ),
 }

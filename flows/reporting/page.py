@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 from uuid import UUID
@@ -14,6 +14,7 @@ from prefect.runtime import flow_run
 
 from factsmith.artifacts.signs_of_life import living
 from factsmith.flows.configuration.differences import differences
+from factsmith.flows.reporting.text_table import TextTable
 from factsmith.tasks.evaluation.stage import Scores
 from factsmith.tasks.pipeline.environment import SERVED
 from factsmith.tasks.pipeline.markdown import markdown_table
@@ -22,7 +23,7 @@ from factsmith.tasks.planning.preflight import open_run
 from factsmith.tasks.planning.run import Run
 from factsmith.tasks.planning.settings import Settings
 
-__all__ = ["name_flow_run", "open_page", "show_scores"]
+__all__ = ["name_flow_run", "open_page", "show_scores", "show_tables"]
 
 _MLFLOW = "http://127.0.0.1:5000"
 """Where `factsmith ui` shows MLflow, unless told otherwise."""
@@ -79,8 +80,22 @@ def show_scores(run: Run, scores: Scores) -> None:
         page_log(run.workspace, "%s: %s before, %s after (%s)", name, before, after, meaning)
     if flow_run.id:
         table = [dict(zip(["metric", *columns[1:]], row, strict=True)) for row in rows]
-        key = re.sub("[^a-z0-9]+", "-", f"scores {run.settings.method.name} {run.settings.model.name}".lower())
-        create_table_artifact(table=table, key=key.strip("-"), description=f"{tracker.name}: scores in percent")
+        key = _key("scores", run.settings.method.name, run.settings.model.name)
+        create_table_artifact(table=table, key=key, description=f"{tracker.name}: scores in percent")
+
+
+def show_tables(name: str, tables: Iterable[TextTable]) -> None:
+    """Show the tables of the sweep ``name`` on its page in Prefect."""
+    if not flow_run.id:
+        return
+    for table in tables:
+        rows = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
+        create_table_artifact(table=rows, key=_key("sweep", name, table.title), description=table.title)
+
+
+def _key(*names: str) -> str:
+    """A key of an artifact in Prefect, which has small letters, digits and dashes."""
+    return re.sub("[^a-z0-9]+", "-", " ".join(names).lower()).strip("-")
 
 
 def _percent(value: float | None) -> str:

@@ -106,8 +106,8 @@ def answer_lines(answers: Sequence[Answer]) -> Iterator[str]:
             "Facts may not hold because the model does not know the object, because many facts share one batch, or "
             "because layers or constants do not suit the model: `factsmith locate` and `factsmith tune` propose others."
         )
-    if known := sum(one.before is not None and one.before.strip().startswith(one.target_new) for one in answers):
-        yield f"{known:,} of them the unedited model gave already."
+    if held_before := sum(one.held for one in answers):
+        yield f"{held_before:,} of them the unedited model gave already."
 
 
 def _answer(answer: str | None) -> str:

@@ -31,6 +31,7 @@ class Answer:
         before: the unedited model's answer; ``None`` if the prompt does not fit the model.
         after: the edited model's answer; ``None`` if the prompt does not fit the model.
         holds: whether the edited model's answer starts with the new object.
+        held: whether the unedited model's answer did so already.
     """
 
     case_id: int
@@ -39,6 +40,7 @@ class Answer:
     before: str | None
     after: str | None
     holds: bool
+    held: bool = False
 
 
 @stage("answers")
@@ -68,9 +70,9 @@ def answers(
         new = _by_record(scored.rows)
         for record in scored.records:
             digest, request = record.digest(family.kinds), record.request
-            answer, correct = new[digest]
+            (first, known), (answer, holds) = old[digest], new[digest]
             found.append(
-                Answer(request.case_id, request.prompt, request.target_new, old[digest][0], answer, holds=bool(correct))
+                Answer(request.case_id, request.prompt, request.target_new, first, answer, bool(holds), bool(known))
             )
     built = before.built + sum(one.built for one in after)
     held = sum(one.holds for one in found)

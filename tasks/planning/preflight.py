@@ -63,9 +63,18 @@ def open_run(
 
 
 def check_input(
-    run: Run, *, dataset: bool, editing: bool = True, out: Path | None = None, past: PastRun | None = None
+    run: Run,
+    *,
+    dataset: bool,
+    editing: bool = True,
+    out: Path | None = None,
+    past: PastRun | None = None,
+    sizes: bool = True,
 ) -> None:
-    """Check everything that the user gave. The arguments are those of ``open_run``.
+    """Check everything that the user gave. The arguments are those of ``open_run``, and ``sizes``.
+
+    Args:
+        sizes: whether to check the sizes of the factors. A sweep does it for every cell, and the rest once.
 
     Raises:
         InputError: says what is wrong.
@@ -87,6 +96,8 @@ def check_input(
         past_edits(run.workspace.store, past, run.settings.dataset.name, run.batches)
     elif editing:
         _check_corpus(run)
+        if sizes:
+            check_sizes(run.preservation, run.model, run.budget)
     if dataset and editing and past is None:
         _check_method(run, max(map(len, run.batches.batches)))
         templates = run.given_contexts or (CLEAN,)
@@ -109,7 +120,6 @@ def _check_corpus(run: Run) -> None:
             expected=f"at most {run.model.context_length}",
             remedy="set corpus.block_length",
         )
-    check_sizes(run.preservation, run.model, run.budget)
     _ = run.corpus
 
 

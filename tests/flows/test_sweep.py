@@ -10,6 +10,8 @@ import time
 
 import pytest
 from mlflow import MlflowClient
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
 
 from factsmith.artifacts.errors import InputError
 from factsmith.flows.cells import open_sweep
@@ -80,6 +82,12 @@ def test_a_cell_that_fails_is_reported_and_the_others_run(sweep):
     assert len(sweep_tables(report)[0].rows) == 3
 
 
+def test_a_cell_that_fails_while_it_runs_is_reported_and_the_others_run(sweep):
+    report = sweep("method=alphaedit", "method.null_space.threshold=1e-12,0.1", "dataset.batches=1")
+    assert [cell.error is None for cell in report.cells] == [False, True]
+    assert "no direction may be written" in str(report.cells[0].error)
+
+
 def test_cells_may_run_at_once_to_the_same_scores(prefect_server, home, arguments, monkeypatch, tmp_path):
     grid = arguments("corpus.dynamic_multiplier=2,5", "method=memit,emmet")
     one = run_sweep(open_sweep(grid))
@@ -89,6 +97,13 @@ def test_cells_may_run_at_once_to_the_same_scores(prefect_server, home, argument
     for first, other in zip(one.cells, two.cells, strict=True):
         # Which facts share a pass depends on which cell comes first, and with it the last bits of a value vector.
         assert other.metrics["after"] == pytest.approx(first.metrics["after"], abs=1e-2)
+    with get_client(sync_client=True) as client:
+        of_run = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[one.run_id]))
+        shown = [found for found in client.read_artifacts(artifact_filter=of_run) if found.type == "table"]
+    tables = sweep_tables(one)
+    assert sorted(found.description for found in shown) == sorted(table.title for table in tables)
+    rows = [json.loads(found.data) for found in shown if found.description == tables[0].title]
+    assert [list(row.values()) for row in rows[0]] == tables[0].rows
 
 
 @pytest.mark.parametrize("which", ["method=memit", "method=emmet"], ids=["first", "last"])

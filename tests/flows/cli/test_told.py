@@ -28,6 +28,7 @@ def test_edit_tells_what_each_fact_is_answered_with(factsmith, plain_flows, give
     for one in answers:
         assert one["holds"] <= one["after"].strip().startswith(FACT["target_new"])
         assert not one["before"].strip().startswith(FACT["target_new"])
+        assert not one["held"]
     assert [stage["name"] for stage in document["stages"]][-2:] == ["answers", "export"]
     about = json.loads((tmp_path / "edited" / "factsmith.json").read_text())
     assert about["scores"] == {"facts": 2, "facts_held": sum(one["holds"] for one in answers)}
@@ -64,6 +65,8 @@ def test_few_facts_that_hold_are_explained():
     assert len(list(answer_lines(answers(10, 10)))) == 1
     assert "10 of 10 facts hold" in next(answer_lines(answers(10, 10)))
     assert "factsmith locate" in list(answer_lines(answers(3, 10)))[1]
+    known = [Answer(1, "a", "b", "b", "b", holds=True, held=True), *answers(1, 1)]
+    assert list(answer_lines(known))[1:] == ["1 of them the unedited model gave already."]
 
 
 def test_scores_tell_how_many_records_they_rest_on(factsmith, plain_flows, given, tmp_path):
