@@ -43,6 +43,11 @@ class RowSeries:
             for place, digest in enumerate(artifact.key["rows"])
         }
 
+    def missing(self, wanted: Iterable[str]) -> list[str]:
+        """The digests in ``wanted``, each once, whose rows are not in the store."""
+        found = self.find()
+        return [digest for digest in dict.fromkeys(wanted) if digest not in found]
+
     def get_or_build(
         self, wanted: Sequence[str], build: Callable[[Draft, list[str]], None], *, at_once: int
     ) -> tuple[dict[str, Row], int]:
@@ -60,8 +65,7 @@ class RowSeries:
         if all(digest in found for digest in wanted):
             return found, 0
         with self.store.lock(self.series.digest):
-            found = self.find()  # Another process may have built them while this one waited.
-            missing = [digest for digest in dict.fromkeys(wanted) if digest not in found]
+            missing = self.missing(wanted)  # Another process may have built them while this one waited.
             for first in range(0, len(missing), at_once):
                 group = missing[first : first + at_once]
                 with self.store.draft(self.series.member(rows=group)) as draft:

@@ -9,7 +9,7 @@ from typing import Literal
 
 from factsmith.tasks.facts.record import Record
 from factsmith.tasks.facts.request import EditRequest
-from factsmith.tasks.facts.selection import scored_batches, select_batches
+from factsmith.tasks.facts.selection import in_batches, scored_batches
 from factsmith.tasks.facts.settings import DatasetSettings
 
 __all__ = ["FactBatches", "fact_digests", "ordered_facts"]
@@ -31,18 +31,19 @@ class FactBatches:
     @classmethod
     def select(
         cls,
+        records: Sequence[Record],
         settings: DatasetSettings,
         batch_size: int | Literal["all"],
         *,
         in_sequence: bool,
         evaluate_at: Sequence[int] | None,
     ) -> FactBatches:
-        """The batches that the settings select.
+        """The batches of ``records``, which the settings have selected.
 
         Raises:
-            InputError: the records cannot be used, or are fewer than the batches or ``evaluate_at`` need.
+            InputError: there are fewer records than the batches or ``evaluate_at`` need.
         """
-        batches = select_batches(settings, batch_size)
+        batches = in_batches(records, settings, batch_size)
         scored = scored_batches([len(batch) for batch in batches], evaluate_at) if in_sequence else None
         return cls(batches, scored)
 

@@ -19,7 +19,7 @@ from factsmith.tasks.facts.reading import read_json
 from factsmith.tasks.facts.record import Record
 from factsmith.tasks.facts.settings import DatasetSettings
 
-__all__ = ["load_records", "scored_batches", "select_batches", "select_records"]
+__all__ = ["in_batches", "load_records", "scored_batches", "select_records"]
 
 _SCORED = 10
 """Number of times that a sequence is scored, unless ``method.sequence.evaluate_at`` is set."""
@@ -70,13 +70,14 @@ def select_records(settings: DatasetSettings) -> list[Record]:
     return records[: settings.limit]
 
 
-def select_batches(settings: DatasetSettings, batch_size: int | Literal["all"]) -> list[list[Record]]:
-    """The records of each batch, selected by ``select_records``.
+def in_batches(
+    records: Sequence[Record], settings: DatasetSettings, batch_size: int | Literal["all"]
+) -> list[Sequence[Record]]:
+    """The records of each batch, of those that ``select_records`` has selected.
 
     Raises:
-        InputError: the records cannot be selected, or there are fewer than the batches need.
+        InputError: there are fewer than the batches need.
     """
-    records = select_records(settings)
     size = len(records) if batch_size == "all" else batch_size
     batches = [records[first : first + size] for first in range(0, len(records), size)]
     if settings.batches is None:

@@ -57,6 +57,8 @@ def invisible(text: str) -> Iterator[str]:
 
     A model reads them as tokens of their own, so the text is not the one that people type.
     """
+    if text.isprintable() and not _SELECTOR.search(text):
+        return  # Texts are many, and nearly all of them have no such character.
     for place, character in enumerate(text):
         if not character.isspace() and _is_invisible(text[place - 1 : place], character):
             yield character

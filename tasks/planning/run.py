@@ -38,7 +38,8 @@ class Run:
     Args:
         settings: the settings, resolved.
         store: the artifact store.
-        lender: a run that lends its model to this one, and its corpus if both use the same documents.
+        lender: a run that lends its model to this one, its corpus if both use the same documents, and its records if
+            both select the same.
     """
 
     def __init__(self, settings: Settings, store: Store, *, lender: Run | None = None) -> None:
@@ -47,7 +48,7 @@ class Run:
         self._lender = lender
 
     def variant(self, settings: Settings) -> Run:
-        """A run with other settings that borrows this one's model, and its corpus if both use the same documents."""
+        """A run with other settings that borrows what it has in common with this one."""
         return Run(settings, self.workspace.store, lender=self)
 
     # ---------------------------------------------------------------------- the input
@@ -118,6 +119,17 @@ class Run:
         )
 
     @cached_property
+    def records(self) -> list[Record]:
+        """The records that the settings select, for batches or for tracing.
+
+        Raises:
+            InputError: the records cannot be used.
+        """
+        if self._lender is not None and self.settings.dataset == self._lender.settings.dataset:
+            return self._lender.records
+        return select_records(self.settings.dataset)
+
+    @cached_property
     def batches(self) -> FactBatches:
         """The records to write, in batches.
 
@@ -126,6 +138,7 @@ class Run:
         """
         method = self.settings.method
         return FactBatches.select(
+            self.records,
             self.settings.dataset,
             method.batch_size,
             in_sequence=method.in_sequence,
@@ -139,7 +152,7 @@ class Run:
         Raises:
             InputError: there are none.
         """
-        records = [one for one in select_records(self.settings.dataset) if one.request.target_true is not None]
+        records = [one for one in self.records if one.request.target_true is not None]
         if not records:
             raise InputError(
                 f"dataset={self.settings.dataset.name} has no fact to trace.",

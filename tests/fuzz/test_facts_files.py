@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from factsmith.artifacts.errors import InputError
 from factsmith.tasks.facts.record import Record
-from factsmith.tasks.facts.selection import load_records, select_batches
+from factsmith.tasks.facts.selection import in_batches, load_records, select_records
 from factsmith.tasks.facts.settings import DatasetSettings
 from tests.fuzz.conftest import examples
 
@@ -35,6 +35,10 @@ LETTERS = st.characters(
     exclude_categories=["Cc", "Cf", "Cn", "Co", "Cs"], exclude_characters="{}", include_characters="\n\r\t"
 )
 """Characters that a text may end in, and blanks, which it loses at both ends."""
+
+
+def batches_of(settings: DatasetSettings, size):
+    return in_batches(select_records(settings), settings, size)
 
 
 @st.composite
@@ -62,7 +66,7 @@ def load(folder, name: str, content: bytes, format_name: str = "facts") -> list[
     path = folder / name
     path.write_bytes(content)
     settings = DatasetSettings(name="x", format=format_name, path=path, seed=None, batches=None)
-    batches = select_batches(settings, "all")
+    batches = batches_of(settings, "all")
     assert all(batches)
     return load_records(settings)
 

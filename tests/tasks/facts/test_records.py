@@ -11,11 +11,15 @@ from factsmith.artifacts.errors import InputError
 from factsmith.tasks.facts.conflicts import keep_first
 from factsmith.tasks.facts.record import Record
 from factsmith.tasks.facts.request import EditRequest
-from factsmith.tasks.facts.selection import load_records, select_batches
+from factsmith.tasks.facts.selection import in_batches, load_records, select_records
 from factsmith.tasks.facts.settings import DatasetSettings
 from factsmith.tasks.model.embedded.world import World
 
 FACT = {"subject": "Ada Lovelace", "prompt": "{} was born in", "target_new": "London"}
+
+
+def batches_of(settings: DatasetSettings, size):
+    return in_batches(select_records(settings), settings, size)
 
 
 def facts(tmp_path, content, name="facts.json", **settings) -> DatasetSettings:
@@ -115,7 +119,7 @@ def test_a_dataset_keeps_the_first_of_a_contradiction_and_says_so(tmp_path, capl
     twin["requested_rewrite"]["target_new"]["str"] = "another"
     settings = counterfact(tmp_path, [*records, twin], seed=None, batches=None)
     with caplog.at_level(logging.WARNING):
-        (batch,) = select_batches(settings, "all")
+        (batch,) = batches_of(settings, "all")
     assert [record.request.case_id for record in batch] == [0, 1, 2, 3]
     assert "1 of 5 records" in caplog.text
 
@@ -170,7 +174,7 @@ def test_facts_that_contradict_each_other_in_other_words_are_refused(tmp_path):
 
 
 def test_a_repeated_fact_counts_once(tmp_path):
-    (batch,) = select_batches(facts(tmp_path, [FACT, FACT]), "all")
+    (batch,) = batches_of(facts(tmp_path, [FACT, FACT]), "all")
     assert len(batch) == 1
 
 
@@ -182,17 +186,17 @@ def test_batches_are_chosen_by_case_seed_and_limit(tmp_path):
     records = World(people_count=60).records()
     (tmp_path / "cases.json").write_text(json.dumps([5, 7, 9, 11, 13]))
     chosen = counterfact(tmp_path, records, cases=tmp_path / "cases.json", seed=None, batches=2)
-    assert cases(select_batches(chosen, 2)) == [[5, 7], [9, 11]]
+    assert cases(batches_of(chosen, 2)) == [[5, 7], [9, 11]]
     every = counterfact(tmp_path, records, cases=[5, 7, 9], seed=None, batches=None)
-    assert cases(select_batches(every, 2)) == [[5, 7], [9]]
-    assert cases(select_batches(every, "all")) == [[5, 7, 9]]
+    assert cases(batches_of(every, 2)) == [[5, 7], [9]]
+    assert cases(batches_of(every, "all")) == [[5, 7, 9]]
     shuffled = counterfact(tmp_path, records, seed=4, limit=6, batches=1)
-    (one,) = cases(select_batches(shuffled, "all"))
+    (one,) = cases(batches_of(shuffled, "all"))
     assert len(one) == 6
     assert one != sorted(one)
-    assert cases(select_batches(shuffled, 6)) == [one]
+    assert cases(batches_of(shuffled, 6)) == [one]
     # A larger draw begins with the smaller one, so that what was computed for it is used again.
-    assert cases(select_batches(counterfact(tmp_path, records, seed=4, limit=12), 12))[0][:6] == one
+    assert cases(batches_of(counterfact(tmp_path, records, seed=4, limit=12), 12))[0][:6] == one
 
 
 @pytest.mark.parametrize(
@@ -205,7 +209,7 @@ def test_batches_are_chosen_by_case_seed_and_limit(tmp_path):
 )
 def test_records_that_are_not_there(tmp_path, settings, size, message):
     with pytest.raises(InputError, match=message):
-        select_batches(counterfact(tmp_path, World(people_count=60).records(), **settings), size)
+        batches_of(counterfact(tmp_path, World(people_count=60).records(), **settings), size)
 
 
 @pytest.mark.parametrize("content", ["{}", '["a"]', "[1.5]", "[true]", "nonsense"])
@@ -213,7 +217,7 @@ def test_a_list_of_cases_that_is_none(tmp_path, content):
     (tmp_path / "cases.json").write_text(content)
     settings = counterfact(tmp_path, World(people_count=60).records(), cases=tmp_path / "cases.json")
     with pytest.raises(InputError):
-        select_batches(settings, 1)
+        batches_of(settings, 1)
 
 
 def test_an_unknown_format_has_a_suggestion():
@@ -313,8 +317,8 @@ def test_a_case_that_two_records_go_by_is_not_asked_for(tmp_path):
     records = World(people_count=60).records()[:3]
     records[2]["case_id"] = 1
     with pytest.raises(InputError, match="asks for case 1, but 2 records"):
-        select_batches(counterfact(tmp_path, records, cases=[1]), 1)
-    assert len(select_batches(counterfact(tmp_path, records, cases=[0]), 1)) == 1
+        batches_of(counterfact(tmp_path, records, cases=[1]), 1)
+    assert len(batches_of(counterfact(tmp_path, records, cases=[0]), 1)) == 1
 
 
 @pytest.mark.parametrize("blank", [" ", "\n", "\u00a0", "\u200b", " \ufeff\t"])
@@ -453,7 +457,7 @@ def test_null_is_the_same_as_a_missing_field(tmp_path):
 
 def test_the_same_fact_with_another_blank_is_dropped_with_a_word(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
-        (batch,) = select_batches(facts(tmp_path, [FACT, {**FACT, "target_new": " London"}]), "all")
+        (batch,) = batches_of(facts(tmp_path, [FACT, {**FACT, "target_new": " London"}]), "all")
     assert [record.place for record in batch] == [0]
     assert "dropped 1 of 2 records" in caplog.text
 
