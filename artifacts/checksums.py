@@ -43,8 +43,10 @@ class Checksums:
         """SHA-256 of the file. It is only read if it has changed since it was last read."""
         if (known := self.known(path)) is not None:
             return known
+        before = _identity(path)
         checksum = self.read(path)
-        self.remember({path: checksum})
+        if _identity(path) == before:  # Otherwise it was written to meanwhile.
+            self.remember({path: checksum})
         return checksum
 
     def known(self, path: Path) -> str | None:

@@ -85,11 +85,13 @@ def living(path: Path) -> dict[str, Any] | None:
 def dead(folder: Path) -> Iterator[SignOfLife]:
     """The files in ``folder`` whose processes have ended, each locked while it is looked at."""
     for path in sorted(folder.glob("*.json")):
-        with contextlib.suppress(FileNotFoundError, json.JSONDecodeError), path.open("r+", encoding="utf-8") as file:
+        # A file that is gone, that cannot be written, or that says something else is nobody's.
+        with contextlib.suppress(OSError, json.JSONDecodeError), path.open("r+", encoding="utf-8") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 continue  # It lives, or another process is looking at it.
             if not path.exists() or path.stat().st_ino != os.fstat(file.fileno()).st_ino:
                 continue  # It has just been removed.
-            yield SignOfLife(path, file, json.load(file))
+            if isinstance(content := json.load(file), dict):
+                yield SignOfLife(path, file, content)

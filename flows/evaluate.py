@@ -80,7 +80,8 @@ def evaluate(settings: RunSettings, run: str | None = None) -> Report:
         if past is None:
             prepared = prepare(current)
             return finish(current, prepared, *score(current, write(current, prepared)))
-        edits = past_edits(current.workspace.store, past, current.settings.dataset.name, current.batches)
+        store, dataset = current.workspace.store, current.settings.dataset.name
+        edits = past_edits(store, past, current.model, dataset, current.batches)
         current.workspace.tracker.document(past.edits, EDITS)
         model(current.workspace, current.model)
         scores, curves = score(current, edits)

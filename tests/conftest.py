@@ -230,6 +230,20 @@ def small_disk(tmp_path: Path):
         subprocess.run([unmount, "-l", str(folder)], check=True)
 
 
+def load_plain(folder: Path, dtype: str = "float32"):
+    """The model as transformers loads it.
+
+    Its weights get memory of their own. As pages of the file they would be aligned in another way, and the last bits of
+    products depend on that.
+    """
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
+    for parameter in model.parameters():
+        parameter.data = parameter.data.clone()
+    return model
+
+
 def load(folder: Path, dtype: str = "float32"):
     from factsmith.tasks.model.checkpoint import open_checkpoint
 

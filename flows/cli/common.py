@@ -90,7 +90,9 @@ def check_runs() -> None:
     Raises:
         InputError: none has.
     """
-    if not os.environ.get("MLFLOW_TRACKING_URI") and not (home() / "mlflow.db").is_file():
+    from factsmith.tasks.tracking.tracker import DATABASE
+
+    if not os.environ.get("MLFLOW_TRACKING_URI") and not (home() / DATABASE).is_file():
         raise InputError(f"There are no runs in {home()} yet.", remedy="start with `factsmith run`")
 
 

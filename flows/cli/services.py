@@ -72,8 +72,9 @@ def ui(port: Annotated[int, typer.Option(help="port on 127.0.0.1", min=1, max=65
         return
     check_runs()
     from factsmith.flows.services.mlflow_ui import check_port, mlflow_command, mlflow_environment, score_pages
+    from factsmith.tasks.tracking.tracker import tracking_uri
 
-    backend = uri or f"sqlite:///{home() / 'mlflow.db'}"
+    backend = tracking_uri(home())
     check_port(port, "--port")
     os.environ.update(mlflow_environment())
     server = f"http://127.0.0.1:{port}"

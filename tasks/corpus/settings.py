@@ -68,7 +68,7 @@ class CorpusSettings(Section):
     block_length: int = Field(128, ge=2, description="tokens per block; a block never spans two documents")
     blocks_per_document: int | None = Field(None, ge=1, description="most blocks of one document; null for all")
     dynamic_multiplier: Annotated[
-        Annotated[float, Field(gt=0)] | Literal["auto"], _COUNTS, ReadIf("corpus.tokens", (None,))
+        Annotated[float, Field(gt=0, le=1e5)] | Literal["auto"], _COUNTS, ReadIf("corpus.tokens", (None,))
     ] = Field(10.0, description="d_m: tokens to use, in multiples of d_k; 'auto' finds how many C0 needs")
     tokens: Annotated[int | None, _COUNTS] = Field(
         None, ge=1, description="tokens to use, instead of dynamic_multiplier"

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from factsmith.artifacts.errors import InputError
 from factsmith.artifacts.formats import load_table, save_table
 from factsmith.artifacts.recipe import Series
 from factsmith.artifacts.store import Artifact, Draft, Store
@@ -174,6 +175,11 @@ def _read(
 
         def build(draft: Draft, before: dict[str, int] = before) -> None:
             _build_shard(draft, model, corpus, first=before["next_place"], start=before["stop"], least=least)
+            if token_series(corpus, model.fingerprint).digest != series.digest:
+                raise InputError(
+                    f"corpus={corpus.settings.name} was written to while it was read.",
+                    remedy="run again when nothing writes to it",
+                )
 
         shard, built = store.get_or_build(series.member(shard=len(shards)), build)
         shards.append(shard)

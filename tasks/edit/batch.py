@@ -6,8 +6,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Literal
 
+import torch
 from torch import Tensor
 
+from factsmith.artifacts.errors import InputError
 from factsmith.tasks.decoder.decoder import Decoder
 from factsmith.tasks.edit.delta import LowRankDelta
 from factsmith.tasks.edit.settings import ReadKeys, Spread
@@ -58,6 +60,10 @@ def compute_edit(
 
     Returns:
         The change of each layer, of rank at most B, float64.
+
+    Raises:
+        InputError: a key, an output or a changed weight is NaN or infinite; names the layer.
+        CollidingKeysError: facts ask for different values at the same key.
     """
     layers = sorted(layers)
     activations = FactActivations(decoder, requests, contexts, clean_weight=clean_weight, most_tokens=most_tokens)
@@ -68,6 +74,8 @@ def compute_edit(
             present = activations.mlp_outputs(layer) if site == "mlp" else activations.outputs(layer, layers[-1])
             residuals = (values.double().T - present) / (remaining if spread == "even" else remaining**0.5)
             averaged, clean = activations.keys(layer)
+            if not (averaged.isfinite().all() and residuals.isfinite().all()):
+                raise _overflow(decoder, layer, f"Keys or outputs of layer {layer} are NaN or infinite.")
             on_keys(layer, averaged)
             read = clean if read_keys == "clean" else None
             deltas[layer] = solve_edit(averaged, residuals, preservation(layer), slack=slack, read_keys=read)
@@ -76,9 +84,27 @@ def compute_edit(
 
 
 def merge(decoder: Decoder, deltas: Mapping[int, LowRankDelta]) -> None:
-    """Write ``deltas`` into the model permanently."""
+    """Write ``deltas`` into the model permanently.
+
+    Raises:
+        InputError: a changed weight is NaN or infinite in the model's data type; names the layer.
+    """
     for layer, delta in deltas.items():
-        decoder.weight(layer).copy_(delta.added_to(decoder.weight(layer)))
+        changed = delta.added_to(decoder.weight(layer))
+        if not changed.isfinite().all():
+            raise _overflow(decoder, layer, f"The edit makes weights of layer {layer} NaN or infinite.")
+        decoder.weight(layer).copy_(changed)
+
+
+def _overflow(decoder: Decoder, layer: int, what: str) -> InputError:
+    dtype = decoder.weight(layer).dtype
+    wider = "set model.dtype=float32, or " if dtype != torch.float32 else ""
+    return InputError(
+        what,
+        got=f"weights in {str(dtype).removeprefix('torch.')}",
+        expected="finite numbers",
+        remedy=f"{wider}lower method.value.clamp, method.value.learning_rate or dataset.batches",
+    )
 
 
 @contextmanager

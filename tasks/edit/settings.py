@@ -58,10 +58,10 @@ class MethodSettings(ContextSettings, PreservationSettings):
 
     name: str = Field(description="name of the choice, for tables")
     layers: Annotated[list[int], Field(min_length=1)] = Field(description="edited layers, counted from 0")
-    slack: float = Field(ge=0, description="gamma: 0 forces the new facts, 1 is least squares")
+    slack: float = Field(ge=0, le=1e12, description="gamma: 0 forces the new facts, 1 is least squares")
     slack_of_one: Annotated[
         float | None, ReadIf("method.relaxes", (True,), needs="a method whose slack is between 0 and 1")
-    ] = Field(None, ge=0, description="gamma of a batch of one fact; null for slack")
+    ] = Field(None, ge=0, le=1e12, description="gamma of a batch of one fact; null for slack")
     spread: Annotated[Spread, ReadIf("method.one_layer", (False,), needs="several layers")] = Field(
         "even", description="how a residual is divided among the layers"
     )

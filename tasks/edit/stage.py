@@ -174,17 +174,19 @@ def edit(
     return Outcome(edits, address, any_built, {"facts": total, "batches": len(edits)})
 
 
-def past_edits(store: Store, run: PastRun, dataset: str, batches: FactBatches) -> list[Artifact]:
+def past_edits(store: Store, run: PastRun, model: Model, dataset: str, batches: FactBatches) -> list[Artifact]:
     """The edits that an earlier run made: one for each batch, or one for each time that a sequence was scored.
 
     Args:
         store: the artifact store.
         run: the earlier run.
+        model: the model that is scored.
         dataset: name of the dataset.
         batches: the records of that run, as the dataset has them now.
 
     Raises:
-        InputError: an edit is not in the store any more, or the dataset does not have the same facts as then.
+        InputError: an edit is not in the store any more, was made for another model, or the dataset does not have the
+            same facts as then.
     """
     edits = [store.at(place) for place in run.edits]
     gone = [place for place, artifact in zip(run.edits, edits, strict=True) if artifact is None]
@@ -195,6 +197,15 @@ def past_edits(store: Store, run: PastRun, dataset: str, batches: FactBatches) -
             remedy="make them again with the settings of that run, as its page in MLflow shows them",
         )
     found = [artifact for artifact in edits if artifact is not None]
+    for role, digest in model.fingerprint.inputs.items():
+        if (edited := _inputs(store, found[0]).get(role)) != digest:
+            raise InputError(
+                f"Run {run.id} edited a model with {'other weights' if role == 'model' else 'another tokenizer'} than "
+                f"{model.name} has now.",
+                got=f"{model.checkpoint.path}, {role} {digest[:12]}",
+                expected=f"{role} {edited[:12]}" if edited else "a run whose edits name their model",
+                remedy="set model.path to the model that was edited, or edit this one: give its settings without a run",
+            )
     written = [artifact.key["facts"] for artifact in found]
     digests = [fact_digests(batch) for batch in batches.batches]
     asked = digests if batches.scored is None else [digest_of(digests[:number]) for number in batches.scored]
@@ -207,3 +218,12 @@ def past_edits(store: Store, run: PastRun, dataset: str, batches: FactBatches) -
             remedy="set dataset.path to the file that was used then",
         )
     return found
+
+
+def _inputs(store: Store, edit: Artifact) -> Mapping[str, str]:
+    """The digests of what an edit was made from, by role. An edit in a sequence names the sequence, whose parts do."""
+    inputs: Mapping[str, str] = edit.manifest.recipe["series"]["inputs"]
+    if "sequence" not in inputs:
+        return inputs
+    parts = (store.at(f"sequence/{inputs['sequence']}/{one.rpartition('/')[2]}") for one in edit.manifest.lineage)
+    return next((part.manifest.recipe["series"]["inputs"] for part in parts if part), {})

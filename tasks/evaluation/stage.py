@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -118,6 +119,9 @@ def evaluation(
     artifact, table_built = workspace.store.get_or_build(recipe, build)
     newly_scored = sum(one.built for by_batch in scored.values() for one in by_batch)
     skipped = sum(_report_skipped(model, family, scored[family.name][0].rows) for family in families)
+    for family in families:
+        for one in scored[family.name]:
+            _report_overflow(model, family, one.rows)
     return Outcome(
         Scores(artifact, artifact.summary["before"], artifact.summary["after"]),
         artifact.address,
@@ -143,6 +147,21 @@ def _report_skipped(model: Model, family: MetricFamily, rows: pa.Table) -> int:
             family.name,
         )
     return skipped
+
+
+def _report_overflow(model: Model, family: MetricFamily, rows: pa.Table) -> None:
+    """Log how many prompts have scores that are NaN."""
+    is_nan = [pc.is_nan(rows[field.name]).fill_null(False) for field in rows.schema if pa.types.is_floating(field.type)]
+    overflown = pc.sum(functools.reduce(pc.or_, is_nan)).as_py() if is_nan else 0
+    if overflown:
+        logger.warning(
+            "%d of %d prompts have scores that are NaN: the model overflows in %s. They count as wrong in shares and "
+            "are left out of magnitudes (%s); set model.dtype=float32",
+            overflown,
+            len(rows),
+            model.dtype,
+            family.name,
+        )
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from factsmith.artifacts.errors import InputError
 from factsmith.artifacts.formats import allow_others, load_json, save_json
 from factsmith.artifacts.manifest import code_versions
 from factsmith.artifacts.store import Artifact
@@ -23,13 +25,16 @@ __all__ = ["export"]
 
 @stage("export")
 def export(workspace: Workspace, model: Model, edit: Artifact, out: Path, about: Mapping[str, Any]) -> Outcome[Path]:
-    """Write the model with ``edit`` to ``out``. The folder appears only when it is complete.
+    """Write the model with ``edit`` to ``out``, which is new or empty. The folder appears only when it is complete.
 
     ``factsmith.json`` beside the weights names the edit, the facts that it holds, and what it is ``about``: the base
     model, the method, the settings and the scores.
+
+    Raises:
+        InputError: a file of the model has changed since it was read, or another command has written to ``out``.
     """
-    out = out.absolute()
-    staging = out.with_name(f".{out.name}-{uuid.uuid4().hex[:8]}")
+    out = out.expanduser().resolve()
+    staging = out.with_name(f".factsmith-{uuid.uuid4().hex[:8]}")
     with resource_errors("Stage export", out.parent, workspace.runtime):
         out.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -37,6 +42,7 @@ def export(workspace: Workspace, model: Model, edit: Artifact, out: Path, about:
                 model.decoder.save(staging)
             allow_others(staging)
             model.checkpoint.copy_tokenizer(staging)
+            model.check_unchanged()
             save_json(
                 staging / "factsmith.json",
                 {
@@ -47,9 +53,14 @@ def export(workspace: Workspace, model: Model, edit: Artifact, out: Path, about:
                     "versions": code_versions(),
                 },
             )
-            if out.exists():
-                out.rmdir()
-            staging.rename(out)
+            try:
+                staging.rename(out)  # An empty folder is replaced.
+            except OSError as error:
+                if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                    raise
+                raise InputError(
+                    f"{out} exists already.", got="files of another command", remedy="give another --out"
+                ) from None
         finally:
             shutil.rmtree(staging, ignore_errors=True)
     size = sum(file.stat().st_size for file in out.iterdir())

@@ -137,7 +137,7 @@ class Checkpoint:
             InputError: a model cannot be run in this type.
         """
         if self.is_here:
-            return own_dtype(self.path, self._stored_tensors)
+            return own_dtype(self.path, self._stored_tensors, self.layout)
         configured = str(self.config.dtype).removeprefix("torch.")
         return configured if configured in ("float32", "bfloat16", "float16") else "float32"
 
@@ -175,10 +175,8 @@ class Checkpoint:
         with quiet_transformers():
             try:
                 tokenizer = AutoTokenizer.from_pretrained(self.path, local_files_only=True, trust_remote_code=False)
-            except (OSError, ValueError, KeyError) as error:
-                raise InputError(
-                    f"The model {self.path} has no readable tokenizer.", got=str(error).splitlines()[0]
-                ) from None
+            except Exception as error:  # Whatever it is, the tokenizer's files are at fault.
+                raise InputError(f"The model {self.path} has no readable tokenizer.", got=_said(error)) from None
         if not isinstance(tokenizer, PreTrainedTokenizerFast):
             raise InputError(
                 f"The tokenizer of {self.path} does not give the offsets of tokens.", expected="a fast tokenizer"
@@ -222,7 +220,12 @@ class Checkpoint:
                 raise unreadable(self.path, error) from None
         model, info = loaded
         refuse_incomplete(self.path, info, self.layout)
-        return Decoder(model.to(device) if device_map is None else model, tokenizer, self.layout)
+        if device_map is None:
+            model = model.to(device)
+            for parameter in model.parameters():
+                # Weights may still be pages of the file. Whoever writes to it later must not change the model.
+                parameter.data = parameter.data.clone()
+        return Decoder(model, tokenizer, self.layout)
 
     def device_map(
         self, *, dtype: str, device: torch.device, gpu_memory_mb: int | None, cpu_memory_mb: int | None
@@ -295,12 +298,15 @@ def open_checkpoint(path: Path) -> Checkpoint:
         try:
             model_type = json.loads((path / "config.json").read_text()).get("model_type")
             config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-        except (OSError, ValueError, KeyError, AttributeError) as error:
+        except Exception as error:  # Whatever it is, config.json is at fault.
             if isinstance(error, ValueError) and "does not recognize this architecture" in str(error):
                 config = PretrainedConfig.from_dict({})
                 setattr(config, "model_type", str(model_type))  # noqa: B010 - For mypy it is a class variable.
             else:
-                raise InputError(
-                    f"The config of the model {path} cannot be read.", got=str(error).splitlines()[0]
-                ) from None
+                raise InputError(f"The config of the model {path} cannot be read.", got=_said(error)) from None
     return Checkpoint(path, config, layout_for(config, str(path)))
+
+
+def _said(error: Exception) -> str:
+    """The first line of what ``error`` says."""
+    return f"{type(error).__name__}: {error}".splitlines()[0]

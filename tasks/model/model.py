@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -74,6 +74,7 @@ class Model:
         self.device = device
         self._runtime = runtime
         self._checksum = checksum
+        self._checksums: dict[Path, str] = {}
 
     @property
     def dtype(self) -> str:
@@ -98,8 +99,30 @@ class Model:
     @cached_property
     def recipe(self) -> Recipe:
         """The recipe of the ``model`` artifact. Reads the weights, and fetches them if they are on the hub."""
-        files = {file.name: self._checksum(file) for file in self.checkpoint.files}
-        return Series("model", 1, {"files": files}).member()
+        return Series("model", 1, {"files": self._read(self.checkpoint.files)}).member()
+
+    def _read(self, files: Iterable[Path]) -> dict[str, str]:
+        """The checksums of files, by name.
+
+        Raises:
+            InputError: a file has other bytes than when it was first read.
+        """
+        found = {}
+        for file in files:
+            found[file.name] = self._checksum(file)
+            if self._checksums.setdefault(file, found[file.name]) != found[file.name]:
+                raise InputError(
+                    f"{file} was written to while it was read.", remedy="run again when nothing writes to the model"
+                )
+        return found
+
+    def check_unchanged(self) -> None:
+        """Check that the files still have the bytes that fingerprint and recipe were made from.
+
+        Raises:
+            InputError: one has changed; names it.
+        """
+        self._read(list(self._checksums))
 
     @cached_property
     def fingerprint(self) -> Fingerprint:
@@ -108,7 +131,7 @@ class Model:
 
     def fingerprint_with(self, weights: str) -> Fingerprint:
         """The fingerprint with ``weights`` as the digest of the weights, without reading them."""
-        files = {file.name: self._checksum(file) for file in self.checkpoint.tokenizer_files}
+        files = self._read(self.checkpoint.tokenizer_files)
         return Fingerprint(weights, digest_of(files), self.dtype, self.checkpoint.layout.attention_implementation)
 
     @cached_property
@@ -142,11 +165,17 @@ class Model:
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerFast:
         """The tokenizer."""
-        return self.checkpoint.load_tokenizer()
+        self._read(self.checkpoint.tokenizer_files)
+        tokenizer = self.checkpoint.load_tokenizer()
+        self.check_unchanged()
+        return tokenizer
 
     @cached_property
     def decoder(self) -> Decoder:
         """The model in memory. Loads the weights at the first access."""
-        return self.checkpoint.load(
+        self._read(self.checkpoint.files)
+        decoder = self.checkpoint.load(
             self.tokenizer, dtype=self.dtype, device=str(self.device), device_map=self.device_map
         )
+        self.check_unchanged()
+        return decoder

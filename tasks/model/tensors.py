@@ -9,6 +9,7 @@ A token without a row in the embedding would end a run with an index error, or o
 
 from __future__ import annotations
 
+import logging
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -58,6 +59,8 @@ _DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 _MOST_NAMED = 5
 
+logger = logging.getLogger(__name__)
+
 
 def check_tensors(path: Path, config: PretrainedConfig, layout: Layout) -> None:
     """Check that a checkpoint has every tensor of its model, and no other.
@@ -79,7 +82,7 @@ def check_tensors(path: Path, config: PretrainedConfig, layout: Layout) -> None:
                 use_safetensors=True,
                 trust_remote_code=False,
             )
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        except Exception as error:  # Whatever it is, the config is at fault: nothing is computed here.
             if (raised := unreadable(path, error)) is error:
                 return  # Memory is too small. The stage that loads the model says so.
             raise raised from None
@@ -91,11 +94,14 @@ def unreadable(path: Path, error: Exception) -> Exception:
     """The error to raise if transformers cannot load a checkpoint: ``error`` itself if memory is too small for it."""
     if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
         return error  # The model is not at fault.
+    got = f"{type(error).__name__}: {error}".splitlines()[0]
     if isinstance(error, SafetensorError) or "deserializing header" in str(error):
-        return InputError(
-            f"A weight file of {path} is not a complete safetensors file.", got=str(error).splitlines()[0]
-        )
-    return InputError(f"The model {path} cannot be loaded.", got=str(error).splitlines()[0])
+        return InputError(f"A weight file of {path} is not a complete safetensors file.", got=got)
+    return InputError(
+        f"The model {path} cannot be loaded.",
+        got=got,
+        remedy="check config.json: it should be the one that was saved with these weights",
+    )
 
 
 def refuse_incomplete(path: Path, info: Mapping[str, Any], layout: Layout) -> None:
@@ -260,15 +266,18 @@ def refuse_adapter(path: Path) -> None:
         )
 
 
-def own_dtype(path: Path, stored: Iterable[StoredTensor]) -> str:
+def own_dtype(path: Path, stored: Iterable[StoredTensor], layout: Layout) -> str:
     """The data type of most of a checkpoint's weights, as the setting ``model.dtype`` names it.
+
+    Logs a warning if others have a wider one, because the model is held in one type.
 
     Raises:
         InputError: a model cannot be run in this type.
     """
     counts: Counter[str] = Counter()
     for tensor in stored:
-        counts[tensor.dtype] += tensor.size
+        if not layout.is_buffer(tensor.name):
+            counts[tensor.dtype] += tensor.size
     floating = {name: count for name, count in counts.items() if name.startswith(("F", "BF"))}
     found = max(floating, key=lambda name: floating[name], default="none")
     if found not in _DTYPES:
@@ -277,6 +286,14 @@ def own_dtype(path: Path, stored: Iterable[StoredTensor]) -> str:
             got=found,
             expected=f"one of {', '.join(_DTYPES)}",
             remedy="set model.dtype=float32 to convert them",
+        )
+    if narrowed := {name for name in floating if name in ("F32", "F64") and found in ("BF16", "F16")}:
+        logger.warning(
+            "%s: weights that are stored in %s are converted to %s, as most of its weights are; set "
+            "model.dtype=float32 to keep all of them",
+            path,
+            " and ".join(sorted(narrowed)),
+            _DTYPES[found],
         )
     return _DTYPES[found]
 

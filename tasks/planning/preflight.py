@@ -93,7 +93,7 @@ def check_input(
     if dataset:
         _ = run.families
     if past is not None:
-        past_edits(run.workspace.store, past, run.settings.dataset.name, run.batches)
+        past_edits(run.workspace.store, past, model, run.settings.dataset.name, run.batches)
     elif editing:
         _check_corpus(run)
         if sizes:
@@ -141,6 +141,12 @@ def _check_method(run: Run, facts: int) -> None:
 
 
 def _check_out(run: Run, out: Path) -> None:
+    out = out.expanduser().resolve()
+    if out.is_relative_to(run.workspace.store.root):
+        raise InputError(
+            f"{out} is in the folder of the artifacts, where `factsmith store gc` removes what it does not know.",
+            expected=f"a folder outside {run.workspace.store.root}",
+        )
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} exists already.", expected="a new or an empty folder")
     if len(run.batches.written) > 1:

@@ -80,7 +80,9 @@ class PreservationSettings(Section):
     null_space: Annotated[NullSpaceSettings, ReadIf("method.preservation", ("null_space",))] = Field(
         default_factory=NullSpaceSettings
     )
-    ridge: Annotated[Annotated[float, Field(ge=0)] | Literal["auto"], ReadIf("method.preservation", ("full",))] = Field(
+    ridge: Annotated[
+        Annotated[float, Field(ge=0, le=1e30)] | Literal["auto"], ReadIf("method.preservation", ("full",))
+    ] = Field(
         0.0, description="added to the diagonal of lambda C0; 'auto' for the smallest that allows a factorisation"
     )
 

@@ -43,7 +43,7 @@ def end_dead_runs(home: Path, uri: str, client: MlflowClient) -> None:
     from mlflow.exceptions import MlflowException
 
     for sign in dead(_folder(home)):
-        if sign.content.get("mlflow_ended") or sign.content["uri"] != uri:
+        if sign.content.get("mlflow_ended") or sign.content.get("uri") != uri:
             continue
         with suppress(MlflowException):  # It may have been deleted.
             run = client.get_run(sign.content["mlflow"])

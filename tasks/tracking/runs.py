@@ -7,6 +7,7 @@ runs is quick.
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -19,8 +20,8 @@ from urllib.parse import unquote, urlsplit
 
 from factsmith.artifacts.errors import InputError, closest
 from factsmith.tasks.tracking.dead_runs import any_dead
-from factsmith.tasks.tracking.sqlite import StoredRun, experiment_names, flow_runs
-from factsmith.tasks.tracking.tracker import PARENT, connect, metric_name, tracking_uri
+from factsmith.tasks.tracking.sqlite import StoredRun, experiment_names, flow_runs, follow_home
+from factsmith.tasks.tracking.tracker import DATABASE, FILES, PARENT, connect, metric_name, tracking_uri
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -143,7 +144,11 @@ def past_runs(home: Path, experiment: str | None = None) -> list[PastRun]:
         InputError: MLflow does not answer, or has no such experiment.
     """
     uri = tracking_uri(home)
-    if uri.startswith("sqlite:///") and not any_dead(home):  # To connect to MLflow marks dead runs.
+    # To connect to MLflow marks dead runs, if it may be written to.
+    if uri.startswith("sqlite:///") and not (any_dead(home) and os.access(home, os.W_OK)):
+        if uri == f"sqlite:///{home / DATABASE}":
+            with suppress(sqlite3.Error):
+                follow_home(home / DATABASE, home / FILES)
         # MLflow may have other tables one day. It is then asked itself.
         with suppress(sqlite3.Error):
             return _stored_runs(uri, experiment)

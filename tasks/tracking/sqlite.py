@@ -1,4 +1,6 @@
-"""Reading runs from MLflow's SQLite file. Importing MLflow takes longer than all of this, so `factsmith runs` is quick.
+"""Reading runs from MLflow's SQLite file, and moving it with its home.
+
+Importing MLflow takes longer than all of this, so `factsmith runs` is quick.
 
 Only tables that MLflow has had for years are read. Whoever calls this asks MLflow itself if they are not there.
 """
@@ -14,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["StoredRun", "experiment_names", "flow_runs"]
+__all__ = ["StoredRun", "experiment_names", "flow_runs", "follow_home"]
 
 _FLOWS = """
     FROM runs JOIN experiments USING (experiment_id)
@@ -85,6 +87,39 @@ def flow_runs(database: Path, experiment: str | None) -> list[StoredRun]:
         StoredRun(run, name or "", status, started, tags[run], params[run], metrics[run], artifacts)
         for run, name, status, started, artifacts in runs
     ]
+
+
+def follow_home(database: Path, folder: Path) -> None:
+    """Say that the files of the runs are in ``folder``, if the home was moved. MLflow keeps absolute addresses.
+
+    Without this, a run in a moved home would make the old one again and write its files there.
+
+    Args:
+        database: MLflow's SQLite file.
+        folder: the folder of the same home with one folder for each experiment.
+
+    Raises:
+        sqlite3.Error: the file cannot be written, or has other tables.
+    """
+    with closing(_connect(database)) as connection:
+        found = connection.execute("SELECT experiment_id, name, artifact_location FROM experiments").fetchall()
+    moved = {}
+    for experiment, name, location in found:
+        here = (folder / name).as_uri()
+        within_home = here.removeprefix(folder.parent.as_uri())
+        if location and location.startswith("file:") and location.endswith(within_home) and location != here:
+            moved[experiment] = (location, here)
+    if not moved:
+        return
+    with closing(sqlite3.connect(database, timeout=10)) as connection, connection:
+        for experiment, (before, here) in moved.items():
+            which = (here, experiment)
+            connection.execute("UPDATE experiments SET artifact_location = ? WHERE experiment_id = ?", which)
+            connection.execute(
+                "UPDATE runs SET artifact_uri = ? || substr(artifact_uri, ?) WHERE experiment_id = ? "
+                "AND substr(artifact_uri, 1, ?) = ?",
+                (here, len(before) + 1, experiment, len(before), before),
+            )
 
 
 def _connect(database: Path) -> sqlite3.Connection:

@@ -15,23 +15,45 @@ import json
 import os
 import re
 import shutil
+import sqlite3
 import tempfile
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from factsmith.artifacts.errors import InputError
 from factsmith.tasks.tracking.dead_runs import end_dead_runs
+from factsmith.tasks.tracking.sqlite import follow_home
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-__all__ = ["PARENT", "Tracker", "connect", "flatten", "metric_name", "open_experiment", "tracking_uri"]
+__all__ = [
+    "DATABASE",
+    "FILES",
+    "PARENT",
+    "Tracker",
+    "connect",
+    "flatten",
+    "metric_name",
+    "open_experiment",
+    "tracking_uri",
+]
 
 PARENT = "mlflow.parentRunId"
 """The tag that makes MLflow show a run below another."""
+
+DATABASE = "mlflow.db"
+"""The SQLite file in the home that holds the runs."""
+
+FILES = "mlruns"
+"""The folder in the home that holds their files."""
+
+_MAKING = ".mlflow-"
+"""Begin of the name of the folder in which the SQLite file is made."""
 
 _NOTE = "mlflow.note.content"
 """The tag that MLflow shows as the description of a run, in Markdown."""
@@ -42,7 +64,7 @@ _METRICS_PER_CALL = 1000
 
 def tracking_uri(home: Path) -> str:
     """``MLFLOW_TRACKING_URI``, or a SQLite file in ``home``."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home / 'mlflow.db'}"
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home / DATABASE}"
 
 
 def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
@@ -64,11 +86,20 @@ def connect(home: Path) -> MlflowClient:
     """
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
 
     uri = tracking_uri(home)
-    client = MlflowClient(tracking_uri=uri)
+    if _is_own(home):
+        _prepare_database(home)
     try:
+        client = MlflowClient(tracking_uri=uri)
         client.search_experiments(max_results=1)
+    except SQLAlchemyError as error:
+        raise InputError(
+            f"MLflow's database {uri} cannot be used.",
+            got=str(error).splitlines()[0][:200],
+            remedy=f"move {home / DATABASE} away: runs are then logged to a new one, and artifacts stay",
+        ) from error
     except MlflowException as error:
         raise InputError(
             f"MLflow at {uri} does not answer.",
@@ -79,6 +110,38 @@ def connect(home: Path) -> MlflowClient:
     return client
 
 
+def _is_own(home: Path) -> bool:
+    """Whether runs are kept in a SQLite file in ``home``."""
+    return tracking_uri(home) == f"sqlite:///{home / DATABASE}"
+
+
+def _prepare_database(home: Path) -> None:
+    """Make the SQLite file if there is none, and make it follow a home that was moved.
+
+    MLflow makes its tables one by one, and cannot use a file in which some are missing. The file therefore appears when
+    it is complete.
+
+    Raises:
+        InputError: the file cannot be used.
+    """
+    from mlflow.store.tracking import sqlalchemy_store
+
+    open_store: Any = sqlalchemy_store.SqlAlchemyStore
+    database = home / DATABASE
+    if database.exists():
+        with suppress(sqlite3.Error):  # MLflow says what is wrong with it.
+            follow_home(database, home / FILES)
+        return
+    home.mkdir(parents=True, exist_ok=True)
+    for killed in home.glob(f"{_MAKING}*"):
+        shutil.rmtree(killed, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=_MAKING, dir=home) as folder:
+        made = Path(folder) / DATABASE
+        open_store(f"sqlite:///{made}", (home / FILES).as_uri()).engine.dispose()
+        with suppress(FileExistsError):  # Another process was quicker.
+            os.link(made, database)
+
+
 def open_experiment(client: MlflowClient, home: Path, name: str) -> str:
     """The id of an experiment, which is created if it does not exist."""
     found = client.get_experiment_by_name(name)
@@ -86,7 +149,7 @@ def open_experiment(client: MlflowClient, home: Path, name: str) -> str:
         return str(found.experiment_id)
     # A server chooses the artifact folder itself. A SQLite file needs an explicit one.
     embedded = tracking_uri(home).startswith("sqlite:")
-    location = (home / "mlruns" / name).as_uri() if embedded else None
+    location = (home / FILES / name).as_uri() if embedded else None
     return str(client.create_experiment(name, artifact_location=location))
 
 

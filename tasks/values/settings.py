@@ -18,8 +18,8 @@ class ValueSettings(Section):
         "block", description="whose output the value is: that of the edited block, or of its MLP"
     )
     steps: int = Field(25, ge=1, description="most evaluations of the loss; there is one update fewer")
-    learning_rate: float = Field(0.5, gt=0, description="learning rate of Adam")
-    clamp: float = Field(4.0, gt=0, description="largest change, as a multiple of the hidden state's norm")
-    weight_decay: float = Field(0.5, ge=0, description="weight of the change's norm")
-    kl_weight: float = Field(0.0625, ge=0, description="weight of the divergence on '{subject} is a'")
+    learning_rate: float = Field(0.5, gt=0, le=1e6, description="learning rate of Adam")
+    clamp: float = Field(4.0, gt=0, le=1e6, description="largest change, as a multiple of the hidden state's norm")
+    weight_decay: float = Field(0.5, ge=0, le=1e12, description="weight of the change's norm")
+    kl_weight: float = Field(0.0625, ge=0, le=1e12, description="weight of the divergence on '{subject} is a'")
     stop_loss: float = Field(0.05, ge=0, description="loss below which a fact is finished")

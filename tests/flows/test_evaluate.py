@@ -6,6 +6,7 @@ import json
 import shutil
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from factsmith.artifacts.errors import InputError
 from factsmith.flows.configuration.composition import compose, compose_again
@@ -107,3 +108,42 @@ def test_the_command_line(pipeline, factsmith, plain_flows, refused, home):
 
 def test_no_runs_yet(refused):
     assert "There are no runs" in refused("evaluate", "latest")
+
+
+@pytest.mark.parametrize("history", [None, "full"])
+@pytest.mark.parametrize("change", ["weights", "config", "tokenizer", "model"])
+def test_an_edit_is_not_scored_on_another_model(pipeline, home, gpt2_folder, tmp_path, history, change):
+    folder = tmp_path / "model"
+    shutil.copytree(gpt2_folder, folder)
+    pipeline(f"model.path={folder}", "dataset.batches=1", *([f"method.sequence.history={history}"] if history else []))
+    other = tmp_path / "other"
+    shutil.copytree(folder, other)
+    target = other if change == "model" else folder
+    if change in ("weights", "model"):
+        tensors = load_file(target / "model.safetensors")
+        tensors["transformer.h.1.mlp.c_proj.weight"] *= 0.5
+        save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
+    else:
+        file = folder / ("config.json" if change == "config" else "tokenizer_config.json")
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"note": "changed"}))
+    what = "another tokenizer" if change == "tokenizer" else "other weights"
+    with pytest.raises(InputError, match=f"edited a model with {what}"):
+        again(home, f"model.path={target}")
+
+
+def test_an_edit_is_scored_wherever_its_model_has_moved(pipeline, home, gpt2_folder, tmp_path):
+    first = pipeline("dataset.batches=1")
+    moved = shutil.copytree(gpt2_folder, tmp_path / "moved")
+    assert again(home, f"model.path={moved}").metrics == first.metrics
+
+
+def test_a_home_may_be_moved(pipeline, home, tmp_path, monkeypatch, arguments):
+    first = pipeline("dataset.batches=1")
+    moved = tmp_path / "moved"
+    home.rename(moved)
+    monkeypatch.setenv("FACTSMITH_HOME", str(moved))
+    assert again(moved).metrics == first.metrics
+    pipeline("dataset.batches=1")
+    assert not home.exists()
+    for run in past_runs(moved):
+        assert run.edits

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from factsmith.artifacts.errors import InputError
 from factsmith.artifacts.formats import load_table, load_tensors
@@ -28,7 +28,7 @@ from factsmith.tasks.edit.stage import read_deltas
 from factsmith.tasks.keys import reader
 from factsmith.tasks.keys import stage as keys_stage
 from factsmith.tasks.model.checkpoint import Checkpoint
-from tests.conftest import load
+from tests.conftest import load, load_plain
 from tests.runs import artifacts, contents, count_positions, states
 
 STAGES = ["model", "tokens", "keys", "covariance", "factor", "contexts", "values", "edit", "evaluation"]
@@ -279,7 +279,7 @@ def test_an_edited_model_is_handed_over(plain_flows, store, arguments, tmp_path,
     expected = load(folder)
     (artifact,) = artifacts(store, "edit")
     merge(expected, read_deltas(artifact))
-    found = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
+    found = load_plain(out)
     tokens = torch.tensor([[5, 80, 17, 300, 33]])
     with torch.no_grad():
         assert torch.equal(found(input_ids=tokens).logits, expected.model(input_ids=tokens).logits)
@@ -305,6 +305,35 @@ def test_an_edited_model_has_its_base_models_tokenizer(plain_flows, arguments, g
         assert (tmp_path / "edited" / name).read_bytes() == (folder / name).read_bytes()
     found = AutoTokenizer.from_pretrained(tmp_path / "edited")
     assert (found.padding_side, found.split_special_tokens) == ("left", False)
+
+
+def test_a_link_to_an_empty_folder_may_be_named(plain_flows, arguments, tmp_path):
+    (tmp_path / "there").mkdir()
+    for name in ("there", "not_yet"):
+        link = tmp_path / f"link to {name}"
+        link.symlink_to(tmp_path / name)
+        edit(compose(arguments("dataset.batches=1")), link)
+        assert (tmp_path / name / "model.safetensors").is_file()
+        assert link.is_symlink()
+
+
+def test_an_edited_model_is_not_put_among_the_artifacts(plain_flows, arguments, store):
+    with pytest.raises(InputError, match="is in the folder of the artifacts"):
+        edit(compose(arguments("dataset.batches=1")), store.root / "staging" / "edited")
+
+
+def test_of_two_models_for_one_folder_the_second_is_refused(plain_flows, arguments, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+
+    def slower(checkpoint, folder):
+        out.mkdir()
+        (out / "config.json").write_text("of another command")
+
+    monkeypatch.setattr(Checkpoint, "copy_tokenizer", slower)
+    with pytest.raises(InputError, match="exists already"):
+        edit(compose(arguments("dataset.batches=1")), out)
+    assert (out / "config.json").read_text() == "of another command"
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
 def test_runs_are_logged_with_the_same_names(pipeline, home):

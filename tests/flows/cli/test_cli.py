@@ -292,14 +292,12 @@ def test_a_corpus_that_is_too_small(refused, plain_flows, arguments, tmp_path, h
     assert kinds(home) == {"model"}
 
 
-def test_a_covariance_that_cannot_be_factorised(refused, plain_flows, factsmith, arguments, home):
-    message = refused("run", *arguments("corpus.tokens=30"), clean=False)
-    assert "Layer 0" in message
+def test_a_covariance_that_cannot_be_factorised(refused, plain_flows, factsmith, arguments):
+    message = refused("run", *arguments("corpus.tokens=30"))
     assert "30 tokens" in message
     assert "got: rank" in message
     assert "expected: rank 40" in message
     assert "raise corpus.tokens (now 30) to 80 or more, or set method.ridge=auto" in message
-    assert kinds(home) == {"model", "tokens", "keys", "covariance"}
     assert factsmith("run", *arguments("corpus.tokens=30", "method.ridge=auto")).code == 0
 
 
@@ -398,12 +396,12 @@ def test_a_mistake_of_ours_keeps_its_traceback(factsmith, prefect_server, argume
 def test_a_failed_run_is_logged_as_failed(refused, prefect_server, arguments, home):
     from mlflow import MlflowClient
 
-    refused("run", *arguments("corpus.tokens=30"), clean=False)
+    refused("run", *arguments("method=alphaedit", "method.null_space.threshold=1e-12"), clean=False)
     client = MlflowClient(f"sqlite:///{home / 'mlflow.db'}")
     (experiment,) = (one for one in client.search_experiments() if one.name == "factsmith")
     runs = client.search_runs([experiment.experiment_id])
     failed = {run.info.run_name for run in runs if run.info.status == "FAILED"}
-    assert {name.partition(" · local · 6 facts")[0] for name in failed} == {"memit", "factor"}
+    assert {name.partition(" · local · 6 facts")[0] for name in failed} == {"alphaedit", "factor"}
 
 
 # ------------------------------------------------------------------------------------------------- the surroundings

@@ -13,6 +13,7 @@ from factsmith.flows.configuration.composition import compose
 from factsmith.flows.precompute import precompute
 from factsmith.tasks.corpus import stage as tokens_stage
 from factsmith.tasks.corpus.sources.embedded import EmbeddedCorpus
+from factsmith.tasks.corpus.sources.local import TextCorpus
 from tests.runs import artifacts, contents, states
 
 
@@ -68,3 +69,18 @@ def test_choices_of_the_hub():
     assert compose(["corpus=wikitext"]).corpus.repository == "Salesforce/wikitext"
     with pytest.raises(InputError, match=r"corpus\.repository must be given"):
         compose(["corpus=hub"])
+
+
+def test_a_corpus_that_is_written_to_while_it_is_read_is_refused(pipeline, store, tmp_path, monkeypatch):
+    path = tmp_path / "corpus.txt"
+    path.write_text("\n\n".join(f"The sport of number {number} is chess." for number in range(500)))
+    read = TextCorpus.text
+
+    def changed_meanwhile(corpus, index):
+        path.write_text(path.read_text().replace("chess", "rugby"))
+        return read(corpus, index)
+
+    monkeypatch.setattr(TextCorpus, "text", changed_meanwhile)
+    with pytest.raises(InputError, match="corpus=local was written to while it was read"):
+        pipeline("corpus=local", f"corpus.path={path}")
+    assert not artifacts(store, "tokens")

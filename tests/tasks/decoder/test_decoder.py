@@ -19,14 +19,14 @@ from factsmith.tasks.decoder.batching import length_batches, pad
 from factsmith.tasks.decoder.decoder import Decoder
 from factsmith.tasks.decoder.layout import layout_for
 from factsmith.tasks.keys.block_keys import NonFiniteKeysError, block_keys
-from tests.conftest import plain_blocks, plain_projection
+from tests.conftest import load_plain, plain_blocks, plain_projection
 
 LAYERS = (0, 2)
 
 
 @pytest.fixture
 def plain(model_folder):
-    return AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32).eval()
+    return load_plain(model_folder)
 
 
 def blocks_of(decoder, count: int = 9) -> list[list[int]]:

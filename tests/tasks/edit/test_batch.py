@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
+from factsmith.artifacts.errors import InputError
 from factsmith.tasks.decoder.text import encode_prompt
 from factsmith.tasks.edit.batch import applied, compute_edit, merge
+from factsmith.tasks.edit.delta import LowRankDelta
 from factsmith.tasks.facts.request import EditRequest
 from factsmith.tasks.preservation.full import FullPreservation
-from tests.conftest import hidden_of, load, plain_blocks, plain_projection
+from tests.conftest import hidden_of, load, load_plain, plain_blocks, plain_projection
 from tests.edits import covariances, facts, weights
 
 CONTEXTS = ("{}", "The judge plays the flute. {}", "Therefore Rome. {}")
@@ -59,7 +60,7 @@ def plain_states(model, tokenizer, request: EditRequest, layer: int, last: int):
 
 def plain_memit(folder, decoder, operators, values) -> dict[int, torch.Tensor]:
     """MEMIT over several layers on an untouched transformers model: whole passes, dense float64 algebra."""
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    model = load_plain(folder)
     deltas = {}
     for index, layer in enumerate(LAYERS):
         states = [plain_states(model, decoder.tokenizer, one, layer, LAYERS[-1]) for one in facts()]
@@ -149,8 +150,32 @@ def test_an_edited_model_saves_and_reloads(model_folder, decoder, operators, val
     edited = load(model_folder, dtype)
     merge(edited, deltas)
     edited.model.save_pretrained(tmp_path)
-    again = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=getattr(torch, dtype)).eval()
+    again = load_plain(tmp_path, dtype)
     tokens = torch.tensor([[5, 80, 17, 300, 33]])
     with torch.no_grad():
         assert torch.equal(again(input_ids=tokens).logits, edited.model(input_ids=tokens).logits)
         assert not torch.equal(again(input_ids=tokens).logits, load(model_folder, dtype).model(input_ids=tokens).logits)
+
+
+@pytest.fixture
+def half(gpt2_folder):
+    return load(gpt2_folder, "float16")
+
+
+def test_weights_that_overflow_are_refused_and_not_written(half):
+    before = half.weight(1).clone()
+    huge = LowRankDelta(torch.full((24, 1), 1e3, dtype=torch.float64), torch.full((40, 1), 1e3, dtype=torch.float64))
+    for write in (merge, lambda *given: applied(*given).__enter__()):
+        with pytest.raises(InputError, match=r"makes weights of layer 1 NaN or infinite") as caught:
+            write(half, {1: huge})
+        assert caught.value.details["got"] == "weights in float16"
+        assert caught.value.details["remedy"].startswith("set model.dtype=float32, or lower")
+    assert torch.equal(half.weight(1), before)
+
+
+def test_keys_that_overflow_are_refused_as_such(half):
+    half.weight(0).fill_(6e4)
+    found = {layer: FullPreservation.from_covariance(torch.eye(40, dtype=torch.float64), weight=1) for layer in LAYERS}
+    values = torch.ones(len(facts()), half.width)
+    with pytest.raises(InputError, match=r"Keys or outputs of layer \d are NaN or infinite"):
+        edit(half, found, values)

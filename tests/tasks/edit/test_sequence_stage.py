@@ -7,7 +7,6 @@ import json
 import pyarrow.parquet as pq
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
 
 from factsmith.artifacts.errors import InputError
 from factsmith.artifacts.formats import load_table
@@ -23,7 +22,7 @@ from factsmith.tasks.planning.plan import plan
 from factsmith.tasks.planning.run import Run
 from factsmith.tasks.tracking.runs import find_run
 from factsmith.tasks.values.optimiser import NonFiniteValueError
-from tests.conftest import load
+from tests.conftest import load, load_plain
 from tests.runs import artifacts, contents, count_scoring, states
 
 STAGES = [
@@ -240,7 +239,7 @@ def test_the_edited_model_holds_all_batches(plain_flows, arguments, store, gpt2_
     merge(expected, read_deltas(artifact))
     tokens = torch.tensor([[5, 80, 17, 300, 33]])
     with torch.no_grad():
-        model = AutoModelForCausalLM.from_pretrained(out).eval()
+        model = load_plain(out)
         assert torch.equal(model(input_ids=tokens).logits, expected.model(input_ids=tokens).logits)
     assert len(json.loads((out / "factsmith.json").read_text())["facts"]) == 4
 

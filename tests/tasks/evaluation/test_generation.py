@@ -7,7 +7,6 @@ import math
 import pyarrow as pa
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
 
 from factsmith.tasks.decoder.generation import TopK, continuations, end_tokens
 from factsmith.tasks.decoder.text import encode_prompt
@@ -15,6 +14,7 @@ from factsmith.tasks.evaluation.metrics.generation import FAMILY, entropy, words
 from factsmith.tasks.evaluation.summary import RecordValues
 from factsmith.tasks.facts.record import Record
 from factsmith.tasks.facts.request import EditRequest
+from tests.conftest import load_plain
 
 TEXTS = [
     "Mara Flousano speaks",
@@ -40,7 +40,7 @@ def passes_of(decoder) -> list[tuple[int, int]]:
 
 @pytest.fixture
 def plain(model_folder):
-    return AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32).eval()
+    return load_plain(model_folder)
 
 
 def greedy_of_transformers(plain, prompt: list[int], limit: int, **given) -> list[int]:

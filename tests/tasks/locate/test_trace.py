@@ -5,14 +5,13 @@ from __future__ import annotations
 import pyarrow as pa
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
 
 from factsmith.tasks.decoder.text import encode_prompt
 from factsmith.tasks.locate.effects import LAST_SUBJECT, LAST_TOKEN, ROLES, average, probabilities, role, rows_of
 from factsmith.tasks.locate.proposal import critical_layers
 from factsmith.tasks.locate.settings import TraceSettings
 from factsmith.tasks.locate.trace import KINDS, Traced, _Group, _noise, embedding_deviation, trace, window
-from tests.conftest import plain_blocks
+from tests.conftest import load_plain, plain_blocks
 
 SETTINGS = TraceSettings(samples=3, window=2, noise=3.0)
 FACTS = [
@@ -27,7 +26,7 @@ class Plain:
     """The same, written as hooks on whole forward passes of transformers' own model, one run at a time."""
 
     def __init__(self, folder):
-        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        self.model = load_plain(folder)
         self.blocks = plain_blocks(self.model)
         self.embedding = self.model.get_input_embeddings()
 

@@ -10,8 +10,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken
 
+from factsmith.artifacts.checksums import Checksums
 from factsmith.artifacts.errors import InputError
 from factsmith.tasks.model.checkpoint import open_checkpoint
+from factsmith.tasks.model.model import Model
+from factsmith.tasks.model.settings import ModelSettings
+from factsmith.tasks.pipeline.settings import RuntimeSettings
 
 
 @pytest.fixture
@@ -227,3 +231,75 @@ def test_a_dtype_that_cannot_be_edited_has_to_be_chosen(altered):
     with pytest.raises(InputError, match="no data type that a model can be edited in") as caught:
         _ = checkpoint.own_dtype
     assert "model.dtype=float32" in caught.value.details["remedy"]
+
+
+@pytest.fixture
+def model(gpt2_folder, tmp_path):
+    """The tiny model as a run opens it, in a folder of its own."""
+    folder = tmp_path / "model"
+    shutil.copytree(gpt2_folder, folder)
+    settings, runtime = ModelSettings(name="tiny", path=str(folder)), RuntimeSettings()
+    return Model(open_checkpoint(folder), settings, runtime, torch.device("cpu"), Checksums.read)
+
+
+def written_over(file, change):
+    """Change the bytes of a file in place, as ``rsync --inplace`` does."""
+    changed = change(file.read_bytes())
+    with file.open("r+b") as opened:
+        opened.write(changed)
+
+
+def in_last_weights(data: bytes) -> bytes:
+    return data[:-400] + bytes(400)
+
+
+def test_a_model_that_is_written_to_before_it_is_loaded_is_refused(model):
+    _ = model.fingerprint
+    written_over(model.checkpoint.path / "model.safetensors", in_last_weights)
+    with pytest.raises(InputError, match=r"model\.safetensors was written to while it was read"):
+        _ = model.decoder
+
+
+def test_a_tokenizer_that_is_written_to_before_it_is_loaded_is_refused(model):
+    _ = model.fingerprint
+    written_over(model.checkpoint.path / "tokenizer.json", lambda data: data + b" ")
+    with pytest.raises(InputError, match=r"tokenizer\.json was written to while it was read"):
+        _ = model.tokenizer
+
+
+def test_a_model_in_memory_is_not_changed_with_its_file(model):
+    """Whatever the data type: weights that need no conversion are pages of the file at first."""
+    before = {name: one.clone() for name, one in model.decoder.model.state_dict().items()}
+    written_over(model.checkpoint.path / "model.safetensors", lambda data: data[:2000] + bytes(len(data) - 2000))
+    after = model.decoder.model.state_dict()
+    assert all(torch.equal(one, after[name]) for name, one in before.items())
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("config.json", {"activation_function": "nonsense"}),
+        ("config.json", {"n_head": 0}),
+        ("config.json", {"n_head": "2"}),
+        ("tokenizer.json", []),
+        ("tokenizer_config.json", None),
+    ],
+)
+def test_a_damaged_config_or_tokenizer_is_refused(model, name, content):
+    file = model.checkpoint.path / name
+    known = json.loads(file.read_text())
+    file.write_text(json.dumps({**known, **content} if isinstance(content, dict) else content))
+    with pytest.raises(InputError, match=r"cannot be loaded|cannot be read|no readable tokenizer"):
+        checkpoint = open_checkpoint(file.parent)
+        checkpoint.check_readable()
+        checkpoint.load_tokenizer()
+
+
+def test_weights_that_lose_digits_are_told(altered, caplog):
+    def mixed(tensors):
+        narrow = {name: tensor.bfloat16() for name, tensor in tensors.items()}
+        return {**narrow, "transformer.ln_f.weight": tensors["transformer.ln_f.weight"]}
+
+    assert altered(mixed).own_dtype == "bfloat16"
+    (record,) = caplog.records
+    assert "stored in F32 are converted to bfloat16" in record.getMessage()

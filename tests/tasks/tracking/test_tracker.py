@@ -12,9 +12,10 @@ import time
 import pytest
 from mlflow import MlflowClient
 
+from factsmith.artifacts.errors import InputError
 from factsmith.tasks.tracking import tracker as module
 from factsmith.tasks.tracking.runs import past_runs
-from factsmith.tasks.tracking.tracker import Tracker
+from factsmith.tasks.tracking.tracker import Tracker, connect, open_experiment
 
 pytestmark = pytest.mark.usefixtures("_mlflow_tables")
 
@@ -74,7 +75,7 @@ _BEGINS = """
 import sys, time
 from pathlib import Path
 from factsmith.tasks.tracking.dead_runs import alive
-from factsmith.tasks.tracking.tracker import Tracker
+from factsmith.tasks.tracking.tracker import Tracker, connect, open_experiment
 home = Path(sys.argv[1])
 tracker = Tracker(home, experiment="factsmith", name="killed", flow="run", settings={})
 with alive(home, tracker.run_id, {"uri": tracker.uri, "prefect": sys.argv[2] or None}):
@@ -110,3 +111,36 @@ def test_a_dead_run_of_another_mlflow_waits_for_it(home, monkeypatch):
     past_runs(home)
     assert tracker.client.get_run(tracker.run_id).info.status == "RUNNING"
     assert (home / "runs" / "a.json").exists()
+
+
+_CONNECT = (
+    "import sys, pathlib; from factsmith.tasks.tracking.tracker import connect; connect(pathlib.Path(sys.argv[1]))"
+)
+
+
+def test_a_home_survives_a_kill_while_mlflow_makes_its_tables(home):
+    home.mkdir()
+    process = subprocess.Popen([sys.executable, "-c", _CONNECT, str(home)])
+    while not any(file.stat().st_size for file in home.glob(".mlflow-*/mlflow.db")):
+        assert process.poll() is None
+        time.sleep(0.001)
+    process.kill()
+    process.wait()
+    assert [path.name.startswith(".mlflow-") for path in home.iterdir()] == [True]
+    assert open_experiment(connect(home), home, "factsmith")
+    assert [path.name for path in home.iterdir()] == ["mlflow.db"]
+
+
+def test_a_database_that_mlflow_cannot_use_is_told(home):
+    home.mkdir()
+    (home / "mlflow.db").write_bytes(b"no database at all" * 100)
+    with pytest.raises(InputError, match=r"MLflow's database .* cannot be used") as caught:
+        connect(home)
+    assert "move" in caught.value.details["remedy"]
+
+
+def test_a_file_that_is_no_sign_of_life_is_left_alone(home):
+    (home / "runs").mkdir(parents=True)
+    for name, content in (("a", "{}"), ("b", "[]"), ("c", "no JSON")):
+        (home / "runs" / f"{name}.json").write_text(content)
+    connect(home)
