@@ -125,7 +125,7 @@ class Run:
         Raises:
             InputError: the records cannot be used.
         """
-        if self._lender is not None and self.settings.dataset == self._lender.settings.dataset:
+        if self._lender is not None and _selection(self) == _selection(self._lender):
             return self._lender.records
         return select_records(self.settings.dataset)
 
@@ -219,6 +219,11 @@ class Run:
             source=str(settings.path.resolve()) if settings.path else settings.format,
             facts=len(records),
         )
+
+
+def _selection(run: Run) -> dict[str, Any]:
+    """The settings that determine which records a dataset gives."""
+    return run.settings.dataset.model_dump(exclude={"batches", "metrics"})
 
 
 def _documents(run: Run) -> dict[str, Any]:

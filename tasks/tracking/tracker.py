@@ -178,8 +178,10 @@ class Tracker:
         note: str = "",
         parent: str | None = None,
     ) -> None:
+        from mlflow import MlflowClient
+
         self.uri = tracking_uri(home)
-        self.client = connect(home)
+        self.client = connect(home) if parent is None else MlflowClient(tracking_uri=self.uri)
         self.name = name
         self._is_part = parent is not None
         self._notes = [note] if note else []

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+
+import pyarrow as pa
 import pytest
 
 from factsmith.flows.configuration.composition import compose
@@ -49,3 +52,19 @@ def test_a_further_family_is_all_that_is_scored(pipeline, store, arguments, monk
     assert set(alone.metrics["after"]) == {"GE"}
     assert alone.metrics["after"]["GE"] == third.metrics["after"]["GE"]
     assert seen == []
+
+
+def test_scores_that_are_nan_are_told(pipeline, monkeypatch, caplog):
+    score = CounterFact.score
+
+    def overflown(self, decoder, records, **given):
+        rows = score(self, decoder, records, **given)
+        place = rows.schema.get_field_index("nll_new")
+        return rows.set_column(place, "nll_new", pa.array([math.nan, *rows["nll_new"].to_pylist()[1:]], pa.float64()))
+
+    monkeypatch.setattr(CounterFact, "score", overflown)
+    report = pipeline("dataset.batches=1")
+    told = [record.getMessage() for record in caplog.records if "NaN" in record.getMessage()]
+    assert len(told) == 2  # before and after
+    assert told[0].startswith("1 of 39 prompts have scores that are NaN: the model overflows in float32")
+    assert report.records["ES"] == 3
