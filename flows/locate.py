@@ -23,8 +23,6 @@ def locate(settings: Settings) -> LocateReport:
     Args:
         settings: the settings, resolved. Method and corpus are not read.
     """
-    from prefect.runtime import flow_run
-
     with open_page(settings, "locate", editing=False) as run:
         workspace, tracker = run.workspace, run.workspace.tracker
         model(workspace, run.model)
@@ -39,7 +37,7 @@ def locate(settings: Settings) -> LocateReport:
         tracker.file(location.artifact.path / TABLE)
         tracker.figure(effects_by_role(location.effects, location.layers), "effects.png")
         return LocateReport(
-            run_id=str(flow_run.id),
+            run_id=workspace.flow_run,
             mlflow_run_id=tracker.run_id,
             stages=workspace.reports,
             layers=location.layers,

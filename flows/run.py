@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeVar
-
-from prefect import Flow, flow
+from prefect import flow
 
 from factsmith.flows.configuration.parameters import RunSettings
 from factsmith.flows.edit import write
@@ -16,11 +13,10 @@ from factsmith.flows.reporting.curves import Curves
 from factsmith.flows.reporting.page import open_page
 from factsmith.flows.reporting.reports import Report
 from factsmith.tasks.evaluation.stage import Scores
+from factsmith.tasks.pipeline.page import subflow
 from factsmith.tasks.planning.run import Run
 
 __all__ = ["run", "run_part"]
-
-T = TypeVar("T")
 
 
 @flow(name="run")
@@ -31,9 +27,10 @@ def run(settings: RunSettings) -> Report:
         settings: choices, and settings that differ from them.
     """
     with open_page(settings, "run") as current:
-        prepared = _subflow("precompute", lambda: prepare(current))
-        edits = _subflow("edit", lambda: write(current, prepared))
-        scored = _subflow("evaluate", lambda: score(current, edits))
+        workspace = current.workspace
+        prepared = subflow(workspace, "precompute", lambda: prepare(current))
+        edits = subflow(workspace, "edit", lambda: write(current, prepared))
+        scored = subflow(workspace, "evaluate", lambda: score(current, edits))
         return finish(current, prepared, *scored)
 
 
@@ -52,9 +49,3 @@ def run_part(part: Run, name: str, *, flow: str, parent: str) -> tuple[Scores, C
         if prepared.leverages:
             log_choice(part, prepared.leverages, figure=False)
         return scores, curves, prepared
-
-
-def _subflow(name: str, body: Callable[[], T]) -> T:
-    """Run ``body`` as a subflow. It takes no parameters, because Prefect would try to serialise the model."""
-    result: T = Flow(body, name=name, flow_run_name=name)()
-    return result

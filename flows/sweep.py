@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
 from threading import Event, Semaphore
-from typing import Any
+from typing import Any, TypeAlias
 
 from prefect import Flow, flow, task
 from prefect.cache_policies import NO_CACHE
@@ -35,9 +38,11 @@ from factsmith.tasks.planning.run import Run
 from factsmith.tasks.planning.settings import Settings
 from factsmith.tasks.tracking.runs import RECORDS
 
-__all__ = ["run_sweep", "sweep"]
+__all__ = ["cells_flow", "run_sweep", "sweep"]
 
 logger = logging.getLogger(__name__)
+
+_Future: TypeAlias = Future[CellReport] | PrefectFuture[CellReport]
 
 _LONGEST_WAIT = 0.5
 """Longest single wait for a cell, in seconds."""
@@ -55,11 +60,15 @@ def sweep(arguments: list[str], jobs: int = 1, memory_mb: int | None = None) -> 
     return run_sweep(open_sweep(arguments, jobs=jobs, memory_mb=memory_mb))
 
 
+def cells_flow(opened: Sweep) -> Flow[[], SweepReport]:
+    """The flow that runs the cells of a sweep whose input has been checked."""
+    runner: Any = ThreadPoolTaskRunner(max_workers=opened.jobs)
+    return Flow(lambda: _report(opened), name="cells", task_runner=runner)
+
+
 def run_sweep(opened: Sweep) -> SweepReport:
     """Run a sweep whose input has been checked already."""
-    runner: Any = ThreadPoolTaskRunner(max_workers=opened.jobs)
-    report: SweepReport = Flow(lambda: _report(opened), name="cells", task_runner=runner)()
-    return report
+    return cells_flow(opened)()
 
 
 def _report(opened: Sweep) -> SweepReport:
@@ -70,8 +79,6 @@ def _report(opened: Sweep) -> SweepReport:
     Raises:
         InputError: every cell failed.
     """
-    from prefect.runtime import flow_run
-
     store = Store(home())
     first = opened.cells[0][1]
     workspace = Workspace(store, first.runtime)
@@ -80,7 +87,7 @@ def _report(opened: Sweep) -> SweepReport:
     logged = workspace.logged(name, flow="sweep", settings=common, experiment=first.tracking.experiment)
     with store.in_use(), logged:
         name_flow_run(workspace.tracker.name)
-        reports = _run_cells(opened, store, workspace.tracker.run_id)
+        reports = _run_cells(opened, workspace)
         if all(report.error for report in reports):
             raise InputError(f"All {len(reports)} cells failed.", got=reports[0].error)
         families = load_families([name for _, one in opened.cells for name in one.dataset.metrics])
@@ -88,7 +95,7 @@ def _report(opened: Sweep) -> SweepReport:
         names = dict.fromkeys(name for family in families for name in family.metrics)
         means = ((one.mean[0], list(one.mean[1])) for one in families if one.mean and one.mean[0] in known)
         report = SweepReport(
-            run_id=str(flow_run.id),
+            run_id=workspace.flow_run,
             mlflow_run_id=workspace.tracker.run_id,
             name=opened.grid.name,
             axes=[list(axis) for axis in opened.grid.axes],
@@ -101,9 +108,9 @@ def _report(opened: Sweep) -> SweepReport:
     return report
 
 
-def _run_cells(opened: Sweep, store: Store, parent: str) -> list[CellReport]:
+def _run_cells(opened: Sweep, workspace: Workspace) -> list[CellReport]:
     """The reports of all cells, in the order of the axes."""
-    pool = RunPool(store)
+    pool, parent = RunPool(workspace.store), workspace.tracker.run_id
     reports = {
         place: CellReport(place=dict(opened.cells[place][0].place), error=error)
         for place, error in opened.refused.items()
@@ -112,7 +119,6 @@ def _run_cells(opened: Sweep, store: Store, parent: str) -> list[CellReport]:
     with published_by(ProgressArtifacts()), progress("cells", len(opened.cells)) as advance:
         advance(len(reports))
 
-        @task(name="cell", task_run_name=lambda: _cell_name(opened), persist_result=False, cache_policy=NO_CACHE)
         def run_cell(place: int) -> CellReport:
             cell, settings = opened.cells[place]
             with stopped_by(stopping), pool.borrow(settings) as run:
@@ -122,17 +128,35 @@ def _run_cells(opened: Sweep, store: Store, parent: str) -> list[CellReport]:
 
         waiting = [place for place in range(len(opened.cells)) if place not in reports]
         waiting.sort(key=lambda place: _most_tokens_first(opened.cells[place][1]))
-        if opened.jobs == 1:
-            reports |= {place: run_cell(place) for place in waiting}
-        else:
-            try:
-                futures = {place: run_cell.submit(place) for place in waiting}
-                _wait(futures.values())
-                reports |= {place: future.result() for place, future in futures.items()}
-            except BaseException:  # A user who stops the sweep does not want to wait for its cells.
-                stopping.set()
-                raise
+        with _runners(opened, workspace, run_cell) as (run, submit):
+            if opened.jobs == 1:
+                reports |= {place: run(place) for place in waiting}
+            else:
+                try:
+                    futures = {place: submit(place) for place in waiting}
+                    _wait(futures.values())
+                    reports |= {place: future.result() for place, future in futures.items()}
+                except BaseException:  # A user who stops the sweep does not want to wait for its cells.
+                    stopping.set()
+                    raise
     return [reports[place] for place in sorted(reports)]
+
+
+@contextmanager
+def _runners(
+    opened: Sweep, workspace: Workspace, run_cell: Callable[[int], CellReport]
+) -> Iterator[tuple[Callable[[int], CellReport], Callable[[int], _Future]]]:
+    """How to run a cell now, and how to have it run by another thread: as a task of Prefect, or without Prefect."""
+    if workspace.flow_run is not None:
+        name = partial(_cell_name, opened)
+        cell: Any = task(name="cell", task_run_name=name, persist_result=False, cache_policy=NO_CACHE)(run_cell)
+        yield cell, cell.submit
+        return
+    executor = ThreadPoolExecutor(opened.jobs)
+    try:
+        yield run_cell, lambda place: executor.submit(run_cell, place)
+    finally:
+        executor.shutdown(cancel_futures=True)
 
 
 def _cell_name(opened: Sweep) -> str:
@@ -143,7 +167,7 @@ def _cell_name(opened: Sweep) -> str:
     return opened.cells[place][0].name
 
 
-def _wait(futures: Collection[PrefectFuture[CellReport]]) -> None:
+def _wait(futures: Collection[_Future]) -> None:
     """Wait until all futures have ended. Each wait is short, because a long one may miss a Ctrl-C just as it starts."""
     ended = Semaphore(0)
     for future in futures:

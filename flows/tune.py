@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
-from prefect import Flow, flow
+from prefect import flow
 
 from factsmith.artifacts.errors import FactsmithError, InputError
 from factsmith.artifacts.store import Store
@@ -20,7 +21,7 @@ from factsmith.tasks.locate.search import Point, Search
 from factsmith.tasks.model.embedded.world import Split
 from factsmith.tasks.model.settings import EMBEDDED
 from factsmith.tasks.pipeline.environment import home
-from factsmith.tasks.pipeline.page import ProgressArtifacts
+from factsmith.tasks.pipeline.page import ProgressArtifacts, subflow
 from factsmith.tasks.pipeline.progress import progress, published_by
 from factsmith.tasks.planning.preflight import check_input
 from factsmith.tasks.planning.run import Run
@@ -103,8 +104,6 @@ def tune(settings: Settings, trials: int = 12, seed: int = 0, out: Path | None =
     Raises:
         InputError: the input cannot be used, or every trial failed.
     """
-    from prefect.runtime import flow_run
-
     check_tune(settings, out)
     search = Search(trials, seed)
     done: dict[Point, Trial] = {}
@@ -130,7 +129,7 @@ def tune(settings: Settings, trials: int = 12, seed: int = 0, out: Path | None =
         ):
             tracker.metrics({f"{name}/{score}": metrics.get(score) for score in SCORES})
         report = TuneReport(
-            run_id=str(flow_run.id),
+            run_id=run.workspace.flow_run,
             mlflow_run_id=tracker.run_id,
             trials=list(done.values()),
             best=best.number,
@@ -172,8 +171,8 @@ def _judge(run: Run, settings: Settings, name: str) -> dict[str, float | None]:
 def _scores(run: Run, settings: Settings, name: str) -> dict[str, float | None]:
     """The metrics after the edit that ``settings`` describe, from a run that is a part of ``run``."""
     part, parent = run.variant(settings), run.workspace.tracker.run_id
-    trial = Flow(lambda: run_part(part, name, flow="trial", parent=parent), name="trial", flow_run_name=name)
-    scores, _, _ = trial()
+    trial = partial(run_part, part, name, flow="trial", parent=parent)
+    scores, _, _ = subflow(run.workspace, "trial", trial, flow_run_name=name)
     return scores.after
 
 

@@ -66,20 +66,18 @@ def _method(arguments: Sequence[str]) -> str:
 
 
 def run_as_functions(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make flows and stages the plain functions that Prefect would run, and attach figures without drawing them.
+    """Make flows the plain functions that Prefect would run, and attach figures without drawing them.
 
-    No command then starts a Prefect server.
+    Commands do the same where there is no Prefect server.
     """
     from mlflow import MlflowClient
-    from prefect import Flow, Task
+    from prefect import Flow
 
-    from factsmith.flows.services import dead_flow_runs, temporary_server
+    from factsmith.flows.services import dead_flow_runs
 
     monkeypatch.setattr(MlflowClient, "log_figure", lambda self, run_id, _, name: self.log_text(run_id, "", name))
-    monkeypatch.setattr(temporary_server, "server_address", lambda home: None)
     monkeypatch.setattr(dead_flow_runs, "crash_dead_flow_runs", lambda home: None)
     monkeypatch.setattr(Flow, "__call__", lambda self, *args, **given: self.fn(*args, **given))
-    monkeypatch.setattr(Task, "__call__", lambda self, *args, return_state=False, **given: self.fn(*args, **given))
 
 
 def artifacts(store: Store, kind: str) -> list[Artifact]:

@@ -6,18 +6,19 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
 from factsmith.artifacts.errors import InputError
+from factsmith.artifacts.signs_of_life import living
 from factsmith.artifacts.store import Store
-from factsmith.tasks.pipeline.environment import home, prepare_command_line
+from factsmith.tasks.pipeline.environment import SERVED, home, prepare_command_line
 
 if TYPE_CHECKING:
+    from prefect import Flow
+
     from factsmith.flows.reporting.reports import Report
     from factsmith.tasks.planning.run import Run
     from factsmith.tasks.planning.settings import Settings
@@ -29,12 +30,10 @@ __all__ = [
     "check_runs",
     "complete",
     "compose_arguments",
-    "make_prefect_home",
     "preflight",
     "show",
     "show_report",
     "start",
-    "start_flow",
 ]
 
 T = TypeVar("T")
@@ -68,14 +67,6 @@ def start() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
 
 
-def start_flow() -> None:
-    """Prepare a command that runs a flow. The Prefect server that it needs starts while the command imports its own."""
-    start()
-    from factsmith.flows.services.temporary_server import prepare_temporary_server
-
-    prepare_temporary_server(home())
-
-
 def compose_arguments(arguments: list[str] | None, **options: Any) -> Settings:
     """Prepare the command, and compose the settings of its run."""
     start()
@@ -99,78 +90,55 @@ def check_runs() -> None:
 def preflight(
     settings: Settings, *, dataset: bool, editing: bool = True, out: Path | None = None, past: PastRun | None = None
 ) -> Run:
-    """Check the user's input before Prefect starts and anything is written."""
+    """Check the user's input before anything is written."""
     from factsmith.tasks.planning.preflight import check_input
     from factsmith.tasks.planning.run import Run
 
     run = Run(settings, Store(home()))
     try:
         check_input(run, dataset=dataset, editing=editing, out=out, past=past)
-        make_prefect_home()
     except OSError as error:  # So far only the user's paths were used: a name may be too long, permission missing, ...
         raise InputError(f"{error.filename or 'A file'} cannot be used.", got=error.strerror) from None
-    from factsmith.flows.services.temporary_server import release_temporary_server
-
-    release_temporary_server()
     return run
 
 
-def make_prefect_home() -> None:
-    """Create the folder of the temporary Prefect server."""
-    if prefect_home := os.environ.get("PREFECT_HOME"):
-        Path(prefect_home).mkdir(parents=True, exist_ok=True)
+def complete(flow: Flow[..., T], *given: Any) -> T:
+    """Run ``flow`` with what it is ``given``.
 
-
-def complete(flow: Callable[[], T]) -> T:
-    """Run ``flow`` with a Prefect server.
+    The run has a page in Prefect if there is a server: one that ``PREFECT_API_URL`` names, or that of `factsmith serve`
+    in the same home. Without one the flow runs without Prefect, because to start a server takes longer than most
+    commands do, and nobody would see the page.
 
     Raises:
         InputError: the server at ``PREFECT_API_URL`` does not answer.
     """
-    from prefect.settings import (
-        PREFECT_API_URL,
-        PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
-        PREFECT_LOGGING_TO_API_ENABLED,
-        temporary_settings,
-    )
+    from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
-    from factsmith.flows.services import temporary_server
-
-    _prepare_mlflow()
+    address = PREFECT_API_URL.value() or (living(home() / SERVED) or {}).get("api")
+    if address is None:
+        return flow.fn(*given)
+    if prefect_home := os.environ.get("PREFECT_HOME"):
+        Path(prefect_home).mkdir(parents=True, exist_ok=True)
     # Stopping the heartbeat costs a second per flow, and nothing watches the heartbeat of a command.
-    settings: dict[Any, Any] = {PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}
-    if address := temporary_server.server_address(home()):
-        settings[PREFECT_API_URL] = address
-        if address != temporary_server.served_address(home()):
-            settings[PREFECT_LOGGING_TO_API_ENABLED] = False  # It has no page.
+    settings: dict[Any, Any] = {PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None, PREFECT_API_URL: address}
     try:
         with temporary_settings(settings):
             from factsmith.flows.services.dead_flow_runs import crash_dead_flow_runs
 
             crash_dead_flow_runs(home())
-            return flow()
+            return flow(*given)
     except RuntimeError as error:
         if not str(error).startswith("Failed to reach API"):
             raise
         raise InputError(
             "Prefect's server does not answer.",
             got=f"PREFECT_API_URL={os.environ.get('PREFECT_API_URL')}",
-            remedy="start the server, or unset PREFECT_API_URL to use a temporary one",
+            remedy="start the server, or unset PREFECT_API_URL to run without one",
         ) from None
 
 
-def _prepare_mlflow() -> None:
-    """Import MLflow, and create its tables if there are none, while the Prefect server starts."""
-    from factsmith.tasks.tracking.tracker import connect
-
-    store = Store(home())
-    with suppress(Exception), store.lock("mlflow"):  # The run itself says what is wrong with MLflow.
-        connect(store.root)
-
-
-def show_report(flow: Callable[[], Report], settings: Settings, as_json: bool, out: Path | None = None) -> None:
-    """Run ``flow`` and show its report."""
-    report = complete(flow)
+def show_report(report: Report, settings: Settings, as_json: bool, out: Path | None = None) -> None:
+    """Show the report of a run."""
     if as_json:
         typer.echo(report.model_dump_json())
         return

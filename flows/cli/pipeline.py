@@ -13,11 +13,11 @@ from factsmith.flows.cli.common import (
     Arguments,
     AsJson,
     check_runs,
+    complete,
     compose_arguments,
     preflight,
     show,
     show_report,
-    start_flow,
 )
 from factsmith.tasks.pipeline.environment import home
 
@@ -32,12 +32,11 @@ FactsAndArguments = Annotated[
 
 def run(arguments: Arguments = None, as_json: AsJson = False) -> None:
     """Precompute, edit and evaluate: the whole pipeline."""
-    start_flow()
     settings = compose_arguments(arguments)
     preflight(settings, dataset=True)
     from factsmith.flows.run import run as flow
 
-    show_report(lambda: flow(settings), settings, as_json)
+    show_report(complete(flow, settings), settings, as_json)
 
 
 def precompute(
@@ -48,7 +47,6 @@ def precompute(
     as_json: AsJson = False,
 ) -> None:
     """Prepare a model for editing: tokens, keys, covariance, factor."""
-    start_flow()
     settings = compose_arguments(arguments, reads=["corpus.auto.held_out"] if report else [])
     checked = preflight(settings, dataset=False)
     if report:
@@ -57,7 +55,7 @@ def precompute(
         check_report(checked)
     from factsmith.flows.precompute import precompute as flow
 
-    show_report(lambda: flow(settings, report), settings, as_json)
+    show_report(complete(flow, settings, report), settings, as_json)
 
 
 def edit(
@@ -70,12 +68,11 @@ def edit(
     A fact is an object with subject, prompt and target_new:
     {"subject": "Ada Lovelace", "prompt": "{} was born in", "target_new": "London"}
     """
-    start_flow()
     settings = compose_arguments(_with_facts(arguments))
     preflight(settings, dataset=True, out=out)
     from factsmith.flows.edit import edit as flow
 
-    show_report(lambda: flow(settings, out), settings, as_json, out)
+    show_report(complete(flow, settings, out), settings, as_json, out)
 
 
 def evaluate(
@@ -92,7 +89,6 @@ def evaluate(
 
     RUN is the id of an earlier run (`factsmith runs` lists them) or `latest`. Its stored edits are then scored.
     """
-    start_flow()
     given = list(arguments or [])
     if metrics is not None:
         given.append(f"dataset.metrics=[{metrics}]")
@@ -110,7 +106,7 @@ def evaluate(
     preflight(settings, dataset=True, past=past)
     from factsmith.flows.evaluate import evaluate as flow
 
-    show_report(lambda: flow(settings, past.id if past else None), settings, as_json)
+    show_report(complete(flow, settings, past.id if past else None), settings, as_json)
 
 
 def _is_run(argument: str) -> bool:

@@ -7,21 +7,20 @@ from typing import Annotated
 
 import typer
 
-from factsmith.flows.cli.common import Arguments, AsJson, complete, compose_arguments, preflight, show, start_flow
+from factsmith.flows.cli.common import Arguments, AsJson, complete, compose_arguments, preflight, show
 
 __all__ = ["locate", "tune"]
 
 
 def locate(arguments: Arguments = None, as_json: AsJson = False) -> None:
     """Find the layers that carry a model's facts, which are the layers to edit."""
-    start_flow()
     from factsmith.flows.configuration.composition import UNUSED_BY_LOCATE
 
     settings = compose_arguments(arguments, stand_ins=UNUSED_BY_LOCATE)
     preflight(settings, dataset=True, editing=False)
     from factsmith.flows.locate import locate as flow
 
-    report = complete(lambda: flow(settings))
+    report = complete(flow, settings)
     if as_json:
         typer.echo(report.model_dump_json())
         return
@@ -40,14 +39,13 @@ def tune(
     as_json: AsJson = False,
 ) -> None:
     """Find lambda, clamp and learning rate on one half of the records, and judge them on the other half."""
-    start_flow()
     settings = compose_arguments(arguments)
     from factsmith.flows.tune import check_tune, on_half
     from factsmith.flows.tune import tune as flow
 
     check_tune(settings, out)
     preflight(on_half(settings, "tune"), dataset=True)
-    report = complete(lambda: flow(settings, trials, seed, out))
+    report = complete(flow, settings, trials, seed, out)
     if as_json:
         typer.echo(report.model_dump_json())
         return

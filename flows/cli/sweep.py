@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from factsmith.artifacts.errors import InputError
-from factsmith.flows.cli.common import AsJson, complete, make_prefect_home, show, start_flow
+from factsmith.flows.cli.common import AsJson, complete, show, start
 from factsmith.tasks.pipeline.environment import home
 
 __all__ = ["sweep"]
@@ -40,16 +40,15 @@ def sweep(
     experiment=NAME runs a prepared sweep (`factsmith conf` lists them); other settings change it. Stages that cells
     share run once, a cell that fails does not stop the others, and the same command continues an interrupted sweep.
     """
-    start_flow()
+    start()
     from factsmith.flows.cells import open_sweep
 
     opened = open_sweep(arguments or [], jobs=jobs, memory_mb=memory_mb)
     if out is not None and out.exists() and not out.is_dir():
         raise InputError(f"{out} is not a folder.", remedy="choose another --out")
-    make_prefect_home()
-    from factsmith.flows.sweep import run_sweep
+    from factsmith.flows.sweep import cells_flow
 
-    report = complete(lambda: run_sweep(opened))
+    report = complete(cells_flow(opened))
     from factsmith.flows.reporting.sweeps import failures, sweep_tables, write_sweep
 
     written = write_sweep(report, out) if out is not None else []

@@ -41,7 +41,7 @@ class Report(_Frozen):
     """The outcome of ``run``, ``precompute``, ``edit`` or ``evaluate``.
 
     Attributes:
-        run_id: id of the flow run in Prefect.
+        run_id: id of the flow run in Prefect; ``None`` in a run without Prefect.
         mlflow_run_id: id of the run in MLflow.
         stages: the stages, in order.
         metrics: metrics by phase (``before``, ``after``), in percent; empty if nothing was scored.
@@ -52,7 +52,7 @@ class Report(_Frozen):
         answers: the answers to each fact's prompt before and after ``edit``.
     """
 
-    run_id: str
+    run_id: str | None
     mlflow_run_id: str
     dynamic_multiplier: float | None = None
     stages: list[StageReport]
@@ -75,13 +75,11 @@ class Report(_Frozen):
             trajectory: the curves of a sequence.
             tokens: number of tokens that C0 covers.
         """
-        from prefect.runtime import flow_run
-
         after = None
         if scores:
             after = record_values(load_table(scores.artifact.path / RECORDS), "after", run.families)
         return cls(
-            run_id=str(flow_run.id),
+            run_id=run.workspace.flow_run,
             mlflow_run_id=run.workspace.tracker.run_id,
             intervals={name: (one.low, one.high) for name, one in intervals(after).items()} if after else {},
             records=after.counts if after else {},
@@ -160,7 +158,7 @@ class SweepReport(_Frozen):
     """The outcome of ``sweep``.
 
     Attributes:
-        run_id: id of the flow run in Prefect.
+        run_id: id of the flow run in Prefect; ``None`` in a run without Prefect.
         mlflow_run_id: id of the sweep's run in MLflow.
         name: name of the experiment.
         axes: for each axis, the settings that vary along it.
@@ -169,7 +167,7 @@ class SweepReport(_Frozen):
         cells: the cells, in the order of the axes.
     """
 
-    run_id: str
+    run_id: str | None
     mlflow_run_id: str
     name: str
     axes: list[list[str]]
@@ -182,7 +180,7 @@ class LocateReport(_Frozen):
     """The outcome of ``locate``.
 
     Attributes:
-        run_id: id of the flow run in Prefect.
+        run_id: id of the flow run in Prefect; ``None`` in a run without Prefect.
         mlflow_run_id: id of the run in MLflow.
         stages: the stages, in order.
         layers: the proposed layers; empty if no layer stands out.
@@ -195,7 +193,7 @@ class LocateReport(_Frozen):
         unknown: number of facts that were tried and that the model does not know.
     """
 
-    run_id: str
+    run_id: str | None
     mlflow_run_id: str
     stages: list[StageReport]
     layers: list[int]
@@ -245,7 +243,7 @@ class TuneReport(_Frozen):
     """The outcome of ``tune``.
 
     Attributes:
-        run_id: id of the flow run in Prefect.
+        run_id: id of the flow run in Prefect; ``None`` in a run without Prefect.
         mlflow_run_id: id of the run in MLflow.
         trials: the trials, in order.
         best: number of the best trial.
@@ -253,7 +251,7 @@ class TuneReport(_Frozen):
         editing: the settings that were found, in the form of the ``editing`` part of a model's YAML file.
     """
 
-    run_id: str
+    run_id: str | None
     mlflow_run_id: str
     trials: list[Trial]
     best: int

@@ -30,12 +30,10 @@ def disable_telemetry() -> None:
 
 def prepare_command_line() -> None:
     """Set the environment of a command. Call this before Prefect and MLflow are imported."""
-    # Prefect looks for its folder when it is imported. The folder is made later, after the input has been checked.
+    # Prefect looks for its folder when it is imported. The folder is made if there is a server.
     warnings.filterwarnings("ignore", message="Failed to create the Prefect home directory")
     _set_defaults(
         PREFECT_HOME=str(home() / "prefect"),
-        # The first start migrates a database, which can take longer than Prefect's 20 seconds on a busy machine.
-        PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS="180",
         # The command line reports progress and errors itself. MLflow would log the traceback of errors that it raises.
         PREFECT_LOGGING_LEVEL="CRITICAL",
         PREFECT_SERVER_LOGGING_LEVEL="CRITICAL",

@@ -1,7 +1,7 @@
-"""What a stage does in Prefect: its task, its log lines and its progress on the page of the run.
+"""What a run does in Prefect: its tasks and subflows, and its log lines and progress on the page of the run.
 
-The stages themselves import this module when they run. A plan imports all stages and runs none, and Prefect takes more
-than a second to import.
+Stages import this module when Prefect runs them. A plan imports all stages and runs none, and Prefect takes more than a
+second to import.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID
 
-from prefect import task
+from prefect import Flow, task
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
@@ -22,11 +22,13 @@ from prefect.states import Completed
 
 from factsmith.tasks.pipeline.workspace import Workspace
 
-__all__ = ["ProgressArtifacts", "as_task", "completed", "page_log"]
+__all__ = ["ProgressArtifacts", "as_task", "page_log", "subflow"]
+
+T = TypeVar("T")
 
 
 def as_task(name: str) -> Any:
-    """The Prefect task ``name``. It takes what it runs, a function without arguments.
+    """The Prefect task ``name``. It takes what it runs, a function without arguments that returns an ``Outcome``.
 
     Prefect looks for futures in every argument, and in what it holds. In a sweep, walking through the records of every
     cell took longer than the sweep.
@@ -35,15 +37,22 @@ def as_task(name: str) -> Any:
     artifacts have been deleted.
     """
 
-    def run(work: Callable[[], State[Any]]) -> State[Any]:
-        return work()
+    def run(work: Callable[[], Any]) -> State[Any]:
+        outcome = work()
+        return Completed(name="Completed" if outcome.built else "Cached", message=outcome.artifact, data=outcome.value)
 
     return task(name=name, persist_result=False, cache_policy=NO_CACHE)(run)
 
 
-def completed(value: Any, *, built: bool, artifact: str) -> State[Any]:
-    """The state of a task that has ended: ``Cached`` if nothing had to be built."""
-    return Completed(name="Completed" if built else "Cached", message=artifact, data=value)
+def subflow(workspace: Workspace, name: str, body: Callable[[], T], *, flow_run_name: str | None = None) -> T:
+    """Run ``body``, a part of the run, as a subflow. Without Prefect it is called as it is.
+
+    It takes no parameters, because Prefect would try to serialise the model.
+    """
+    if workspace.flow_run is None:
+        return body()
+    result: T = Flow(body, name=name, flow_run_name=flow_run_name or name)()
+    return result
 
 
 def page_log(workspace: Workspace, message: str, *values: object) -> None:

@@ -1,4 +1,4 @@
-"""The stage decorator: it makes a function a Prefect task that is timed, logged and reported."""
+"""The stage decorator: it makes a function a stage that is timed, logged and reported, and a task in Prefect."""
 
 from __future__ import annotations
 
@@ -7,14 +7,11 @@ import functools
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar
+from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
 from factsmith.tasks.pipeline.progress import published_by
 from factsmith.tasks.pipeline.resource_errors import resource_errors
 from factsmith.tasks.pipeline.workspace import StageReport, Workspace
-
-if TYPE_CHECKING:
-    from prefect.client.schemas.objects import State
 
 __all__ = ["Outcome", "stage"]
 
@@ -44,19 +41,21 @@ class Outcome(Generic[T]):
 def stage(
     name: str,
 ) -> Callable[[Callable[Concatenate[Workspace, P], Outcome[T]]], Callable[Concatenate[Workspace, P], T]]:
-    """Make a function a stage. Prefect shows its state as ``Cached`` if nothing had to be built."""
+    """Make a function a stage.
+
+    In Prefect it is a task, whose state is ``Cached`` if nothing had to be built. In a run without Prefect it is called
+    as it is.
+    """
 
     def decorate(
         function: Callable[Concatenate[Workspace, P], Outcome[T]],
     ) -> Callable[Concatenate[Workspace, P], T]:
-        def run(workspace: Workspace, /, *args: P.args, **kwargs: P.kwargs) -> State[T]:
-            from factsmith.tasks.pipeline.page import ProgressArtifacts, completed, page_log
-
+        def run(workspace: Workspace, /, *args: P.args, **kwargs: P.kwargs) -> Outcome[T]:
             started_at, started = time.time(), time.perf_counter()
             with resource_errors(f"Stage {name}", workspace.store.root, workspace.runtime):
                 workspace.limit_threads()  # In every stage, so that last bits do not depend on what is cached.
                 try:
-                    with published_by(ProgressArtifacts()):
+                    with _progress_on_page(workspace):
                         outcome = function(workspace, *args, **kwargs)
                 except BaseException:
                     # An error in logging, for instance on a full disk, must not hide the error of the stage.
@@ -68,7 +67,7 @@ def stage(
                 seconds = time.perf_counter() - started
                 report = StageReport(name, "built" if outcome.built else "cached", round(seconds, 3), outcome.artifact)
                 workspace.add(report)
-                page_log(workspace, "%s: %s in %.1f s, %s", name, report.state, seconds, report.artifact)
+                _log_on_page(workspace, report)
                 workspace.tracker.stage(
                     name,
                     started=started_at,
@@ -76,7 +75,7 @@ def stage(
                     tags={"state": report.state, "artifact": report.artifact, **outcome.tags},
                     failed=False,
                 )
-            return completed(outcome.value, built=outcome.built, artifact=outcome.artifact)
+            return outcome
 
         @functools.cache
         def in_prefect() -> Any:
@@ -85,11 +84,28 @@ def stage(
             return as_task(name)
 
         def call(workspace: Workspace, /, *args: P.args, **kwargs: P.kwargs) -> T:
-            state: Any = in_prefect()(functools.partial(run, workspace, *args, **kwargs), return_state=True)
-            value: T = state.result()
+            work = functools.partial(run, workspace, *args, **kwargs)
+            if workspace.flow_run is None:
+                return work().value
+            value: T = in_prefect()(work, return_state=True).result()
             return value
 
         functools.update_wrapper(call, function)
         return call
 
     return decorate
+
+
+def _progress_on_page(workspace: Workspace) -> contextlib.AbstractContextManager[None]:
+    if workspace.flow_run is None:
+        return contextlib.nullcontext()
+    from factsmith.tasks.pipeline.page import ProgressArtifacts  # It imports Prefect, which takes a second.
+
+    return published_by(ProgressArtifacts())
+
+
+def _log_on_page(workspace: Workspace, report: StageReport) -> None:
+    if workspace.flow_run is not None:
+        from factsmith.tasks.pipeline.page import page_log
+
+        page_log(workspace, "%s: %s in %.1f s, %s", report.name, report.state, report.seconds, report.artifact)

@@ -51,7 +51,7 @@ class Workspace:
 
     Attributes:
         reports: the stages that have ended.
-        flow_run: id of the flow run in Prefect whose page is the run's; ``None`` without Prefect.
+        flow_run: id of the flow run in Prefect whose page is the run's; ``None`` in a run without Prefect.
     """
 
     def __init__(self, store: Store, runtime: RuntimeSettings) -> None:

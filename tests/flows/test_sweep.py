@@ -20,7 +20,7 @@ from factsmith.flows.sweep import run_sweep
 from factsmith.tasks.model.checkpoint import Checkpoint
 from factsmith.tasks.pipeline.progress import progress
 from tests.reports import cell, report_of
-from tests.runs import artifacts, count_positions
+from tests.runs import artifacts, count_positions, run_as_functions
 
 GRID = ("corpus.dynamic_multiplier=2,5,20", "method=memit,emmet", "method.batch_size=2,3")
 
@@ -97,6 +97,13 @@ def test_cells_may_run_at_once_to_the_same_scores(prefect_server, home, argument
     for first, other in zip(one.cells, two.cells, strict=True):
         # Which facts share a pass depends on which cell comes first, and with it the last bits of a value vector.
         assert other.metrics["after"] == pytest.approx(first.metrics["after"], abs=1e-2)
+    with monkeypatch.context() as patch:
+        run_as_functions(patch)
+        patch.setenv("FACTSMITH_HOME", str(tmp_path / "third"))
+        three = run_sweep(open_sweep(grid, jobs=3))
+    assert three.run_id is None
+    for first, other in zip(one.cells, three.cells, strict=True):
+        assert other.metrics["after"] == pytest.approx(first.metrics["after"], abs=1e-2)
     with get_client(sync_client=True) as client:
         of_run = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[one.run_id]))
         shown = [found for found in client.read_artifacts(artifact_filter=of_run) if found.type == "table"]
@@ -106,9 +113,11 @@ def test_cells_may_run_at_once_to_the_same_scores(prefect_server, home, argument
     assert [list(row.values()) for row in rows[0]] == tables[0].rows
 
 
+@pytest.mark.parametrize("prefect", ["prefect_server", "plain_flows"])
 @pytest.mark.parametrize("which", ["method=memit", "method=emmet"], ids=["first", "last"])
-def test_a_sweep_that_is_stopped_does_not_wait_for_its_cells(which, prefect_server, home, arguments, monkeypatch):
+def test_a_sweep_that_is_stopped_does_not_wait_for_its_cells(which, prefect, request, home, arguments, monkeypatch):
     """Whether Ctrl-C comes while cells are still handed out or when all of them run."""
+    request.getfixturevalue(prefect)
     stopped = []
 
     def endless(run, name, **_):
