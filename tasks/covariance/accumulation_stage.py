@@ -18,7 +18,14 @@ from factsmith.artifacts.recipe import Series
 from factsmith.artifacts.removal import discard
 from factsmith.artifacts.store import Artifact, Draft, Store
 from factsmith.tasks.covariance.moments import Moments
-from factsmith.tasks.covariance.stage import ROWS_PER_UPDATE, Covariances, covariance_series, save_moments
+from factsmith.tasks.covariance.stage import (
+    ROWS_PER_UPDATE,
+    Covariances,
+    covariance_series,
+    made_with,
+    product_dtype,
+    save_moments,
+)
 from factsmith.tasks.keys.stage import KeySource, key_spans
 from factsmith.tasks.pipeline.progress import progress
 from factsmith.tasks.pipeline.stage import Outcome, stage
@@ -75,7 +82,7 @@ def accumulate(workspace: Workspace, source: KeySource, count: int) -> Outcome[C
                 def build(draft: Draft, layer: int = layer, moments: Moments = moments) -> None:
                     draft.read_from(*made_from)
                     save_moments(draft, layer, moments)
-                    draft.made = {**workspace.made, **source.model.made}
+                    draft.made = {**workspace.made, **source.model.made, **made_with(moments)}
 
                 store.get_or_build(series.member(layer=layer), build)
         else:
@@ -92,7 +99,8 @@ def accumulate(workspace: Workspace, source: KeySource, count: int) -> Outcome[C
 def _sum_up(
     workspace: Workspace, source: KeySource, sums: _PartialSums, count: int, advance: Callable[[int], None]
 ) -> None:
-    reader = source.reader(workspace.runtime.tokens_per_pass)
+    # Keys are added up where the model has made them, and never leave the device.
+    reader = source.reader(workspace.runtime.tokens_per_pass, workspace.device)
     layers = list(sums.moments)
     saved = time.monotonic()
     for start, stop in key_spans(source.model.key_width, count, count):
@@ -146,7 +154,8 @@ class _PartialSums:
         self._made_from = made_from
         self._checkpoint = last_checkpoint(self._store, self._series, layers, count)
         self.rows = self.saved = int(self._checkpoint.key["rows"]) if self._checkpoint else 0
-        self.moments = {layer: Moments(source.model.key_width, workspace.device) for layer in layers}
+        products = product_dtype(workspace)
+        self.moments = {layer: Moments(source.model.key_width, workspace.device, products) for layer in layers}
         if self._checkpoint:
             logger.info("covariance: continuing after %s tokens", f"{self.rows:,}")
             names = [f"layer.{layer}.{part}" for layer in layers for part in ("sum", "outer")]

@@ -15,11 +15,14 @@ class Moments:
     """Running moments of keys of width ``d``.
 
     The locate-then-edit methods preserve the uncentred second moment C0 = mean of k k^T (Meng et al. 2022b, section
-    4.2.1). Products and sums are float64, so that the product of two float32 keys is exact.
+    4.2.1). Sums are float64. If ``products`` are float64 too, the product of two float32 keys is exact. If they are
+    float32, the products of the keys of one ``update`` are added up in float32, and the updates in float64.
 
     Args:
         width: d_k.
         device: device of the sums.
+        products: data type of the products: float64 or float32. A GPU multiplies in float32 ten times as quickly or
+            more.
 
     Attributes:
         count: number of keys so far.
@@ -27,8 +30,9 @@ class Moments:
         outer: sum of their products k k^T, (d_k, d_k) float64; on a CPU only the upper triangle.
     """
 
-    def __init__(self, width: int, device: torch.device | str = "cpu") -> None:
+    def __init__(self, width: int, device: torch.device | str = "cpu", products: torch.dtype = torch.float64) -> None:
         self.width = width
+        self.products = products
         self.count = 0
         self.sum = torch.zeros(width, dtype=torch.float64, device=device)
         self.outer = torch.zeros(width, width, dtype=torch.float64, device=device)
@@ -39,13 +43,13 @@ class Moments:
 
     def copy(self) -> Moments:
         """A copy of the sums. Keys added to it do not change the original."""
-        other = Moments(self.width, self.sum.device)
+        other = Moments(self.width, self.sum.device, self.products)
         other.resume(self.count, self.sum.clone(), self.outer.clone())
         return other
 
     def update(self, keys: Tensor) -> None:
         """Add ``keys`` (n, d_k), of any dtype."""
-        if self.outer.device.type == "cpu":
+        if self.outer.device.type == "cpu" and self.products == torch.float64:
             # A symmetric product needs half the work of a general one, but torch has no function for it. BLAS stores
             # matrices by columns, so it can use the transposes without a copy. NumPy computes the other sums too,
             # because the threads of two libraries that alternate would keep waiting for each other.
@@ -55,16 +59,19 @@ class Moments:
             self.sum.numpy()[...] += rows.sum(0)
             dsyrk(1.0, rows.T, beta=1.0, c=self.outer.numpy().T, overwrite_c=True, lower=True)
         else:
-            keys = keys.to(self.sum)
-            self.sum += keys.sum(0)
-            self.outer.addmm_(keys.T, keys)
+            keys = keys.to(self.outer.device, self.products)
+            self.sum += keys.sum(0, dtype=torch.float64)
+            if self.products == torch.float64:
+                self.outer.addmm_(keys.T, keys)
+            else:
+                self.outer += keys.T @ keys
         self.count += len(keys)
 
     @property
     def covariance(self) -> Tensor:
-        """C0: the uncentred mean of k k^T, (d_k, d_k) float64 on the CPU."""
-        matrix = self.outer.cpu() / self.count
-        # BLAS fills only one triangle of a symmetric product.
+        """C0: the uncentred mean of k k^T, (d_k, d_k) float64 on the device of the sums."""
+        matrix = self.outer / self.count
+        # BLAS fills only one triangle of a symmetric product. A GPU's two may differ in their last bits.
         for first in range(0, self.width, _BLOCK):
             rows = slice(first, first + _BLOCK)
             upper = matrix[rows, rows].triu()
@@ -74,5 +81,5 @@ class Moments:
 
     @property
     def mean(self) -> Tensor:
-        """The mean key, (d_k,) float64 on the CPU."""
-        return self.sum.cpu() / self.count
+        """The mean key, (d_k,) float64 on the device of the sums."""
+        return self.sum / self.count

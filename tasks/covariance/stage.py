@@ -18,7 +18,16 @@ from factsmith.tasks.pipeline.progress import progress
 from factsmith.tasks.pipeline.stage import Outcome, stage
 from factsmith.tasks.pipeline.workspace import Workspace
 
-__all__ = ["ROWS_PER_UPDATE", "Covariances", "covariance", "covariance_series", "load_moments", "save_moments"]
+__all__ = [
+    "ROWS_PER_UPDATE",
+    "Covariances",
+    "covariance",
+    "covariance_series",
+    "load_moments",
+    "made_with",
+    "product_dtype",
+    "save_moments",
+]
 
 _TENSORS = "moments.safetensors"
 """Holds ``covariance`` (d_k, d_k) and ``mean`` (d_k,), float64."""
@@ -45,10 +54,24 @@ def covariance_series(keys: str, count: int) -> Series:
     return Series("covariance", 1, {"tokens": count}, {"keys": keys})
 
 
+def product_dtype(workspace: Workspace) -> torch.dtype:
+    """The data type of the products that C0 is summed from: as set, or what is quick on the device of the run."""
+    name = workspace.runtime.products
+    if name == "auto":
+        name = "float32" if workspace.device.type == "cuda" else "float64"
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
+
+
 def save_moments(draft: Draft, layer: int, moments: Moments) -> None:
     """Write the moments of ``layer`` into ``draft``."""
     save_tensors(draft.path / _TENSORS, {"covariance": moments.covariance, "mean": moments.mean})
     draft.summary = {"layer": layer, "tokens": moments.count, "width": moments.width}
+
+
+def made_with(moments: Moments) -> dict[str, str]:
+    """How the sums were made, for the manifests."""
+    return {"products": str(moments.products).removeprefix("torch.")}
 
 
 def load_moments(artifact: Artifact, device: torch.device) -> dict[str, Tensor]:
@@ -72,7 +95,7 @@ def covariance(workspace: Workspace, keys: KeyStream, count: int) -> Outcome[Cov
         for layer in keys.shards:
 
             def build(draft: Draft, layer: int = layer) -> None:
-                moments = Moments(keys.width, workspace.device)
+                moments = Moments(keys.width, workspace.device, product_dtype(workspace))
                 for shard, rows in keys.rows(layer, count):
                     draft.read_from(shard)
                     for first in range(0, len(rows), ROWS_PER_UPDATE):
@@ -81,7 +104,7 @@ def covariance(workspace: Workspace, keys: KeyStream, count: int) -> Outcome[Cov
                 if not torch.isfinite(moments.sum).all():
                     raise InputError(f"Stored keys of layer {layer} hold NaN or infinity.", got=str(draft.lineage))
                 save_moments(draft, layer, moments)
-                draft.made = workspace.made
+                draft.made = {**workspace.made, **made_with(moments)}
 
             found[layer], built = workspace.store.get_or_build(series.member(layer=layer), build)
             any_built |= built

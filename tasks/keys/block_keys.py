@@ -27,7 +27,12 @@ class NonFiniteKeysError(Exception):
 
 @torch.inference_mode()
 def block_keys(
-    decoder: Decoder, blocks: Sequence[Sequence[int]], layers: Sequence[int], *, most_tokens: int
+    decoder: Decoder,
+    blocks: Sequence[Sequence[int]],
+    layers: Sequence[int],
+    *,
+    most_tokens: int,
+    device: torch.device | str = "cpu",
 ) -> dict[int, Tensor]:
     """Keys of every token of ``blocks`` at each of ``layers``. The forward passes stop at the last of ``layers``.
 
@@ -36,10 +41,11 @@ def block_keys(
         blocks: token sequences that do not attend to each other.
         layers: the edited layers.
         most_tokens: most positions in one forward pass (or one longer block alone).
+        device: where the keys go.
 
     Returns:
-        The keys of each layer, (tokens, d_k), in the model's dtype, on the CPU. The rows are in the order of the blocks
-        and of the tokens within them, independent of the batching.
+        The keys of each layer, (tokens, d_k), in the model's dtype, on ``device``. The rows are in the order of the
+        blocks and of the tokens within them, independent of the batching.
 
     Raises:
         NonFiniteKeysError: a key is NaN or infinite.
@@ -49,7 +55,8 @@ def block_keys(
     for length in lengths:
         starts.append(starts[-1] + length)
     keys = {
-        layer: torch.empty(starts[-1], decoder.key_width, dtype=decoder.model.dtype) for layer in sorted(set(layers))
+        layer: torch.empty(starts[-1], decoder.key_width, dtype=decoder.model.dtype, device=device)
+        for layer in sorted(set(layers))
     }
     for batch in length_batches(lengths, most_tokens):
         tokens = pad([blocks[index] for index in batch], decoder.device)
@@ -66,7 +73,8 @@ def block_keys(
 
         with decoder.tapped(list(keys), store, stop=True):
             decoder.run(decoder.embed(tokens), 0, max(keys) + 1)
-    for layer, rows in keys.items():
-        if not torch.isfinite(rows.sum(dtype=torch.float64)):
+    sums = torch.stack([rows.sum(dtype=torch.float64) for rows in keys.values()])
+    for layer, finite in zip(keys, sums.isfinite().tolist(), strict=True):  # one wait for the device, not one a layer
+        if not finite:
             raise NonFiniteKeysError(layer)
     return keys

@@ -26,6 +26,7 @@ class KeyReader:
         block_length: the most tokens of a block.
         key_dtype: data type of the rows.
         tokens_per_pass: the most positions in one forward pass.
+        device: where the rows go.
     """
 
     def __init__(
@@ -36,12 +37,14 @@ class KeyReader:
         block_length: int,
         key_dtype: str,
         tokens_per_pass: int,
+        device: torch.device,
     ) -> None:
         self._model = model
         self._shard_blocks = shard_blocks
         self._unit_blocks = max(1, tokens_per_pass // block_length)
         self._dtype: torch.dtype = getattr(torch, key_dtype)
         self._tokens_per_pass = tokens_per_pass
+        self._device = device
         self._last: tuple[tuple[int, int], dict[int, Tensor]] | None = None
 
     def rows(self, span: tuple[int, int], layers: Sequence[int]) -> Iterator[dict[int, Tensor]]:
@@ -68,7 +71,9 @@ class KeyReader:
         # A unit that spans two key shards is kept from the first one.
         if self._last is None or self._last[0] != name or not set(layers) <= set(self._last[1]):
             try:
-                found = block_keys(self._model.decoder, unit, layers, most_tokens=self._tokens_per_pass)
+                found = block_keys(
+                    self._model.decoder, unit, layers, most_tokens=self._tokens_per_pass, device=self._device
+                )
             except NonFiniteKeysError as error:
                 raise InputError(
                     f"Layer {error.layer} of {self._model.name} gives keys that are NaN or infinite.",

@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from factsmith.artifacts.keys import KeyShardWriter, read_keys
 from factsmith.artifacts.recipe import Recipe, Series
@@ -54,14 +55,15 @@ class KeySource:
         """The series of the shards of all layers."""
         return key_series(self.model.fingerprint, self.tokens.series.digest, self.dtype)
 
-    def reader(self, tokens_per_pass: int) -> KeyReader:
-        """A reader that computes these keys with the model."""
+    def reader(self, tokens_per_pass: int, device: torch.device | str = "cpu") -> KeyReader:
+        """A reader that computes these keys with the model, and leaves them on ``device``."""
         return KeyReader(
             self.model,
             self.tokens.shard_blocks,
             block_length=self.tokens.block_length,
             key_dtype=self.dtype,
             tokens_per_pass=tokens_per_pass,
+            device=torch.device(device),
         )
 
 

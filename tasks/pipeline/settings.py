@@ -84,6 +84,9 @@ class RuntimeSettings(Section):
         None, ge=1, description="most weights in CPU memory, in MiB (device_map=auto)"
     )
     threads: int | None = Field(None, ge=1, description="CPU threads; null leaves the number to torch")
+    products: Literal["auto", "float64", "float32"] = Field(
+        "auto", description="data type of the products that C0 is summed from; auto: float32 on a GPU, float64 on a CPU"
+    )
     tokens_per_pass: int = Field(8192, ge=1, description="most positions in one forward pass")
     checkpoint_seconds: Annotated[float, ReadIf("corpus.keep_keys", (False,))] = Field(
         600, ge=0, description="seconds between checkpoints while keys are summed up without being kept"

@@ -8,6 +8,7 @@ from factsmith.artifacts.removal import alone, dependants, remove
 from factsmith.artifacts.store import Store
 from factsmith.flows.configuration.composition import compose
 from factsmith.flows.precompute import precompute
+from factsmith.flows.run import run
 from factsmith.tasks.covariance.moments import Moments
 from factsmith.tasks.keys import stage as keys_stage
 from factsmith.tasks.planning.plan import StagePlan, plan
@@ -52,6 +53,19 @@ def test_covariances_are_those_of_kept_keys_to_the_byte(unkept, arguments, store
     monkeypatch.setenv("FACTSMITH_HOME", str(tmp_path / "there"))
     precompute(compose(arguments(MANY, f"corpus.key_dtype={dtype}")))
     assert found.items() <= contents(Store(tmp_path / "there")).items()
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_float32_products_move_no_score(arguments, home, tmp_path, monkeypatch, keep):
+    given = arguments(MANY, f"corpus.keep_keys={keep}", "dataset.batches=1")
+    exact = run(compose(given))
+    monkeypatch.setenv("FACTSMITH_HOME", str(tmp_path / "there"))
+    quick = run(compose([*given, "runtime.products=float32"]))
+    for phase, metrics in exact.metrics.items():
+        assert quick.metrics[phase] == pytest.approx(metrics, abs=1e-3)
+    made = {one.manifest.made["products"] for one in artifacts(Store(tmp_path / "there"), "covariance")}
+    assert made == {"float32"}
+    assert {one.manifest.made["products"] for one in artifacts(Store(home), "covariance")} == {"float64"}
 
 
 def test_kept_or_not_they_answer_for_each_other(unkept, arguments):
