@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import sqlite3
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,9 @@ _TABLE = (
     "(path TEXT PRIMARY KEY, size INTEGER, mtime INTEGER, ctime INTEGER, inode INTEGER, sha256 TEXT)"
 )
 _RECALL = "SELECT sha256 FROM files WHERE path = ? AND size = ? AND mtime = ? AND ctime = ? AND inode = ?"
+_READERS = 8
+"""Most files that are read at once."""
+
 _REMEMBER = "INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?)"
 
 
@@ -39,15 +43,26 @@ class Checksums:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
+    @classmethod
+    def read_all(cls, paths: Iterable[Path]) -> dict[Path, str]:
+        """SHA-256 of the bytes of each file as they are now. Files are read side by side."""
+        wanted = list(paths)
+        if len(wanted) < 2:
+            return {path: cls.read(path) for path in wanted}
+        with ThreadPoolExecutor(_READERS) as readers:  # Hashing does not hold Python's lock.
+            return dict(zip(wanted, readers.map(cls.read, wanted), strict=True))
+
     def sha256(self, path: Path) -> str:
         """SHA-256 of the file. It is only read if it has changed since it was last read."""
-        if (known := self.known(path)) is not None:
-            return known
-        before = _identity(path)
-        checksum = self.read(path)
-        if _identity(path) == before:  # Otherwise it was written to meanwhile.
-            self.remember({path: checksum})
-        return checksum
+        return self.sha256_all([path])[path]
+
+    def sha256_all(self, paths: Iterable[Path]) -> dict[Path, str]:
+        """SHA-256 of each file. Only those are read that have changed since they were last read, side by side."""
+        found = {path: self.known(path) for path in paths}
+        before = {path: _identity(path) for path, known in found.items() if known is None}
+        read = self.read_all(before)
+        self.remember({path: checksum for path, checksum in read.items() if _identity(path) == before[path]})
+        return {path: read[path] if known is None else known for path, known in found.items()}
 
     def known(self, path: Path) -> str | None:
         """SHA-256 of the file if it has not changed since it was last read, otherwise ``None``."""
@@ -56,7 +71,8 @@ class Checksums:
 
     def remember(self, checksums: Mapping[Path, str]) -> None:
         """Remember checksums that the caller has just computed from the files' bytes."""
-        self._run(_REMEMBER, [(*_identity(path), checksum) for path, checksum in checksums.items()])
+        if checksums:
+            self._run(_REMEMBER, [(*_identity(path), checksum) for path, checksum in checksums.items()])
 
     def forget_missing(self) -> None:
         """Forget the checksums of files that no longer exist."""

@@ -270,8 +270,8 @@ class Store:
     def _publish(self, draft: Draft, seconds: float) -> None:
         paths = sorted(path for path in draft.path.rglob("*") if path.is_file())
         files = {
-            path.relative_to(draft.path).as_posix(): FileEntry(bytes=path.stat().st_size, sha256=Checksums.read(path))
-            for path in paths
+            path.relative_to(draft.path).as_posix(): FileEntry(bytes=path.stat().st_size, sha256=checksum)
+            for path, checksum in Checksums.read_all(paths).items()
         }
         series = draft.recipe.series
         manifest = Manifest(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -57,7 +57,7 @@ class Model:
         settings: name and dtype.
         runtime: placement on devices.
         device: the device of a model that is not spread.
-        checksum: computes the SHA-256 of a file.
+        checksums: computes the SHA-256 of files.
     """
 
     def __init__(
@@ -66,14 +66,14 @@ class Model:
         settings: ModelSettings,
         runtime: RuntimeSettings,
         device: torch.device,
-        checksum: Callable[[Path], str],
+        checksums: Callable[[Iterable[Path]], Mapping[Path, str]],
     ) -> None:
         self.checkpoint = checkpoint
         self.name = settings.name
         self._dtype = settings.dtype
         self.device = device
         self._runtime = runtime
-        self._checksum = checksum
+        self._checksums_of = checksums
         self._checksums: dict[Path, str] = {}
 
     @property
@@ -107,14 +107,13 @@ class Model:
         Raises:
             InputError: a file has other bytes than when it was first read.
         """
-        found = {}
-        for file in files:
-            found[file.name] = self._checksum(file)
-            if self._checksums.setdefault(file, found[file.name]) != found[file.name]:
+        found = self._checksums_of(files)
+        for file, checksum in found.items():
+            if self._checksums.setdefault(file, checksum) != checksum:
                 raise InputError(
                     f"{file} was written to while it was read.", remedy="run again when nothing writes to the model"
                 )
-        return found
+        return {file.name: checksum for file, checksum in found.items()}
 
     def check_unchanged(self) -> None:
         """Check that the files still have the bytes that fingerprint and recipe were made from.

@@ -67,7 +67,7 @@ class Run:
             self.settings.model,
             self.settings.runtime,
             self.workspace.device,
-            self.workspace.store.checksums.sha256,
+            self.workspace.store.checksums.sha256_all,
         )
 
     def _open_checkpoint(self) -> Checkpoint:

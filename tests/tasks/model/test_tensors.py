@@ -239,7 +239,7 @@ def model(gpt2_folder, tmp_path):
     folder = tmp_path / "model"
     shutil.copytree(gpt2_folder, folder)
     settings, runtime = ModelSettings(name="tiny", path=str(folder)), RuntimeSettings()
-    return Model(open_checkpoint(folder), settings, runtime, torch.device("cpu"), Checksums.read)
+    return Model(open_checkpoint(folder), settings, runtime, torch.device("cpu"), Checksums.read_all)
 
 
 def written_over(file, change):
