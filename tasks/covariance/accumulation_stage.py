@@ -67,6 +67,7 @@ def accumulate(workspace: Workspace, source: KeySource, count: int) -> Outcome[C
     """
     store, keys = workspace.store, source.series
     series = covariance_series(keys.digest, count)
+    held: dict[int, dict[str, Tensor]] = {}
     built = 0
     with progress("covariance", count) as advance, store.lock(keys.digest):
         absent = [layer for layer in source.layers if store.find(series.member(layer=layer)) is None]
@@ -81,7 +82,9 @@ def accumulate(workspace: Workspace, source: KeySource, count: int) -> Outcome[C
 
                 def build(draft: Draft, layer: int = layer, moments: Moments = moments) -> None:
                     draft.read_from(*made_from)
-                    save_moments(draft, layer, moments)
+                    saved = save_moments(draft, layer, moments)
+                    if workspace.can_hold(saved["covariance"].nbytes):
+                        held[layer] = saved
                     draft.made = {**workspace.made, **source.model.made, **made_with(moments)}
 
                 store.get_or_build(series.member(layer=layer), build)
@@ -89,7 +92,7 @@ def accumulate(workspace: Workspace, source: KeySource, count: int) -> Outcome[C
             advance(count)
     found = {layer: store.get(series.member(layer=layer)) for layer in source.layers}
     return Outcome(
-        Covariances(series, found),
+        Covariances(series, found, held),
         series.address,
         bool(absent),
         {"tokens": count, "tokens_built": built, "bytes": sum(one.manifest.size for one in found.values())},

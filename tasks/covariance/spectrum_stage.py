@@ -8,7 +8,7 @@ from factsmith.artifacts.formats import load_tensors, save_tensors
 from factsmith.artifacts.recipe import Series
 from factsmith.artifacts.store import Draft
 from factsmith.tasks.covariance.spectrum import spectrum as eigenvalues_of
-from factsmith.tasks.covariance.stage import Covariances, load_moments
+from factsmith.tasks.covariance.stage import Covariances
 from factsmith.tasks.pipeline.layers import layer_artifacts
 from factsmith.tasks.pipeline.stage import Outcome, stage
 from factsmith.tasks.pipeline.workspace import Workspace
@@ -27,7 +27,7 @@ def spectrum(workspace: Workspace, covariances: Covariances) -> Outcome[dict[int
     def build(draft: Draft, layer: int) -> None:
         source = covariances.layers[layer]
         draft.read_from(source)
-        matrix = load_moments(source, workspace.device)["covariance"]
+        matrix = covariances.moments(layer, workspace.device)["covariance"]
         save_tensors(draft.path / _TENSORS, {"eigenvalues": eigenvalues_of(matrix)})
         draft.summary = {"layer": layer, "tokens": source.summary["tokens"], "width": len(matrix)}
 

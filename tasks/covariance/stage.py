@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -43,10 +43,16 @@ class Covariances:
     Attributes:
         series: the series of the layers.
         layers: the artifact of each layer.
+        held: what was built by this process and is still on its device, by layer.
     """
 
     series: Series
     layers: Mapping[int, Artifact]
+    held: Mapping[int, Mapping[str, Tensor]] = field(default_factory=dict, repr=False, compare=False)
+
+    def moments(self, layer: int, device: torch.device) -> Mapping[str, Tensor]:
+        """``covariance`` (d_k, d_k) and ``mean`` (d_k,) of a layer, float64."""
+        return self.held.get(layer) or load_moments(self.layers[layer], device)
 
 
 def covariance_series(keys: str, count: int) -> Series:
@@ -63,10 +69,12 @@ def product_dtype(workspace: Workspace) -> torch.dtype:
     return dtype
 
 
-def save_moments(draft: Draft, layer: int, moments: Moments) -> None:
-    """Write the moments of ``layer`` into ``draft``."""
-    save_tensors(draft.path / _TENSORS, {"covariance": moments.covariance, "mean": moments.mean})
+def save_moments(draft: Draft, layer: int, moments: Moments) -> dict[str, Tensor]:
+    """Write the moments of ``layer`` into ``draft``. Returns them as ``load_moments`` would."""
+    found = {"covariance": moments.covariance, "mean": moments.mean}
+    save_tensors(draft.path / _TENSORS, found)
     draft.summary = {"layer": layer, "tokens": moments.count, "width": moments.width}
+    return found
 
 
 def made_with(moments: Moments) -> dict[str, str]:
@@ -90,6 +98,7 @@ def covariance(workspace: Workspace, keys: KeyStream, count: int) -> Outcome[Cov
     """
     series = covariance_series(keys.series.digest, count)
     found: dict[int, Artifact] = {}
+    held: dict[int, dict[str, Tensor]] = {}
     any_built = False
     with progress("covariance", count * len(keys.shards)) as advance:
         for layer in keys.shards:
@@ -103,13 +112,15 @@ def covariance(workspace: Workspace, keys: KeyStream, count: int) -> Outcome[Cov
                     advance(len(rows))
                 if not torch.isfinite(moments.sum).all():
                     raise InputError(f"Stored keys of layer {layer} hold NaN or infinity.", got=str(draft.lineage))
-                save_moments(draft, layer, moments)
+                saved = save_moments(draft, layer, moments)
+                if workspace.can_hold(saved["covariance"].nbytes):
+                    held[layer] = saved
                 draft.made = {**workspace.made, **made_with(moments)}
 
             found[layer], built = workspace.store.get_or_build(series.member(layer=layer), build)
             any_built |= built
     return Outcome(
-        Covariances(series, found),
+        Covariances(series, found, held),
         series.address,
         any_built,
         {"tokens": count, "bytes": sum(artifact.manifest.size for artifact in found.values())},

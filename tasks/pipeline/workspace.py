@@ -97,6 +97,13 @@ class Workspace:
         if threads := self.runtime.threads:
             torch.set_num_threads(threads)
 
+    def can_hold(self, size: int) -> bool:
+        """Whether results of ``size`` bytes may stay on the device until the next stage, which need not read them then.
+
+        On a CPU they are read from the file's pages, which are in memory anyway.
+        """
+        return self.device.type == "cuda" and 2 * size < torch.cuda.mem_get_info(self.device)[0]
+
     @property
     def made(self) -> dict[str, Any]:
         """How this run computes, for the manifests of its artifacts."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import numpy as np
@@ -15,7 +15,7 @@ from factsmith.artifacts.formats import load_tensors, save_tensors
 from factsmith.artifacts.recipe import Series
 from factsmith.artifacts.store import Artifact, Draft
 from factsmith.tasks.corpus.budget import TokenBudget
-from factsmith.tasks.covariance.stage import Covariances, load_moments
+from factsmith.tasks.covariance.stage import Covariances
 from factsmith.tasks.keys.stage import KeyStream
 from factsmith.tasks.model.model import Model
 from factsmith.tasks.pipeline.layers import layer_artifacts
@@ -40,6 +40,7 @@ class Factors:
         kind: the kind of preservation.
         model: name of the model, for messages.
         device: where the operators compute.
+        held: the tensors that were made by this process and are still on its device, by layer.
     """
 
     series: Series
@@ -47,6 +48,7 @@ class Factors:
     kind: PreservationKind
     model: str
     device: torch.device
+    held: Mapping[int, Mapping[str, Tensor]] = field(default_factory=dict, repr=False, compare=False)
 
     def operator(self, layer: int) -> PreservationOperator:
         """The preservation operator of ``layer``.
@@ -55,7 +57,7 @@ class Factors:
             InputError: the operator would allow no change.
         """
         artifact = self.layers[layer]
-        tensors = load_tensors(artifact.path / self.kind.file, str(self.device))
+        tensors = self.held.get(layer) or load_tensors(artifact.path / self.kind.file, str(self.device))
         try:
             return self.kind.operator(tensors, artifact.summary)
         except FactorisationError as error:
@@ -103,6 +105,7 @@ def factor(
         InputError: a layer cannot be factorised; the message names the layer and says what would help.
     """
     series = factor_series(kind, source.series.digest if source else None)
+    held: dict[int, Mapping[str, Tensor]] = {}
 
     def build(draft: Draft, layer: int) -> None:
         statistics = read_statistics(draft, source, layer, budget.most, workspace.device)
@@ -111,11 +114,13 @@ def factor(
         except FactorisationError as error:
             raise _explained(error, f"Layer {layer} of {model.name}", budget) from None
         save_tensors(draft.path / kind.file, found.tensors)
+        if workspace.can_hold(sum(tensor.nbytes for tensor in found.tensors.values())):
+            held[layer] = found.tensors
         draft.summary = {"layer": layer, **found.summary}
 
     found, any_built = layer_artifacts(workspace, "factor", series, layers, build)
     return Outcome(
-        Factors(series, found, kind, model.name, workspace.device),
+        Factors(series, found, kind, model.name, workspace.device, held),
         series.address,
         any_built,
         {
@@ -144,7 +149,7 @@ def read_statistics(draft: Draft, source: FactorSource, layer: int, count: int, 
     if isinstance(source, Covariances):
         artifact = source.layers[layer]
         draft.read_from(artifact)
-        return KeyMoments(**load_moments(artifact, device), count=artifact.summary["tokens"])
+        return KeyMoments(**source.moments(layer, device), count=artifact.summary["tokens"])
     parts = []
     for shard, rows in source.rows(layer, count):
         draft.read_from(shard)

@@ -12,11 +12,14 @@ from factsmith.artifacts.keys import read_keys
 from factsmith.artifacts.store import Store
 from factsmith.flows.configuration.composition import compose
 from factsmith.flows.precompute import precompute
+from factsmith.tasks.covariance import stage as covariance_stage
 from factsmith.tasks.edit.stage import read_deltas
+from factsmith.tasks.pipeline.workspace import Workspace
 from factsmith.tasks.planning.plan import plan
 from factsmith.tasks.planning.run import Run
+from factsmith.tasks.preservation import stage as preservation_stage
 from tests.conftest import load
-from tests.runs import artifacts, states
+from tests.runs import artifacts, contents, states
 
 MANY = ["method.low_rank.n_samples=800"]
 FEW = ["method.low_rank.n_samples=25", "method.low_rank.prior_rank=5", "method.low_rank.rank=12"]
@@ -35,6 +38,27 @@ KINDS = {
     "null_space of low_rank": (["method=alphaedit-f", *FEW], [*BEFORE, *AFTER]),
     "identity": (["method.preservation=identity"], ["model", *AFTER]),
 }
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_held_is_not_read_again_and_changes_nothing(kind, pipeline, store, tmp_path, monkeypatch):
+    """On a GPU, results stay where they were made."""
+    given = [*KINDS[kind][0], "dataset.batches=1"]
+    pipeline(*given)
+    written = contents(store)
+    read: list[str] = []
+
+    def counted(path, *more):
+        read.append(path.name)
+        return load_tensors(path, *more)
+
+    monkeypatch.setenv("FACTSMITH_HOME", str(tmp_path / "there"))
+    monkeypatch.setattr(Workspace, "can_hold", lambda workspace, size: True)
+    for module in (covariance_stage, preservation_stage):
+        monkeypatch.setattr(module, "load_tensors", counted)
+    pipeline(*given)
+    assert read == []
+    assert contents(Store(tmp_path / "there")) == written
 
 
 @pytest.mark.parametrize("kind", KINDS)
