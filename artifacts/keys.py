@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
+from factsmith.artifacts.artifact import Artifact
 from factsmith.artifacts.errors import DamagedArtifactError
-from factsmith.artifacts.store import Artifact
 
 __all__ = ["KeyShardWriter", "chunk_rows", "read_keys"]
 

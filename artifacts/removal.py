@@ -13,10 +13,11 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+from factsmith.artifacts.artifact import Artifact
 from factsmith.artifacts.errors import DamagedArtifactError, InputError
 from factsmith.artifacts.locks import IN_USE, held_at_once
 from factsmith.artifacts.manifest import MANIFEST_NAME, Manifest
-from factsmith.artifacts.store import Artifact, Store, unwritable
+from factsmith.artifacts.store import Store, unwritable
 
 __all__ = ["alone", "dependants", "discard", "leftovers", "remove", "size", "unused"]
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from factsmith.artifacts.artifact import Artifact, Draft
 from factsmith.artifacts.recipe import Series
-from factsmith.artifacts.store import Artifact, Draft, Store
+from factsmith.artifacts.store import Store
 
 __all__ = ["Row", "RowSeries", "holders"]
 

@@ -14,75 +14,29 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
+from factsmith.artifacts.artifact import Artifact, Draft
 from factsmith.artifacts.checksums import Checksums
 from factsmith.artifacts.errors import DamagedArtifactError, FactsmithError, InputError
 from factsmith.artifacts.locks import IN_USE, held, shared
 from factsmith.artifacts.manifest import MANIFEST_NAME, FileEntry, Manifest, code_versions
 from factsmith.artifacts.recipe import Recipe, Series
 
-__all__ = ["Artifact", "Draft", "Store", "unwritable"]
+__all__ = ["Store", "unwritable"]
 
 logger = logging.getLogger(__name__)
 
 _HOUR = 3600.0
 
+_PUBLISHERS = 4
+"""Most artifacts that are hashed and flushed to the disk at once, while the next one is built."""
 
-@dataclass(frozen=True)
-class Artifact:
-    """A published artifact: its folder and its manifest."""
-
-    path: Path
-    manifest: Manifest
-
-    @property
-    def digest(self) -> str:
-        return self.manifest.digest
-
-    @property
-    def address(self) -> str:
-        return self.manifest.address
-
-    @property
-    def place(self) -> str:
-        """Where the artifact is in its store: kind, series and digest."""
-        return f"{self.manifest.kind}/{self.manifest.series}/{self.digest}"
-
-    @property
-    def key(self) -> dict[str, Any]:
-        """The artifact's key within its series."""
-        return dict(self.manifest.recipe["key"])
-
-    @property
-    def summary(self) -> dict[str, Any]:
-        return self.manifest.summary
-
-
-class Draft:
-    """An artifact that is being built. Files are written below ``path``.
-
-    Attributes:
-        path: the staging folder.
-        summary: the manifest's summary.
-        made: device and settings to record in the manifest, outside the recipe.
-        lineage: addresses of the artifacts that were read.
-    """
-
-    def __init__(self, path: Path, recipe: Recipe) -> None:
-        self.path = path
-        self.recipe = recipe
-        self.summary: dict[str, Any] = {}
-        self.made: dict[str, Any] = {}
-        self.lineage: list[str] = []
-
-    def read_from(self, *artifacts: Artifact) -> None:
-        """Record that ``artifacts`` were read to build this one."""
-        self.lineage += [artifact.address for artifact in artifacts]
+K = TypeVar("K")
 
 
 class Store:
@@ -177,18 +131,13 @@ class Store:
 
         The artifact is published at the end of the context. After an error, nothing is visible.
         """
-        staging = self._writable("staging")
-        for stale in staging.glob(f"{recipe.digest}-*"):
-            shutil.rmtree(stale, ignore_errors=True)
-        path = staging / f"{recipe.digest}-{uuid.uuid4().hex[:8]}"
-        draft = Draft(path, recipe)
-        started = time.perf_counter()
+        draft, started = self._begin(recipe), time.perf_counter()
         try:
-            path.mkdir()
             yield draft
-            self._publish(draft, time.perf_counter() - started)
-        finally:
-            shutil.rmtree(path, ignore_errors=True)
+        except BaseException:
+            shutil.rmtree(draft.path, ignore_errors=True)
+            raise
+        self._finish(draft, time.perf_counter() - started)
 
     def get_or_build(self, recipe: Recipe, build: Callable[[Draft], None]) -> tuple[Artifact, bool]:
         """The artifact of ``recipe``, and whether it was built now."""
@@ -200,6 +149,34 @@ class Store:
             with self.draft(recipe) as draft:
                 build(draft)
         return self.get(recipe), True
+
+    def get_or_build_each(
+        self, recipes: Mapping[K, Recipe], build: Callable[[Draft, K], None]
+    ) -> tuple[dict[K, Artifact], bool]:
+        """The artifact of each recipe, by the same keys, and whether any was built now.
+
+        Artifacts are built one after the other. One is hashed and flushed to the disk while the next is built.
+        """
+        any_built = False
+        absent = [key for key, recipe in recipes.items() if self.find(recipe) is None]
+        with contextlib.ExitStack() as locks, ThreadPoolExecutor(_PUBLISHERS) as publishers:
+            published: list[Future[None]] = []
+            for key in absent:
+                recipe = recipes[key]
+                locks.enter_context(self.lock(recipe.digest))
+                if self.find(recipe):  # Another process has built it meanwhile.
+                    continue
+                draft, started = self._begin(recipe), time.perf_counter()
+                try:
+                    build(draft, key)
+                except BaseException:
+                    shutil.rmtree(draft.path, ignore_errors=True)
+                    raise
+                published.append(publishers.submit(self._finish, draft, time.perf_counter() - started))
+                any_built = True
+            for one in published:
+                one.result()
+        return {key: self.get(recipe) for key, recipe in recipes.items()}, any_built
 
     def get(self, recipe: Recipe) -> Artifact:
         """The artifact of ``recipe``, which must exist."""
@@ -261,6 +238,20 @@ class Store:
         if not os.access(folder, os.W_OK | os.X_OK):
             raise unwritable(self.root, "permission denied")
         return folder
+
+    def _begin(self, recipe: Recipe) -> Draft:
+        staging = self._writable("staging")
+        for stale in staging.glob(f"{recipe.digest}-*"):
+            shutil.rmtree(stale, ignore_errors=True)
+        draft = Draft(staging / f"{recipe.digest}-{uuid.uuid4().hex[:8]}", recipe)
+        draft.path.mkdir()
+        return draft
+
+    def _finish(self, draft: Draft, seconds: float) -> None:
+        try:
+            self._publish(draft, seconds)
+        finally:
+            shutil.rmtree(draft.path, ignore_errors=True)
 
     def _set_aside(self, path: Path) -> Path:
         aside = self._writable("damaged") / f"{path.name}-{uuid.uuid4().hex[:8]}"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from prefect import flow
 
-from factsmith.artifacts.store import Artifact
+from factsmith.artifacts.artifact import Artifact
 from factsmith.flows.configuration.parameters import RunSettings
 from factsmith.flows.precompute import Prepared, finish, prepare
 from factsmith.flows.reporting.page import open_page

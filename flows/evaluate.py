@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from prefect import flow
 
-from factsmith.artifacts.store import Artifact
+from factsmith.artifacts.artifact import Artifact
 from factsmith.flows.configuration.parameters import RunSettings
 from factsmith.flows.edit import write
 from factsmith.flows.precompute import finish, prepare

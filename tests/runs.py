@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from factsmith.artifacts.store import Artifact, Store
+from factsmith.artifacts.artifact import Artifact
+from factsmith.artifacts.store import Store
 from factsmith.flows.reporting.reports import Report
 from factsmith.tasks.decoder.decoder import Decoder
 from factsmith.tasks.evaluation.metrics.counterfact import CounterFact

@@ -13,10 +13,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import torch
 from torch import Tensor
 
+from factsmith.artifacts.artifact import Artifact, Draft
 from factsmith.artifacts.formats import load_tensors, save_tensors
 from factsmith.artifacts.recipe import Series
 from factsmith.artifacts.removal import discard
-from factsmith.artifacts.store import Artifact, Draft, Store
+from factsmith.artifacts.store import Store
 from factsmith.tasks.covariance.moments import Moments
 from factsmith.tasks.covariance.stage import (
     ROWS_PER_UPDATE,
@@ -77,17 +78,16 @@ def accumulate(workspace: Workspace, source: KeySource, count: int) -> Outcome[C
             advance(sums.rows)
             built = count - sums.rows
             _sum_up(workspace, source, sums, count, advance)
-            for layer in absent:
+
+            def build(draft: Draft, layer: int) -> None:
                 moments = sums.moments.pop(layer)
+                draft.read_from(*made_from)
+                saved = save_moments(draft, layer, moments)
+                if workspace.can_hold(saved["covariance"].nbytes):
+                    held[layer] = saved
+                draft.made = {**workspace.made, **source.model.made, **made_with(moments)}
 
-                def build(draft: Draft, layer: int = layer, moments: Moments = moments) -> None:
-                    draft.read_from(*made_from)
-                    saved = save_moments(draft, layer, moments)
-                    if workspace.can_hold(saved["covariance"].nbytes):
-                        held[layer] = saved
-                    draft.made = {**workspace.made, **source.model.made, **made_with(moments)}
-
-                store.get_or_build(series.member(layer=layer), build)
+            store.get_or_build_each({layer: series.member(layer=layer) for layer in absent}, build)
         else:
             advance(count)
     found = {layer: store.get(series.member(layer=layer)) for layer in source.layers}

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from factsmith.artifacts.artifact import Artifact, Draft
 from factsmith.artifacts.formats import save_tensors
 from factsmith.artifacts.recipe import Recipe, Series
-from factsmith.artifacts.store import Artifact, Draft, Store
+from factsmith.artifacts.store import Store
 from factsmith.tasks.corpus.settings import CorpusSettings
 from factsmith.tasks.covariance.cholesky import SingularMatrixError, cholesky
 from factsmith.tasks.covariance.leverage import held_out_leverages

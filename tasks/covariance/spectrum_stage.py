@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from factsmith.artifacts.artifact import Draft
 from factsmith.artifacts.formats import load_tensors, save_tensors
 from factsmith.artifacts.recipe import Series
-from factsmith.artifacts.store import Draft
 from factsmith.tasks.covariance.spectrum import spectrum as eigenvalues_of
 from factsmith.tasks.covariance.stage import Covariances
 from factsmith.tasks.pipeline.layers import layer_artifacts

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from factsmith.artifacts.artifact import Artifact, Draft
 from factsmith.artifacts.errors import InputError
 from factsmith.artifacts.formats import load_tensors, save_tensors
 from factsmith.artifacts.recipe import Series
-from factsmith.artifacts.store import Artifact, Draft
 from factsmith.tasks.covariance.moments import Moments
 from factsmith.tasks.keys.stage import KeyStream
 from factsmith.tasks.pipeline.progress import progress
@@ -97,28 +97,25 @@ def covariance(workspace: Workspace, keys: KeyStream, count: int) -> Outcome[Cov
         InputError: stored keys are not finite.
     """
     series = covariance_series(keys.series.digest, count)
-    found: dict[int, Artifact] = {}
     held: dict[int, dict[str, Tensor]] = {}
-    any_built = False
     with progress("covariance", count * len(keys.shards)) as advance:
-        for layer in keys.shards:
 
-            def build(draft: Draft, layer: int = layer) -> None:
-                moments = Moments(keys.width, workspace.device, product_dtype(workspace))
-                for shard, rows in keys.rows(layer, count):
-                    draft.read_from(shard)
-                    for first in range(0, len(rows), ROWS_PER_UPDATE):
-                        moments.update(torch.from_numpy(rows[first : first + ROWS_PER_UPDATE]))
-                    advance(len(rows))
-                if not torch.isfinite(moments.sum).all():
-                    raise InputError(f"Stored keys of layer {layer} hold NaN or infinity.", got=str(draft.lineage))
-                saved = save_moments(draft, layer, moments)
-                if workspace.can_hold(saved["covariance"].nbytes):
-                    held[layer] = saved
-                draft.made = {**workspace.made, **made_with(moments)}
+        def build(draft: Draft, layer: int) -> None:
+            moments = Moments(keys.width, workspace.device, product_dtype(workspace))
+            for shard, rows in keys.rows(layer, count):
+                draft.read_from(shard)
+                for first in range(0, len(rows), ROWS_PER_UPDATE):
+                    moments.update(torch.from_numpy(rows[first : first + ROWS_PER_UPDATE]))
+                advance(len(rows))
+            if not torch.isfinite(moments.sum).all():
+                raise InputError(f"Stored keys of layer {layer} hold NaN or infinity.", got=str(draft.lineage))
+            saved = save_moments(draft, layer, moments)
+            if workspace.can_hold(saved["covariance"].nbytes):
+                held[layer] = saved
+            draft.made = {**workspace.made, **made_with(moments)}
 
-            found[layer], built = workspace.store.get_or_build(series.member(layer=layer), build)
-            any_built |= built
+        recipes = {layer: series.member(layer=layer) for layer in keys.shards}
+        found, any_built = workspace.store.get_or_build_each(recipes, build)
     return Outcome(
         Covariances(series, found, held),
         series.address,

@@ -10,9 +10,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from torch import Tensor
 
+from factsmith.artifacts.artifact import Artifact
 from factsmith.artifacts.formats import load_table, load_tensors
 from factsmith.artifacts.recipe import Series, digest_of
-from factsmith.artifacts.store import Artifact, Store
+from factsmith.artifacts.store import Store
 from factsmith.tasks.edit.delta import LowRankDelta
 from factsmith.tasks.edit.sequence import Step
 from factsmith.tasks.facts.batches import FactBatches, fact_digests

@@ -17,9 +17,9 @@ from typing import Any
 import pyarrow as pa
 import torch
 
+from factsmith.artifacts.artifact import Artifact, Draft
 from factsmith.artifacts.formats import save_table, save_tensors
 from factsmith.artifacts.recipe import Recipe, Series, digest_of
-from factsmith.artifacts.store import Artifact, Draft
 from factsmith.tasks.edit.delta_sum import DeltaSum
 from factsmith.tasks.edit.sequence import FactMeasures, SequenceWriter, Step, Written
 from factsmith.tasks.edit.sequence_shards_stage import FACTS, MEASURES, STEPS, ShardRange, batch_digests, stored_batches

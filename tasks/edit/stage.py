@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import cache
 
+from factsmith.artifacts.artifact import Artifact, Draft
 from factsmith.artifacts.errors import InputError
 from factsmith.artifacts.formats import load_tensors, save_json, save_tensors
 from factsmith.artifacts.recipe import Recipe, Series, digest_of
-from factsmith.artifacts.store import Artifact, Draft, Store
+from factsmith.artifacts.store import Store
 from factsmith.tasks.edit.batch import compute_edit
 from factsmith.tasks.edit.delta import LowRankDelta
 from factsmith.tasks.edit.settings import MethodSettings

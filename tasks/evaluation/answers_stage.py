@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
-from factsmith.artifacts.store import Artifact
+from factsmith.artifacts.artifact import Artifact
 from factsmith.tasks.evaluation.family import load_families
 from factsmith.tasks.evaluation.stage import score_records
 from factsmith.tasks.facts.batches import FactBatches

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from factsmith.artifacts.artifact import Artifact, Draft
 from factsmith.artifacts.formats import load_table, save_json, save_table
 from factsmith.artifacts.recipe import Series
 from factsmith.artifacts.rows import RowSeries, holders
-from factsmith.artifacts.store import Artifact, Draft
 from factsmith.tasks.edit.batch import applied
 from factsmith.tasks.edit.stage import read_deltas
 from factsmith.tasks.evaluation.family import MetricFamily

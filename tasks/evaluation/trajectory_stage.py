@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
+from factsmith.artifacts.artifact import Artifact, Draft
 from factsmith.artifacts.formats import load_table, save_table
 from factsmith.artifacts.recipe import Series
-from factsmith.artifacts.store import Artifact, Draft
 from factsmith.tasks.corpus.budget import TokenBudget
 from factsmith.tasks.corpus.corpus import Corpus
 from factsmith.tasks.corpus.stage import held_out_blocks, last_reached, token_series

@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from factsmith.artifacts.artifact import Artifact
 from factsmith.artifacts.errors import InputError
 from factsmith.artifacts.formats import allow_others, load_json, save_json
 from factsmith.artifacts.manifest import code_versions
-from factsmith.artifacts.store import Artifact
 from factsmith.tasks.edit.batch import applied
 from factsmith.tasks.edit.stage import REQUESTS, read_deltas
 from factsmith.tasks.model.model import Model

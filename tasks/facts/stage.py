@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from factsmith.artifacts.artifact import Draft
 from factsmith.artifacts.formats import load_json, save_json
 from factsmith.artifacts.recipe import Series
-from factsmith.artifacts.store import Draft
 from factsmith.tasks.facts.contexts import TOP_K, sample_contexts
 from factsmith.tasks.facts.settings import ContextSettings
 from factsmith.tasks.model.model import Fingerprint, Model

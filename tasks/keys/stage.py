@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from factsmith.artifacts.artifact import Artifact
 from factsmith.artifacts.keys import KeyShardWriter, read_keys
 from factsmith.artifacts.recipe import Recipe, Series
-from factsmith.artifacts.store import Artifact, Store
+from factsmith.artifacts.store import Store
 from factsmith.tasks.corpus.stage import TokenStream
 from factsmith.tasks.keys.reader import KeyReader
 from factsmith.tasks.model.model import Fingerprint, Model

@@ -8,11 +8,12 @@ from dataclasses import dataclass, replace
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from factsmith.artifacts.artifact import Artifact, Draft
 from factsmith.artifacts.errors import InputError
 from factsmith.artifacts.formats import load_table, save_json, save_table
 from factsmith.artifacts.recipe import Series, digest_of
 from factsmith.artifacts.rows import Row, RowSeries, holders
-from factsmith.artifacts.store import Artifact, Draft, Store
+from factsmith.artifacts.store import Store
 from factsmith.tasks.decoder.likelihood import continuation_likelihoods
 from factsmith.tasks.decoder.text import EncodedPrompt, encode_prompt
 from factsmith.tasks.facts.record import Record

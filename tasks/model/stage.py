@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
+from factsmith.artifacts.artifact import Draft
 from factsmith.artifacts.formats import save_json
-from factsmith.artifacts.store import Draft
 from factsmith.tasks.model.cost import COST, ModelCost, model_cost
 from factsmith.tasks.model.model import Fingerprint, Model
 from factsmith.tasks.pipeline.stage import Outcome, stage

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from factsmith.artifacts.artifact import Artifact, Draft
 from factsmith.artifacts.recipe import Series
-from factsmith.artifacts.store import Artifact, Draft
 from factsmith.tasks.pipeline.progress import progress
 from factsmith.tasks.pipeline.workspace import Workspace
 
@@ -27,16 +27,12 @@ def layer_artifacts(
     Returns:
         The artifact of each layer, and whether any had to be built.
     """
-    found: dict[int, Artifact] = {}
-    any_built = False
+    recipes = {layer: series.member(layer=layer) for layer in layers}
     with progress(name, len(layers)) as advance:
-        for layer in layers:
 
-            def write(draft: Draft, layer: int = layer) -> None:
-                draft.made = workspace.made
-                build(draft, layer)
-
-            found[layer], built = workspace.store.get_or_build(series.member(layer=layer), write)
-            any_built |= built
+        def write(draft: Draft, layer: int) -> None:
+            draft.made = workspace.made
+            build(draft, layer)
             advance(1)
-    return found, any_built
+
+        return workspace.store.get_or_build_each(recipes, write)

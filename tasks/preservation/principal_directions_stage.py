@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from factsmith.artifacts.artifact import Artifact, Draft
 from factsmith.artifacts.formats import load_tensors, save_tensors
 from factsmith.artifacts.recipe import Series
-from factsmith.artifacts.store import Artifact, Draft
 from factsmith.tasks.covariance.spectrum import leading_eigenvectors, rank_of_energy
 from factsmith.tasks.pipeline.layers import layer_artifacts
 from factsmith.tasks.pipeline.stage import Outcome, stage

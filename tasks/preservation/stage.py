@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from factsmith.artifacts.artifact import Artifact, Draft
 from factsmith.artifacts.errors import InputError
 from factsmith.artifacts.formats import load_tensors, save_tensors
 from factsmith.artifacts.recipe import Series
-from factsmith.artifacts.store import Artifact, Draft
 from factsmith.tasks.corpus.budget import TokenBudget
 from factsmith.tasks.covariance.stage import Covariances
 from factsmith.tasks.keys.stage import KeyStream

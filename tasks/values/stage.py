@@ -9,11 +9,11 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from factsmith.artifacts.artifact import Artifact, Draft
 from factsmith.artifacts.errors import InputError
 from factsmith.artifacts.formats import load_tensors, save_table, save_tensors
 from factsmith.artifacts.recipe import Series
 from factsmith.artifacts.rows import Row, RowSeries, holders
-from factsmith.artifacts.store import Artifact, Draft
 from factsmith.tasks.facts.request import EditRequest
 from factsmith.tasks.facts.stage import Contexts
 from factsmith.tasks.model.model import Fingerprint, Model

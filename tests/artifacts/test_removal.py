@@ -8,10 +8,11 @@ import time
 
 import pytest
 
+from factsmith.artifacts.artifact import Artifact, Draft
 from factsmith.artifacts.errors import InputError
 from factsmith.artifacts.recipe import Series
 from factsmith.artifacts.removal import alone, dependants, leftovers, remove, unused
-from factsmith.artifacts.store import Artifact, Draft, Store
+from factsmith.artifacts.store import Store
 from tests.artifacts.test_store import SERIES, build, flip, spawn, write
 
 DAY = 86_400

@@ -6,16 +6,18 @@ import json
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
+from factsmith.artifacts.artifact import Draft
 from factsmith.artifacts.checksums import Checksums
 from factsmith.artifacts.errors import InputError
 from factsmith.artifacts.manifest import MANIFEST_NAME, Manifest
 from factsmith.artifacts.recipe import Series, canonical_json
-from factsmith.artifacts.store import Draft, Store
+from factsmith.artifacts.store import Store
 
 SERIES = Series("things", 1, {"size": 3, "rate": 0.5}, {"source": "abc"})
 
@@ -272,3 +274,54 @@ def test_a_root_that_cannot_be_written_is_named(tmp_path):
 def test_a_manifest_survives_its_own_spelling(store):
     artifact = build(store, name="Zürich\u2028 ✓")
     assert Manifest.load(artifact.path / MANIFEST_NAME) == artifact.manifest
+
+
+# ------------------------------------------------------------------------------------------------- several at once
+
+
+def test_several_are_built_in_order_and_published_side_by_side(store, monkeypatch):
+    publish, publishing, seen = Store._publish, threading.Barrier(3), []
+
+    def together(self, draft, seconds):
+        publishing.wait(30)  # Broken unless three are published at once.
+        publish(self, draft, seconds)
+
+    monkeypatch.setattr(Store, "_publish", together)
+    recipes = {name: SERIES.member(name=name) for name in ("c", "a", "b")}
+    found, built = store.get_or_build_each(recipes, lambda draft, name: (seen.append(name), write(draft, name)))
+    assert (built, seen) == (True, ["c", "a", "b"])
+    assert {name: (one.path / "a.txt").read_text() for name, one in found.items()} == {name: name for name in recipes}
+    again, built = store.get_or_build_each(recipes, lambda *_: pytest.fail("was built again"))
+    assert ([one.path for one in again.values()], built) == ([one.path for one in found.values()], False)
+    assert not list((store.root / "staging").iterdir())
+
+
+def test_of_several_one_that_fails_keeps_those_before_it(store):
+    def failing(draft, number):
+        write(draft)
+        if number == 2:
+            raise ZeroDivisionError
+
+    recipes = {number: SERIES.member(number=number) for number in range(4)}
+    with pytest.raises(ZeroDivisionError):
+        store.get_or_build_each(recipes, failing)
+    assert [store.find(recipe) is not None for recipe in recipes.values()] == [True, True, False, False]
+    assert not list((store.root / "staging").iterdir())
+    _, built = store.get_or_build_each(recipes, lambda draft, _: write(draft))
+    assert built
+
+
+def test_of_several_one_that_cannot_be_published_is_an_error(store, monkeypatch):
+    publish = Store._publish
+
+    def full(self, draft, seconds):
+        if draft.recipe.key["number"] == 1:
+            raise OSError(28, "No space left on device")
+        publish(self, draft, seconds)
+
+    monkeypatch.setattr(Store, "_publish", full)
+    recipes = {number: SERIES.member(number=number) for number in range(3)}
+    with pytest.raises(OSError, match="No space left"):
+        store.get_or_build_each(recipes, lambda draft, _: write(draft))
+    assert [store.find(recipe) is not None for recipe in recipes.values()] == [True, False, True]
+    assert not list((store.root / "staging").iterdir())

@@ -12,12 +12,13 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from factsmith.artifacts.artifact import Draft
 from factsmith.artifacts.errors import DamagedArtifactError, InputError
 from factsmith.artifacts.manifest import MANIFEST_NAME, Manifest
 from factsmith.artifacts.recipe import Series, canonical_json
 from factsmith.artifacts.removal import alone, dependants, leftovers, remove, unused
 from factsmith.artifacts.rows import RowSeries
-from factsmith.artifacts.store import Draft, Store
+from factsmith.artifacts.store import Store
 from tests.fuzz.conftest import examples
 
 SERIES = Series("things", 1, {"size": 3}, {"source": "abc"})
