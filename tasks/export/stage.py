@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import shutil
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from factsmith.artifacts.artifact import Artifact
 from factsmith.artifacts.errors import InputError
 from factsmith.artifacts.formats import allow_others, load_json, save_json
 from factsmith.artifacts.manifest import code_versions
+from factsmith.artifacts.recipe import digest_of
 from factsmith.tasks.edit.batch import applied
 from factsmith.tasks.edit.stage import REQUESTS, read_deltas
 from factsmith.tasks.model.model import Model
@@ -34,9 +34,11 @@ def export(workspace: Workspace, model: Model, edit: Artifact, out: Path, about:
         InputError: a file of the model has changed since it was read, or another command has written to ``out``.
     """
     out = out.expanduser().resolve()
-    staging = out.with_name(f".factsmith-{uuid.uuid4().hex[:8]}")
-    with resource_errors("Stage export", out.parent, workspace.runtime):
+    name = f"export-{digest_of([str(workspace.store.root), str(out)])[:12]}"
+    staging = out.with_name(f".factsmith-{name}")
+    with resource_errors("Stage export", out.parent, workspace.runtime), workspace.store.lock(name):
         out.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(staging, ignore_errors=True)  # A killed command has left it.
         try:
             with applied(model.decoder, read_deltas(edit)):
                 model.decoder.save(staging)

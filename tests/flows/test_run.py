@@ -317,6 +317,20 @@ def test_a_link_to_an_empty_folder_may_be_named(plain_flows, arguments, tmp_path
         assert link.is_symlink()
 
 
+def test_what_a_killed_export_has_left_is_removed(plain_flows, arguments, tmp_path, monkeypatch):
+    given, out = compose(arguments("dataset.batches=1")), tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoint, "copy_tokenizer", lambda *_: pytest.fail("stopped"))
+        patch.setattr("factsmith.tasks.export.stage.shutil.rmtree", lambda *_, **__: None)  # as if it were killed
+        with pytest.raises(pytest.fail.Exception):
+            edit(given, out)
+    (left,) = (path for path in tmp_path.iterdir() if path.name.startswith(".factsmith-"))
+    assert not out.exists()
+    edit(given, out)
+    assert (out / "model.safetensors").is_file()
+    assert not left.exists()
+
+
 def test_an_edited_model_is_not_put_among_the_artifacts(plain_flows, arguments, store):
     with pytest.raises(InputError, match="is in the folder of the artifacts"):
         edit(compose(arguments("dataset.batches=1")), store.root / "staging" / "edited")

@@ -356,7 +356,7 @@ def test_keys_that_are_not_numbers(refused, plain_flows, arguments, home, monkey
 def test_keys_too_large_for_half_precision(refused, plain_flows, arguments, home, monkeypatch):
     monkeypatch.setattr(
         "factsmith.tasks.keys.reader.block_keys",
-        lambda decoder, blocks, layers, most_tokens: {
+        lambda decoder, blocks, layers, **_: {
             layer: torch.full((sum(map(len, blocks)), decoder.key_width), 1e5) for layer in layers
         },
     )
