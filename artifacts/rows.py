@@ -44,13 +44,13 @@ class RowSeries:
             for place, digest in enumerate(artifact.key["rows"])
         }
 
-    def missing(self, wanted: Iterable[str]) -> list[str]:
-        """The digests in ``wanted``, each once, whose rows are not in the store."""
-        found = self.find()
-        return [digest for digest in dict.fromkeys(wanted) if digest not in found]
-
     def get_or_build(
-        self, wanted: Sequence[str], build: Callable[[Draft, list[str]], None], *, at_once: int
+        self,
+        wanted: Sequence[str],
+        build: Callable[[Draft, list[str]], None],
+        *,
+        at_once: int,
+        check: Callable[[list[str]], None] = lambda missing: None,
     ) -> tuple[dict[str, Row], int]:
         """All rows in the store, and the number of rows that were built now.
 
@@ -61,12 +61,15 @@ class RowSeries:
             wanted: digests of the rows that must exist afterwards.
             build: writes the rows of some digests, in that order, into a draft.
             at_once: rows of an artifact.
+            check: called with the digests of all missing rows before the first of them is built.
         """
         found = self.find()
         if all(digest in found for digest in wanted):
             return found, 0
         with self.store.lock(self.series.digest):
-            missing = self.missing(wanted)  # Another process may have built them while this one waited.
+            found = self.find()  # Another process may have built them while this one waited.
+            missing = [digest for digest in dict.fromkeys(wanted) if digest not in found]
+            check(missing)
             for first in range(0, len(missing), at_once):
                 group = missing[first : first + at_once]
                 with self.store.draft(self.series.member(rows=group)) as draft:

@@ -131,12 +131,9 @@ class Store:
 
         The artifact is published at the end of the context. After an error, nothing is visible.
         """
-        draft, started = self._begin(recipe), time.perf_counter()
-        try:
+        started = time.perf_counter()
+        with self._staged(recipe) as draft:
             yield draft
-        except BaseException:
-            shutil.rmtree(draft.path, ignore_errors=True)
-            raise
         self._finish(draft, time.perf_counter() - started)
 
     def get_or_build(self, recipe: Recipe, build: Callable[[Draft], None]) -> tuple[Artifact, bool]:
@@ -166,12 +163,9 @@ class Store:
                 locks.enter_context(self.lock(recipe.digest))
                 if self.find(recipe):  # Another process has built it meanwhile.
                     continue
-                draft, started = self._begin(recipe), time.perf_counter()
-                try:
+                started = time.perf_counter()
+                with self._staged(recipe) as draft:
                     build(draft, key)
-                except BaseException:
-                    shutil.rmtree(draft.path, ignore_errors=True)
-                    raise
                 published.append(publishers.submit(self._finish, draft, time.perf_counter() - started))
                 any_built = True
             for one in published:
@@ -239,13 +233,19 @@ class Store:
             raise unwritable(self.root, "permission denied")
         return folder
 
-    def _begin(self, recipe: Recipe) -> Draft:
+    @contextlib.contextmanager
+    def _staged(self, recipe: Recipe) -> Iterator[Draft]:
+        """A draft of ``recipe``, which is removed after an error and is otherwise left for ``_finish``."""
         staging = self._writable("staging")
         for stale in staging.glob(f"{recipe.digest}-*"):
             shutil.rmtree(stale, ignore_errors=True)
         draft = Draft(staging / f"{recipe.digest}-{uuid.uuid4().hex[:8]}", recipe)
-        draft.path.mkdir()
-        return draft
+        try:
+            draft.path.mkdir()
+            yield draft
+        except BaseException:
+            shutil.rmtree(draft.path, ignore_errors=True)
+            raise
 
     def _finish(self, draft: Draft, seconds: float) -> None:
         try:

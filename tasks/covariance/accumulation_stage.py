@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -18,13 +18,11 @@ from factsmith.artifacts.formats import load_tensors, save_tensors
 from factsmith.artifacts.recipe import Series
 from factsmith.artifacts.removal import discard
 from factsmith.artifacts.store import Store
-from factsmith.tasks.covariance.moments import Moments
 from factsmith.tasks.covariance.stage import (
     ROWS_PER_UPDATE,
     Covariances,
     covariance_series,
-    made_with,
-    product_dtype,
+    new_moments,
     save_moments,
 )
 from factsmith.tasks.keys.stage import KeySource, key_spans
@@ -68,7 +66,7 @@ def accumulate(workspace: Workspace, source: KeySource, count: int) -> Outcome[C
     """
     store, keys = workspace.store, source.series
     series = covariance_series(keys.digest, count)
-    held: dict[int, dict[str, Tensor]] = {}
+    held: dict[int, Mapping[str, Tensor]] = {}
     built = 0
     with progress("covariance", count) as advance, store.lock(keys.digest):
         absent = [layer for layer in source.layers if store.find(series.member(layer=layer)) is None]
@@ -82,10 +80,8 @@ def accumulate(workspace: Workspace, source: KeySource, count: int) -> Outcome[C
             def build(draft: Draft, layer: int) -> None:
                 moments = sums.moments.pop(layer)
                 draft.read_from(*made_from)
-                saved = save_moments(draft, layer, moments)
-                if workspace.can_hold(saved["covariance"].nbytes):
-                    held[layer] = saved
-                draft.made = {**workspace.made, **source.model.made, **made_with(moments)}
+                save_moments(workspace, draft, layer, moments, held)
+                draft.made |= source.model.made
 
             store.get_or_build_each({layer: series.member(layer=layer) for layer in absent}, build)
         else:
@@ -157,8 +153,7 @@ class _PartialSums:
         self._made_from = made_from
         self._checkpoint = last_checkpoint(self._store, self._series, layers, count)
         self.rows = self.saved = int(self._checkpoint.key["rows"]) if self._checkpoint else 0
-        products = product_dtype(workspace)
-        self.moments = {layer: Moments(source.model.key_width, workspace.device, products) for layer in layers}
+        self.moments = {layer: new_moments(workspace, source.model.key_width) for layer in layers}
         if self._checkpoint:
             logger.info("covariance: continuing after %s tokens", f"{self.rows:,}")
             names = [f"layer.{layer}.{part}" for layer in layers for part in ("sum", "outer")]

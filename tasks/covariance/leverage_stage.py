@@ -18,7 +18,7 @@ from factsmith.tasks.corpus.settings import CorpusSettings
 from factsmith.tasks.covariance.cholesky import SingularMatrixError, cholesky
 from factsmith.tasks.covariance.leverage import held_out_leverages
 from factsmith.tasks.covariance.moments import Moments
-from factsmith.tasks.covariance.stage import ROWS_PER_UPDATE, covariance_series, load_moments, product_dtype
+from factsmith.tasks.covariance.stage import ROWS_PER_UPDATE, covariance_series, load_moments, new_moments
 from factsmith.tasks.keys.stage import KeySource, KeyStream, collect_keys
 from factsmith.tasks.pipeline.progress import progress
 from factsmith.tasks.pipeline.stage import Outcome, stage
@@ -195,9 +195,7 @@ class _Statistics:
         if stored := self._workspace.store.find(recipe):
             return load_moments(stored, device)["covariance"]
         assert self._kept is not None, "without stored keys, stage covariance comes first"
-        sums = self._sums.setdefault(
-            layer, Moments(self._source.model.key_width, device, product_dtype(self._workspace))
-        )
+        sums = self._sums.setdefault(layer, new_moments(self._workspace, self._source.model.key_width))
         for shard, rows in self._kept.rows(layer, count, start=sums.count):
             for first in range(0, len(rows), ROWS_PER_UPDATE):
                 group = torch.from_numpy(rows[first : first + ROWS_PER_UPDATE])

@@ -24,8 +24,7 @@ __all__ = [
     "covariance",
     "covariance_series",
     "load_moments",
-    "made_with",
-    "product_dtype",
+    "new_moments",
     "save_moments",
 ]
 
@@ -60,26 +59,24 @@ def covariance_series(keys: str, count: int) -> Series:
     return Series("covariance", 1, {"tokens": count}, {"keys": keys})
 
 
-def product_dtype(workspace: Workspace) -> torch.dtype:
-    """The data type of the products that C0 is summed from: as set, or what is quick on the device of the run."""
+def new_moments(workspace: Workspace, width: int) -> Moments:
+    """Moments on the device of the run, of products as ``runtime.products`` sets them, or as is quick there."""
     name = workspace.runtime.products
     if name == "auto":
         name = "float32" if workspace.device.type == "cuda" else "float64"
-    dtype: torch.dtype = getattr(torch, name)
-    return dtype
+    return Moments(width, workspace.device, getattr(torch, name))
 
 
-def save_moments(draft: Draft, layer: int, moments: Moments) -> dict[str, Tensor]:
-    """Write the moments of ``layer`` into ``draft``. Returns them as ``load_moments`` would."""
+def save_moments(
+    workspace: Workspace, draft: Draft, layer: int, moments: Moments, held: dict[int, Mapping[str, Tensor]]
+) -> None:
+    """Write the moments of ``layer`` into ``draft``, and add them to ``held`` if they may stay on the device."""
     found = {"covariance": moments.covariance, "mean": moments.mean}
     save_tensors(draft.path / _TENSORS, found)
+    if workspace.can_hold(found["covariance"].nbytes):
+        held[layer] = found
     draft.summary = {"layer": layer, "tokens": moments.count, "width": moments.width}
-    return found
-
-
-def made_with(moments: Moments) -> dict[str, str]:
-    """How the sums were made, for the manifests."""
-    return {"products": str(moments.products).removeprefix("torch.")}
+    draft.made = {**workspace.made, "products": str(moments.products).removeprefix("torch.")}
 
 
 def load_moments(artifact: Artifact, device: torch.device) -> dict[str, Tensor]:
@@ -97,11 +94,11 @@ def covariance(workspace: Workspace, keys: KeyStream, count: int) -> Outcome[Cov
         InputError: stored keys are not finite.
     """
     series = covariance_series(keys.series.digest, count)
-    held: dict[int, dict[str, Tensor]] = {}
+    held: dict[int, Mapping[str, Tensor]] = {}
     with progress("covariance", count * len(keys.shards)) as advance:
 
         def build(draft: Draft, layer: int) -> None:
-            moments = Moments(keys.width, workspace.device, product_dtype(workspace))
+            moments = new_moments(workspace, keys.width)
             for shard, rows in keys.rows(layer, count):
                 draft.read_from(shard)
                 for first in range(0, len(rows), ROWS_PER_UPDATE):
@@ -109,10 +106,7 @@ def covariance(workspace: Workspace, keys: KeyStream, count: int) -> Outcome[Cov
                 advance(len(rows))
             if not torch.isfinite(moments.sum).all():
                 raise InputError(f"Stored keys of layer {layer} hold NaN or infinity.", got=str(draft.lineage))
-            saved = save_moments(draft, layer, moments)
-            if workspace.can_hold(saved["covariance"].nbytes):
-                held[layer] = saved
-            draft.made = {**workspace.made, **made_with(moments)}
+            save_moments(workspace, draft, layer, moments, held)
 
         recipes = {layer: series.member(layer=layer) for layer in keys.shards}
         found, any_built = workspace.store.get_or_build_each(recipes, build)

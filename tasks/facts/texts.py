@@ -78,6 +78,8 @@ def appearance(text: str) -> str:
     Accented letters are composed, blanks of all kinds and lengths are one blank, and characters without width are left
     out.
     """
+    if text.isascii():
+        return " ".join(text.split())  # The rest takes long, and changes nothing.
     seen = (one for one in unicodedata.normalize("NFC", text) if not _SELECTOR.match(one))
     return " ".join("".join(one for one in seen if unicodedata.category(one) != "Cf").split())
 

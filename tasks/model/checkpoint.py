@@ -28,6 +28,7 @@ from factsmith.tasks.model.tensors import (
     own_dtype,
     refuse_adapter,
     refuse_incomplete,
+    said,
     stored_tensors,
     tensors_in,
     unreadable,
@@ -176,7 +177,7 @@ class Checkpoint:
             try:
                 tokenizer = AutoTokenizer.from_pretrained(self.path, local_files_only=True, trust_remote_code=False)
             except Exception as error:  # Whatever it is, the tokenizer's files are at fault.
-                raise InputError(f"The model {self.path} has no readable tokenizer.", got=_said(error)) from None
+                raise InputError(f"The model {self.path} has no readable tokenizer.", got=said(error)) from None
         if not isinstance(tokenizer, PreTrainedTokenizerFast):
             raise InputError(
                 f"The tokenizer of {self.path} does not give the offsets of tokens.", expected="a fast tokenizer"
@@ -303,10 +304,5 @@ def open_checkpoint(path: Path) -> Checkpoint:
                 config = PretrainedConfig.from_dict({})
                 setattr(config, "model_type", str(model_type))  # noqa: B010 - For mypy it is a class variable.
             else:
-                raise InputError(f"The config of the model {path} cannot be read.", got=_said(error)) from None
+                raise InputError(f"The config of the model {path} cannot be read.", got=said(error)) from None
     return Checkpoint(path, config, layout_for(config, str(path)))
-
-
-def _said(error: Exception) -> str:
-    """The first line of what ``error`` says."""
-    return f"{type(error).__name__}: {error}".splitlines()[0]

@@ -37,6 +37,7 @@ __all__ = [
     "own_dtype",
     "refuse_adapter",
     "refuse_incomplete",
+    "said",
     "stored_tensors",
     "tensors_in",
     "unreadable",
@@ -94,7 +95,7 @@ def unreadable(path: Path, error: Exception) -> Exception:
     """The error to raise if transformers cannot load a checkpoint: ``error`` itself if memory is too small for it."""
     if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
         return error  # The model is not at fault.
-    got = f"{type(error).__name__}: {error}".splitlines()[0]
+    got = said(error)
     if isinstance(error, SafetensorError) or "deserializing header" in str(error):
         return InputError(f"A weight file of {path} is not a complete safetensors file.", got=got)
     return InputError(
@@ -102,6 +103,11 @@ def unreadable(path: Path, error: Exception) -> Exception:
         got=got,
         remedy="check config.json: it should be the one that was saved with these weights",
     )
+
+
+def said(error: Exception) -> str:
+    """The first line of what ``error`` says, after its type."""
+    return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 def refuse_incomplete(path: Path, info: Mapping[str, Any], layout: Layout) -> None:

@@ -21,7 +21,7 @@ from urllib.parse import unquote, urlsplit
 from factsmith.artifacts.errors import InputError, closest
 from factsmith.tasks.tracking.dead_runs import any_dead
 from factsmith.tasks.tracking.sqlite import StoredRun, experiment_names, flow_runs, follow_home
-from factsmith.tasks.tracking.tracker import DATABASE, FILES, PARENT, connect, metric_name, tracking_uri
+from factsmith.tasks.tracking.tracker import DATABASE, FILES, PARENT, connect, is_own, metric_name, tracking_uri
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -146,7 +146,7 @@ def past_runs(home: Path, experiment: str | None = None) -> list[PastRun]:
     uri = tracking_uri(home)
     # To connect to MLflow marks dead runs, if it may be written to.
     if uri.startswith("sqlite:///") and not (any_dead(home) and os.access(home, os.W_OK)):
-        if uri == f"sqlite:///{home / DATABASE}":
+        if is_own(home):
             with suppress(sqlite3.Error):
                 follow_home(home / DATABASE, home / FILES)
         # MLflow may have other tables one day. It is then asked itself.

@@ -89,7 +89,7 @@ def connect(home: Path) -> MlflowClient:
     from sqlalchemy.exc import SQLAlchemyError
 
     uri = tracking_uri(home)
-    if _is_own(home):
+    if is_own(home):
         _prepare_database(home)
     try:
         client = MlflowClient(tracking_uri=uri)
@@ -110,7 +110,7 @@ def connect(home: Path) -> MlflowClient:
     return client
 
 
-def _is_own(home: Path) -> bool:
+def is_own(home: Path) -> bool:
     """Whether runs are kept in a SQLite file in ``home``."""
     return tracking_uri(home) == f"sqlite:///{home / DATABASE}"
 

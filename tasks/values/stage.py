@@ -97,9 +97,11 @@ def values(
     """
     series = value_series(model.fingerprint, layer, settings, contexts.digest)
     by_digest = {request.digest: request for request in requests}
-    series_rows = RowSeries(workspace.store, series)
-    missing = [by_digest[digest] for digest in series_rows.missing(by_digest)]
-    check_requests(model.tokenizer, missing, contexts.templates, model.context_length)
+
+    def check(digests: list[str]) -> None:
+        missing = [by_digest[digest] for digest in digests]
+        check_requests(model.tokenizer, missing, contexts.templates, model.context_length)
+
     with progress("values", len(by_digest)) as advance:
 
         def build(draft: Draft, digests: list[str]) -> None:
@@ -138,5 +140,7 @@ def values(
             draft.summary = {"facts": len(facts), "layer": layer, "steps": sum(vector.steps for vector in vectors)}
             draft.made = {**workspace.made, **model.made}
 
-        rows, built = series_rows.get_or_build(list(by_digest), build, at_once=_FACTS_PER_ARTIFACT)
+        rows, built = RowSeries(workspace.store, series).get_or_build(
+            list(by_digest), build, at_once=_FACTS_PER_ARTIFACT, check=check
+        )
     return Outcome(Values(series, rows), series.address, built > 0, {"facts": len(by_digest), "facts_built": built})

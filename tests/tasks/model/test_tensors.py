@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,12 +20,16 @@ from factsmith.tasks.pipeline.settings import RuntimeSettings
 
 
 @pytest.fixture
-def altered(gpt2_folder, tmp_path):
-    """Makes a copy of the tiny GPT-2 whose tensors are changed by a function."""
+def folder(gpt2_folder, tmp_path):
+    """A copy of the tiny GPT-2."""
+    return Path(shutil.copytree(gpt2_folder, tmp_path / "model"))
+
+
+@pytest.fixture
+def altered(folder):
+    """Changes the tensors of the copy by a function."""
 
     def make(change):
-        folder = tmp_path / "model"
-        shutil.copytree(gpt2_folder, folder)
         tensors = load_file(folder / "model.safetensors")
         save_file(change(tensors), folder / "model.safetensors", metadata={"format": "pt"})
         return open_checkpoint(folder)
@@ -125,12 +130,10 @@ def test_the_weights_that_are_checked_are_those_that_are_loaded(altered):
 
 
 @pytest.fixture
-def in_shards(gpt2_folder, tmp_path):
-    """Makes a copy of the tiny GPT-2 in two files and an index, changed by a function of (shards, weight map)."""
+def in_shards(folder):
+    """Divides the copy into two files and an index, changed by a function of (shards, weight map)."""
 
     def make(change):
-        folder = tmp_path / "model"
-        shutil.copytree(gpt2_folder, folder)
         tensors = load_file(folder / "model.safetensors")
         (folder / "model.safetensors").unlink()
         names = sorted(tensors)
@@ -234,10 +237,8 @@ def test_a_dtype_that_cannot_be_edited_has_to_be_chosen(altered):
 
 
 @pytest.fixture
-def model(gpt2_folder, tmp_path):
-    """The tiny model as a run opens it, in a folder of its own."""
-    folder = tmp_path / "model"
-    shutil.copytree(gpt2_folder, folder)
+def model(folder):
+    """The copy as a run opens it."""
     settings, runtime = ModelSettings(name="tiny", path=str(folder)), RuntimeSettings()
     return Model(open_checkpoint(folder), settings, runtime, torch.device("cpu"), Checksums.read_all)
 
