@@ -22,18 +22,21 @@ def pad(sequences: Sequence[Sequence[int]], device: torch.device | str = "cpu") 
     return tokens.to(device)
 
 
-def length_batches(lengths: Sequence[int], most_tokens: int, *, waste: float = 0.1) -> Iterator[list[int]]:
+def length_batches(
+    lengths: Sequence[int], most_tokens: int, *, waste: float = 0.1, spare: int = 0
+) -> Iterator[list[int]]:
     """Group sequences of similar length into batches. Yields the indices of each batch, shortest sequences first.
 
     A batch holds at most ``most_tokens`` positions, padding included, or one longer sequence alone. It ends before a
-    sequence that would make more than the share ``waste`` of it padding.
+    sequence that would make more than ``spare`` positions and more than the share ``waste`` of it padding.
     """
     batch: list[int] = []
     real = 0
     for index in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
         length = lengths[index]
         padded = length * (len(batch) + 1)
-        if batch and (padded > most_tokens or real + length < (1 - waste) * padded):
+        padding = padded - real - length
+        if batch and (padded > most_tokens or padding > max(spare, waste * padded)):
             yield batch
             batch, real = [], 0
         batch.append(index)

@@ -21,6 +21,9 @@ from factsmith.tasks.decoder.quiet import quiet_transformers
 
 __all__ = ["Decoder", "Part", "StopForward"]
 
+_PASS_COST_OF_A_CPU = 32
+_PASS_COST_OF_A_GPU = 512
+
 Part = Literal["mlp", "attention"]
 """The part of a block whose output is added to the residual stream."""
 
@@ -62,6 +65,11 @@ class Decoder:
     @property
     def vocabulary_size(self) -> int:
         return int(self.model.get_input_embeddings().weight.shape[0])
+
+    @property
+    def pass_cost(self) -> int:
+        """The number of positions that take about as long as another pass does: launches, and reading the weights."""
+        return _PASS_COST_OF_A_GPU if self.device.type == "cuda" else _PASS_COST_OF_A_CPU
 
     def projection(self, layer: int) -> nn.Module:
         """The module whose weight is edited at ``layer``."""

@@ -20,6 +20,8 @@ from factsmith.tasks.decoder.decoder import Decoder
 from factsmith.tasks.decoder.text import PLACEHOLDER, EncodedPrompt, encode_prompt
 from factsmith.tasks.facts.activations import FactActivations
 from factsmith.tasks.facts.request import EditRequest
+from factsmith.tasks.values.objective import Objective
+from factsmith.tasks.values.search import Search
 from factsmith.tasks.values.settings import ValueSettings
 from factsmith.tasks.values.suffixes import Suffixes
 
@@ -150,175 +152,39 @@ def _ranges(decoder: Decoder, facts: Sequence[_Fact], layer: int, memory: int) -
 def _optimise(
     decoder: Decoder, facts: Sequence[_Fact], layer: int, settings: ValueSettings, mlp: Tensor | None
 ) -> list[ValueVector]:
-    """Value vectors of facts that take their steps together. Later passes leave out facts that are finished.
+    """Value vectors of facts that take their steps together.
 
     A block adds its MLP's output to the residual stream, so changing either output by delta has the same effect. Only
     the output that delta is added to and measured against differs: ``mlp`` (facts, d_model), or the block's output if
     ``mlp`` is ``None``.
     """
-    contexts = [[fact.rewrites[context] for fact in facts] for context in range(len(facts[0].rewrites))]
-    parts = [Suffixes.prepare(decoder, layer, prompts) for prompts in (*contexts, [fact.essence for fact in facts])]
-    start = parts[0].hidden[:, 0].float() if mlp is None else mlp.to(decoder.device).float()
-    groups = _grouped(Suffixes.join(parts), [prompt for prompts in contexts for prompt in prompts], len(facts))
-    largest = settings.clamp * start.norm(dim=1, keepdim=True)
-    decay = settings.weight_decay / start.norm(dim=1).square()
-
-    deltas = torch.zeros_like(start, requires_grad=True)
-    optimiser = torch.optim.Adam([deltas], lr=settings.learning_rate)
-    unchanged = torch.empty(0)
-    found: dict[int, ValueVector] = {}
-    for step in range(settings.steps):
-        last = step == settings.steps - 1
-        with torch.set_grad_enabled(not last):
-            reads = _Reads.take(decoder, groups, deltas)
-            if step == 0:
-                unchanged = reads.essence.detach()
-            nll = reads.nll(len(facts)) / len(contexts)
-            kl = reads.divergence(unchanged, len(facts))
-            loss = nll + settings.kl_weight * kl + decay * deltas.norm(dim=1)
-        done = (loss.detach() < settings.stop_loss) | last
-        for fact in done.nonzero()[:, 0].tolist():
-            if fact not in found:
-                found[fact] = ValueVector(
-                    value=(start[fact] + deltas[fact]).detach().cpu(),
-                    start=start[fact].cpu(),
-                    loss=loss[fact].item(),
-                    nll=nll[fact].item(),
-                    divergence=kl[fact].item(),
-                    steps=step + 1,
-                )
-        if len(found) == len(facts):
-            break
-        optimiser.zero_grad()
-        loss.sum().backward()
-        optimiser.step()
-        with torch.no_grad():
-            deltas.mul_((largest / deltas.norm(dim=1, keepdim=True)).clamp(max=1))
-        if done.any():
-            unchanged = unchanged[~done[reads.essence_facts]]
-            groups = [kept for group in groups if (kept := group.without(done)) is not None]
-    return [found[fact] for fact in range(len(facts))]
-
-
-@dataclass(frozen=True)
-class _Group:
-    """Prompts of about equal length, and the positions where the loss reads them.
-
-    Attributes:
-        suffixes: the prompts, from the lookup token on.
-        facts: (prompts,) fact that each prompt belongs to.
-        rows: (reads,) prompt of each read.
-        places: (reads,) position of each read, counted from the lookup token.
-        labels: (reads,) token to predict there; -1 for an essence prompt, where the loss reads all tokens.
-        weights: (reads,) weight of the label in its prompt's mean.
-    """
-
-    suffixes: Suffixes
-    facts: Tensor
-    rows: Tensor
-    places: Tensor
-    labels: Tensor
-    weights: Tensor
-
-    def hidden(self, deltas: Tensor) -> Tensor:
-        """(reads, d_model) output of the last block, with each fact's delta added at the lookup token."""
-        return self.suffixes.run(deltas[self.facts])[self.rows, self.places]
-
-    def without(self, done: Tensor) -> _Group | None:
-        """The group without the facts that are done; ``None`` if no prompt is left."""
-        kept = ~done[self.facts]
-        if kept.all():
-            return self
-        if not kept.any():
-            return None
-        reads = kept[self.rows]
-        rows = (kept.cumsum(0) - 1)[self.rows[reads]]
-        return _Group(
-            self.suffixes.select(kept.nonzero()[:, 0]),
-            self.facts[kept],
-            rows,
-            self.places[reads],
-            self.labels[reads],
-            self.weights[reads],
+    objective, outputs = _prepare(decoder, facts, layer)
+    start = outputs.float() if mlp is None else mlp.to(decoder.device).float()
+    search = Search(objective, start, len(facts[0].rewrites), settings)
+    search.run()
+    return [
+        ValueVector(value, before, loss, nll, divergence, steps)
+        for value, before, (loss, nll, divergence), steps in zip(
+            (start + search.deltas).cpu(), start.cpu(), search.measures.tolist(), search.steps.tolist(), strict=True
         )
+    ]
 
 
-def _grouped(suffixes: Suffixes, rewrites: Sequence[EncodedPrompt], facts: int) -> list[_Group]:
-    """The rows of ``suffixes`` in groups of about equal length.
+def _prepare(decoder: Decoder, facts: Sequence[_Fact], layer: int) -> tuple[Objective, Tensor]:
+    """The objective of ``facts``, and the (facts, d_model) outputs of block ``layer`` at their clean prompts.
 
-    Args:
-        suffixes: rows of the rewrite prompts, context by context, then of the essence prompts.
-        rewrites: the rewrite prompts.
-        facts: number of facts.
+    The prompts of a context are prepared together, because its tokens then run once for all facts. A single fact's
+    prompts have no tokens in common. Those of about equal length are prepared together, which takes fewer passes.
     """
-    groups = []
-    device = suffixes.hidden.device
-    for batch in length_batches(suffixes.lengths.tolist(), len(suffixes.lengths) * suffixes.hidden.shape[1]):
-        reads: list[tuple[int, int, int, float]] = []
-        for row, index in enumerate(batch):
-            if index >= len(rewrites):
-                reads.append((row, 0, -1, 1.0))
-                continue
-            prompt = rewrites[index]
-            first = len(prompt.inputs) - prompt.continued - prompt.lookup
-            reads += [(row, first + place, label, 1 / prompt.continued) for place, label in enumerate(prompt.labels)]
-        rows, places, labels, weights = zip(*reads, strict=True)
-        groups.append(
-            _Group(
-                suffixes.select(torch.tensor(batch, device=device)),
-                torch.tensor(batch, device=device) % facts,
-                torch.tensor(rows, device=device),
-                torch.tensor(places, device=device),
-                torch.tensor(labels, device=device),
-                torch.tensor(weights, device=device),
-            )
-        )
-    return groups
-
-
-@dataclass(frozen=True)
-class _Reads:
-    """What the loss reads of all prompts.
-
-    Attributes:
-        scores: (labels, vocabulary) logits at the positions where labels are predicted.
-        labels: (labels,) tokens to predict.
-        weights: (labels,) weight of each label in its prompt's mean.
-        facts: (labels,) fact that each label belongs to.
-        essence: (essences, vocabulary) log-probabilities at the essence prompts' lookup tokens.
-        essence_facts: (essences,) fact that each essence prompt belongs to.
-    """
-
-    scores: Tensor
-    labels: Tensor
-    weights: Tensor
-    facts: Tensor
-    essence: Tensor
-    essence_facts: Tensor
-
-    @classmethod
-    def take(cls, decoder: Decoder, groups: Sequence[_Group], deltas: Tensor) -> _Reads:
-        labels = torch.cat([group.labels for group in groups])
-        facts = torch.cat([group.facts[group.rows] for group in groups])
-        weights = torch.cat([group.weights for group in groups])
-        order = labels.argsort(descending=True, stable=True)  # Essence prompts come last: their label is -1.
-        count = int((labels >= 0).sum())
-        hidden = torch.cat([group.hidden(deltas) for group in groups])[order]
-        return cls(
-            decoder.logits(hidden[:count]),
-            labels[order[:count]],
-            weights[order[:count]],
-            facts[order[:count]],
-            decoder.logits(hidden[count:]).log_softmax(-1),
-            facts[order[count:]],
-        )
-
-    def nll(self, facts: int) -> Tensor:
-        """(facts,) sum over a fact's prompts of the mean NLL per label."""
-        each = torch.nn.functional.cross_entropy(self.scores, self.labels, reduction="none") * self.weights
-        return each.new_zeros(facts).index_add(0, self.facts, each)
-
-    def divergence(self, unchanged: Tensor, facts: int) -> Tensor:
-        """(facts,) KL(changed || unchanged) at the essence prompt's lookup token."""
-        each = (self.essence.exp() * (self.essence - unchanged)).sum(1)
-        return each.new_zeros(facts).index_add(0, self.essence_facts, each)
+    prompts = [prompt for fact in facts for prompt in (*fact.rewrites, fact.essence)]
+    of_fact = len(prompts) // len(facts)
+    if len(facts) == 1:
+        lengths = [len(prompt.inputs) for prompt in prompts]
+        batches = list(length_batches(lengths, sum(lengths) * len(lengths), spare=decoder.pass_cost))
+    else:
+        batches = [list(range(context, len(prompts), of_fact)) for context in range(of_fact)]
+    rows = [row for batch in batches for row in batch]
+    suffixes = Suffixes.join([Suffixes.prepare(decoder, layer, [prompts[row] for row in batch]) for batch in batches])
+    clean = [rows.index(row) for row in range(0, len(prompts), of_fact)]
+    objective = Objective.of(suffixes, [prompts[row] for row in rows], [row // of_fact for row in rows], len(facts))
+    return objective, suffixes.hidden[clean, 0]

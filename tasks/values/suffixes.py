@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -109,18 +110,31 @@ class Suffixes:
             changes: (rows, d_model), added to the output of block L at the lookup tokens.
         """
         changed = self.hidden[:, :1] + changes[:, None].to(self.hidden.dtype)
-        steps = torch.arange(self.hidden.shape[1], device=self.hidden.device)
-        before = torch.arange(int(self.lookups.max()), device=self.hidden.device)
-        in_prefix = (before < self.lookups[:, None])[:, None].expand(-1, len(steps), -1)
-        causal = (steps[:, None] >= steps).expand(len(self.lookups), -1, -1)
         return self.decoder.run(
             torch.cat([changed, self.hidden[:, 1:]], dim=1),
             self.layer + 1,
             self.decoder.block_count,
-            positions=self.lookups[:, None] + steps,
-            mask=torch.cat([in_prefix, causal], dim=2)[:, None],
+            positions=self._positions,
+            mask=self._mask,
             cache=self.prefix,
         )
+
+    @cached_property
+    def _positions(self) -> Tensor:
+        """(rows, longest) positions in the whole prompts."""
+        return self.lookups[:, None] + self._steps
+
+    @cached_property
+    def _mask(self) -> Tensor:
+        """(rows, 1, longest, prefix + longest), true where a position may attend."""
+        before = torch.arange(int(self.lookups.max()), device=self.hidden.device)
+        in_prefix = (before < self.lookups[:, None])[:, None].expand(-1, len(self._steps), -1)
+        causal = (self._steps[:, None] >= self._steps).expand(len(self.lookups), -1, -1)
+        return torch.cat([in_prefix, causal], dim=2)[:, None]
+
+    @property
+    def _steps(self) -> Tensor:
+        return torch.arange(self.hidden.shape[1], device=self.hidden.device)
 
 
 def _common_length(sequences: Sequence[tuple[int, ...]]) -> int:

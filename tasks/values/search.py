@@ -1,0 +1,106 @@
+"""The search for value vectors: Adam on the deltas of many facts together, until the loss of each is small enough."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from factsmith.tasks.decoder.replay import Replayed
+from factsmith.tasks.values.objective import Objective, Reads
+from factsmith.tasks.values.settings import ValueSettings
+
+__all__ = ["Search"]
+
+
+class Search:
+    """Searches the value vectors of F facts that take their steps together.
+
+    On a GPU, where launching work takes longer than doing it, a step is recorded and replayed. It then has constant
+    shapes and reads no result, so that facts that are finished are left out only when they are half of those that run,
+    and the step is recorded again.
+
+    Args:
+        objective: prompts of the facts.
+        start: (F, d_model) float32 outputs before the change.
+        contexts: number of rewrite prompts of a fact.
+        settings: settings of the optimiser.
+        replayed: whether steps are recorded and replayed; ``None`` for on a GPU.
+
+    Attributes:
+        done: (F,) bool, whether the loss of a fact is small enough.
+        deltas: (F, d_model) float32, delta of each fact when it was finished, or at the last step.
+        measures: (F, 3) float32, loss, NLL and divergence with this delta.
+        steps: (F,) number of evaluations of the loss until then.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        start: Tensor,
+        contexts: int,
+        settings: ValueSettings,
+        *,
+        replayed: bool | None = None,
+    ) -> None:
+        self._objective = objective
+        self._contexts = contexts
+        self._settings = settings
+        self._replayed = start.device.type == "cuda" if replayed is None else replayed
+        self._largest = settings.clamp * start.norm(dim=1, keepdim=True)
+        self._decay = settings.weight_decay / start.norm(dim=1).square()
+        self._moving = torch.zeros_like(start, requires_grad=True)
+        self._optimiser = torch.optim.Adam([self._moving], lr=settings.learning_rate, capturable=start.is_cuda)
+        self._unchanged: Tensor | None = None
+        self._step = Replayed(self._evaluate_and_move, start.device)
+        self.done = torch.zeros(len(start), dtype=torch.bool, device=start.device)
+        self.deltas = torch.zeros_like(start)
+        self.measures = start.new_zeros(len(start), 3)
+        self.steps = torch.zeros(len(start), dtype=torch.long, device=start.device)
+
+    def run(self) -> None:
+        """Take steps until every fact is finished, or the settings allow no more."""
+        finished = 0
+        for step in range(self._settings.steps):
+            if step == self._settings.steps - 1:
+                with torch.no_grad():
+                    self._evaluate()
+                return
+            self._step()
+            count = int(self.done.sum())
+            if count == len(self.done):
+                return
+            new, running = count - finished, len(self.done) - finished
+            if new and (2 * new >= running or not self._replayed):
+                self._leave_out_finished()
+                finished = count
+
+    def _evaluate_and_move(self) -> None:
+        loss = self._evaluate()
+        if not self._replayed and self.done.all():
+            return
+        (self._moving.grad,) = torch.autograd.grad(loss.sum(), self._moving)
+        self._optimiser.step()
+        with torch.no_grad():
+            self._moving.mul_((self._largest / self._moving.norm(dim=1, keepdim=True)).clamp(max=1))
+
+    def _evaluate(self) -> Tensor:
+        """(F,) the loss. Keeps the present deltas of the facts that were not done before."""
+        reads: Reads = self._objective.read(self._moving)
+        if self._unchanged is None:
+            self._unchanged = reads.essence.detach()
+        nll = reads.nll / self._contexts
+        kl = reads.divergence(self._unchanged)
+        loss: Tensor = nll + self._settings.kl_weight * kl + self._decay * self._moving.norm(dim=1)
+        with torch.no_grad():
+            running = ~self.done
+            self.deltas.copy_(torch.where(running[:, None], self._moving, self.deltas))
+            self.measures.copy_(torch.where(running[:, None], torch.stack([loss, nll, kl], 1), self.measures))
+            self.steps.add_(running)
+            self.done.logical_or_(loss < self._settings.stop_loss)
+        return loss
+
+    def _leave_out_finished(self) -> None:
+        assert self._unchanged is not None
+        self._unchanged = self._unchanged[~self.done[self._objective.essence_facts]]
+        self._objective = self._objective.without(self.done)
+        self._step = Replayed(self._evaluate_and_move, self.done.device)
