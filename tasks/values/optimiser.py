@@ -173,13 +173,13 @@ def _optimise(
 def _prepare(decoder: Decoder, facts: Sequence[_Fact], layer: int) -> tuple[Objective, Tensor]:
     """The objective of ``facts``, and the (facts, d_model) outputs of block ``layer`` at their clean prompts.
 
-    The prompts of a context are prepared together, because its tokens then run once for all facts. A single fact's
-    prompts have no tokens in common. Those of about equal length are prepared together, which takes fewer passes.
+    The prompts of a context are prepared together, because its tokens then run once for all facts. With few facts, that
+    saves less than the additional passes cost. Prompts of about equal length are then prepared together.
     """
     prompts = [prompt for fact in facts for prompt in (*fact.rewrites, fact.essence)]
     of_fact = len(prompts) // len(facts)
-    if len(facts) == 1:
-        lengths = [len(prompt.inputs) for prompt in prompts]
+    lengths = [len(prompt.inputs) for prompt in prompts]
+    if sum(lengths) < of_fact * decoder.pass_cost:
         batches = list(length_batches(lengths, sum(lengths) * len(lengths), spare=decoder.pass_cost))
     else:
         batches = [list(range(context, len(prompts), of_fact)) for context in range(of_fact)]
