@@ -9,6 +9,9 @@ from torch import Tensor
 
 __all__ = ["SingularMatrixError", "cholesky", "least_ridge", "solve_factored"]
 
+_SMALL = 256
+"""Rows of a matrix that a CPU factorises and checks in less time than launching this on a GPU takes."""
+
 
 class SingularMatrixError(Exception):
     """A matrix is not positive definite in float64.
@@ -38,6 +41,8 @@ def cholesky(matrix: Tensor) -> Tensor:
             eigenvalue is a rounding error. LAPACK may then return a factor without an error, but solutions with it are
             noise.
     """
+    if matrix.is_cuda and len(matrix) <= _SMALL:
+        return cholesky(matrix.cpu()).to(matrix.device)
     factor: Tensor
     factor, info = torch.linalg.cholesky_ex(matrix)
     rounding = len(matrix) * torch.finfo(matrix.dtype).eps
@@ -77,8 +82,6 @@ def _largest_eigenvalue(apply: Callable[[Tensor], Tensor], like: Tensor, iterati
     """
     generator = torch.Generator().manual_seed(0)
     vector = torch.randn(len(like), 1, dtype=like.dtype, generator=generator).to(like.device)
-    norm = 0.0
     for _ in range(iterations):
         vector = apply(vector / vector.norm())
-        norm = float(vector.norm())
-    return norm
+    return float(vector.norm())

@@ -64,7 +64,7 @@ def continuation_likelihoods(
     for index, place in enumerate(pass_of):
         readers[place].append(index)
     found: dict[int, Likelihood] = {}
-    for batch in length_batches([len(tokens) for tokens in passes], most_tokens):
+    for batch in length_batches([len(tokens) for tokens in passes], most_tokens, spare=decoder.pass_cost):
         hidden = decoder.run(
             decoder.embed(pad([passes[place] for place in batch], decoder.device)), 0, decoder.block_count
         )

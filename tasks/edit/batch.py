@@ -72,9 +72,9 @@ def compute_edit(
         for index, layer in enumerate(layers):
             remaining = len(layers) - index
             present = activations.mlp_outputs(layer) if site == "mlp" else activations.outputs(layer, layers[-1])
-            residuals = (values.double().T - present) / (remaining if spread == "even" else remaining**0.5)
+            residuals = (values.to(present).T - present) / (remaining if spread == "even" else remaining**0.5)
             averaged, clean = activations.keys(layer)
-            if not (averaged.isfinite().all() and residuals.isfinite().all()):
+            if not (averaged.isfinite().all() & residuals.isfinite().all()):
                 raise _overflow(decoder, layer, f"Keys or outputs of layer {layer} are NaN or infinite.")
             on_keys(layer, averaged)
             read = clean if read_keys == "clean" else None

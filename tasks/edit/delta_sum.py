@@ -39,7 +39,7 @@ class DeltaSum:
             self._factors = []
 
     def delta(self) -> LowRankDelta:
-        """The sum as two factors of rank at most min(d_out, d_in).
+        """The sum so far as two factors of rank at most min(d_out, d_in). Later calls of ``add`` do not change them.
 
         They are the factors of its parts side by side or, once those are dropped, the dense sum and an identity. No
         decomposition is needed, because a sum of full rank has no thinner factors than these.
@@ -47,6 +47,7 @@ class DeltaSum:
         if self._factors:
             left = torch.cat([one.left for one in self._factors], dim=1)
             return LowRankDelta(left, torch.cat([one.right for one in self._factors], dim=1))
-        rows, columns = self._total.shape
-        identity = torch.eye(min(rows, columns), dtype=torch.float64, device=self._total.device)
-        return LowRankDelta(identity, self._total.T) if rows <= columns else LowRankDelta(self._total, identity)
+        total = self._total.clone()
+        rows, columns = total.shape
+        identity = torch.eye(min(rows, columns), dtype=torch.float64, device=total.device)
+        return LowRankDelta(identity, total.T) if rows <= columns else LowRankDelta(total, identity)

@@ -235,7 +235,7 @@ class SequenceWriter(AbstractContextManager["SequenceWriter"]):
         )
         keys = {layer: activations.keys(layer)[0] for layer in self._layers} if keys_wanted else {}
         outputs = activations.mlp_outputs(last) if self._method.value.site == "mlp" else activations.outputs(last, last)
-        return outputs.T, keys
+        return outputs.T.cpu(), keys
 
     def _remember(self, keys: Mapping[int, Tensor]) -> None:
         """Add ``keys`` to the history, and compress it to principal directions after every ``tau`` keys.

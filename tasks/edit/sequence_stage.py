@@ -20,6 +20,7 @@ import torch
 from factsmith.artifacts.artifact import Artifact, Draft
 from factsmith.artifacts.formats import save_table, save_tensors
 from factsmith.artifacts.recipe import Recipe, Series, digest_of
+from factsmith.tasks.edit.delta import LowRankDelta
 from factsmith.tasks.edit.delta_sum import DeltaSum
 from factsmith.tasks.edit.sequence import FactMeasures, SequenceWriter, Step, Written
 from factsmith.tasks.edit.sequence_shards_stage import FACTS, MEASURES, STEPS, ShardRange, batch_digests, stored_batches
@@ -30,6 +31,7 @@ from factsmith.tasks.facts.batches import FactBatches, fact_digests, ordered_fac
 from factsmith.tasks.facts.record import Record
 from factsmith.tasks.facts.stage import Contexts
 from factsmith.tasks.model.model import Fingerprint, Model
+from factsmith.tasks.pipeline.background import Background
 from factsmith.tasks.pipeline.progress import progress
 from factsmith.tasks.pipeline.stage import Outcome, stage
 from factsmith.tasks.pipeline.workspace import Workspace
@@ -193,7 +195,7 @@ class _Sequence:
             for layer, delta in step.deltas.items():
                 sums[layer].add(delta)
             if number in self._missing:
-                self._publish(number, sums)
+                self._publish(number, _deltas(sums))
             self._advance(len(self._batches[number - 1]))
         return self._write(last) if self._reached < last else {"facts_written": 0.0}
 
@@ -203,12 +205,12 @@ class _Sequence:
             yield from shard_range.steps(self._in.layers, str(self._in.workspace.device))
 
     def _write(self, last: int) -> dict[str, float]:
-        """Write the batches that are not stored, up to number ``last``."""
+        """Write the batches that are not stored, up to number ``last``. A thread stores what has been written."""
         inputs, runtime = self._in, self._in.workspace.runtime
         if self._reached:
             logger.info("edit: continuing after %d batches", self._reached)
         facts, pending = 0, list[Written]()
-        with SequenceWriter(
+        writer = SequenceWriter(
             inputs.model.decoder,
             inputs.method,
             inputs.layers,
@@ -217,7 +219,8 @@ class _Sequence:
             directions=inputs.directions.read(),
             most_tokens=runtime.tokens_per_pass,
             memory=runtime.memory_mb * 2**20,
-        ) as writer:
+        )
+        with writer, Background() as background:
             writer.replay(step for _, step in self._stored())
             started = time.perf_counter()
             for number in range(self._reached + 1, last + 1):
@@ -226,15 +229,15 @@ class _Sequence:
                     pending.append(self._write_batch(writer, batch, number))
                 except BaseException:  # Keep what has been written, whatever ends the sequence early.
                     if pending:
-                        self._store_steps(number - 1, pending)
+                        background.call(self._store_steps, number - 1, pending)
                     raise
                 facts += len(batch)
                 self._advance(len(batch))
                 if len(pending) == inputs.method.sequence.checkpoint_every or number in self._missing:
-                    self._store_steps(number, pending)
+                    background.call(self._store_steps, number, pending)
                     pending = []
                 if number in self._missing:
-                    self._publish(number, writer.sums)
+                    background.call(self._publish, number, _deltas(writer.sums))
         seconds = time.perf_counter() - started
         return {"facts_written": float(facts), "seconds_an_edit": seconds / facts}
 
@@ -283,19 +286,23 @@ class _Sequence:
 
         self._ranges.append(ShardRange(self._store.get_or_build(recipe, build)[0], start, stop))
 
-    def _publish(self, number: int, sums: Mapping[int, DeltaSum]) -> None:
-        """Publish the sum of the changes of the first ``number`` batches."""
+    def _publish(self, number: int, deltas: Mapping[int, LowRankDelta]) -> None:
+        """Publish the changes of the first ``number`` batches, which add up to ``deltas``."""
         requests = [one.request for batch in self._batches[:number] for one in ordered_facts(batch)]
 
         def build(draft: Draft) -> None:
             ranges = [one for one in self._ranges if one.start < number]
             draft.read_from(*(one.shard for one in ranges))
-            save_deltas(draft, {layer: one.delta() for layer, one in sums.items()}, requests)
+            save_deltas(draft, deltas, requests)
             for name in (MEASURES, FACTS):
                 save_table(draft.path / name, pa.concat_tables([one.rows(name, number) for one in ranges]))
             draft.made = self._made
 
         self._store.get_or_build(self._missing[number], build)
+
+
+def _deltas(sums: Mapping[int, DeltaSum]) -> dict[int, LowRankDelta]:
+    return {layer: one.delta() for layer, one in sums.items()}
 
 
 def _row(one: FactMeasures) -> dict[str, Any]:

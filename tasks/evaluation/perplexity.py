@@ -33,7 +33,7 @@ def block_nll(
         advance: called with the number of blocks just finished.
     """
     found = [0.0] * len(blocks)
-    for batch in length_batches([len(block) for block in blocks], most_tokens):
+    for batch in length_batches([len(block) for block in blocks], most_tokens, spare=decoder.pass_cost):
         tokens = pad([blocks[index] for index in batch], decoder.device)
         hidden = decoder.run(decoder.embed(tokens), 0, decoder.block_count)
         lengths = [len(blocks[index]) for index in batch]
@@ -47,8 +47,9 @@ def block_nll(
                 )
             ]
         ).double()
-        for index, part in zip(batch, each.split([length - 1 for length in lengths]), strict=True):
-            found[index] = float(part.sum())
+        sums = torch.stack([part.sum() for part in each.split([length - 1 for length in lengths])])
+        for index, total in zip(batch, sums.tolist(), strict=True):
+            found[index] = total
         advance(len(batch))
     return found
 

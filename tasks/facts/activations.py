@@ -22,6 +22,8 @@ __all__ = ["FactActivations"]
 class FactActivations:
     """The activations of facts in a model whose layers are edited one after the other, from the lowest up.
 
+    They stay on the model's device.
+
     Args:
         decoder: the model; each call uses the weights that it has then.
         requests: B edit requests.
@@ -48,13 +50,14 @@ class FactActivations:
             for context in contexts
         ]
         lengths = [prompt.lookup + 1 for prompt in prompts]
-        self._batches = list(length_batches(lengths, most_tokens))
+        self._batches = list(length_batches(lengths, most_tokens, spare=decoder.pass_cost))
         self._last = [
             torch.tensor([lengths[row] - 1 for row in batch], device=decoder.device) for batch in self._batches
         ]
         others = self.contexts - 1
         clean = 1 / self.contexts if clean_weight is None or not others else clean_weight
-        self._weights = torch.tensor([clean] + others * [(1 - clean) / max(1, others)], dtype=torch.float64)
+        weights = [clean] + others * [(1 - clean) / max(1, others)]
+        self._weights = torch.tensor(weights, dtype=torch.float64, device=decoder.device)
         self._next = 0
         with torch.inference_mode():
             self._hidden = [
@@ -70,11 +73,11 @@ class FactActivations:
             The keys averaged over the contexts, and the keys of the clean prompts, both (d_in, B) float64.
         """
         self._advance(layer)
-        rows = torch.empty(self.facts * self.contexts, self.decoder.key_width, dtype=torch.float64)
+        rows = self._empty(self.facts * self.contexts, self.decoder.key_width)
         for batch, hidden, last in zip(self._batches, self._hidden, self._last, strict=True):
 
             def take(_: int, found: Tensor, batch: list[int] = batch, last: Tensor = last) -> None:
-                rows[batch] = found[torch.arange(len(batch), device=last.device), last].double().cpu()
+                rows[batch] = found[torch.arange(len(batch), device=last.device), last].double()
 
             with self.decoder.tapped([layer], take, stop=True):
                 self.decoder.run(hidden, layer, layer + 1)
@@ -86,8 +89,8 @@ class FactActivations:
         """The output of the MLP of ``layer`` at the clean prompts' lookup tokens, (d_model, B) float64."""
         projection = self.decoder.projection(layer)
         _, clean = self.keys(layer)
-        outputs: Tensor = projection(clean.T.to(device=self.decoder.device, dtype=self.decoder.model.dtype))
-        return outputs.double().cpu().T
+        outputs: Tensor = projection(clean.T.to(self.decoder.model.dtype))
+        return outputs.double().to(self.decoder.device).T
 
     @torch.inference_mode()
     def outputs(self, layer: int, last_layer: int) -> Tensor:
@@ -96,14 +99,17 @@ class FactActivations:
         ``layer`` is the next layer to be edited. Hidden states are kept at its input.
         """
         self._advance(layer)
-        found = torch.empty(self.facts, self.decoder.width, dtype=torch.float64)
+        found = self._empty(self.facts, self.decoder.width)
         for batch, hidden, last in zip(self._batches, self._hidden, self._last, strict=True):
             clean = [place for place, row in enumerate(batch) if row % self.contexts == 0]
             if clean:
                 above = self.decoder.run(hidden[clean], layer, last_layer + 1)
                 facts = [batch[place] // self.contexts for place in clean]
-                found[facts] = above[torch.arange(len(clean), device=last.device), last[clean]].double().cpu()
+                found[facts] = above[torch.arange(len(clean), device=last.device), last[clean]].double()
         return found.T
+
+    def _empty(self, rows: int, width: int) -> Tensor:
+        return torch.empty(rows, width, dtype=torch.float64, device=self.decoder.device)
 
     def _advance(self, layer: int) -> None:
         """Advance the hidden states to the input of block ``layer``. The blocks below it do not change any more."""
