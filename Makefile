@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
 .DEFAULT_GOAL := run
-.PHONY: run test test-all check bench bench-large pretrain clean
+.PHONY: run test test-all check bench bench-gpu bench-large pretrain clean
 
 run: $(INSTALLED)
 	$(BIN)/factsmith run
@@ -27,6 +27,10 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/floors.py
 	$(BIN)/python benchmarks/low_rank.py
 	$(BIN)/python benchmarks/startup.py
+
+# BENCH holds the arguments, such as BENCH='--shape llama-3-8b --seconds 400'.
+bench-gpu: $(INSTALLED)
+	$(BIN)/python benchmarks/gpu.py $(BENCH)
 
 bench-large: $(INSTALLED)
 	$(BIN)/python benchmarks/large.py

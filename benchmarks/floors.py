@@ -29,6 +29,7 @@ from factsmith.artifacts.store import Store
 from factsmith.flows.configuration.composition import compose
 from factsmith.tasks.corpus import stage as tokens_stage
 from factsmith.tasks.covariance import stage as covariance_stage
+from factsmith.tasks.decoder.batching import pad
 from factsmith.tasks.decoder.decoder import Decoder
 from factsmith.tasks.decoder.text import PLACEHOLDER, EncodedPrompt, encode_prompt
 from factsmith.tasks.evaluation.metrics.counterfact import FAMILY
@@ -184,11 +185,9 @@ def bare_blocks(decoder: Decoder, facts: Sequence[EditRequest], layer: int, step
 
 def plain_loop(decoder: Decoder, fact: EditRequest, layer: int, settings: ValueSettings) -> Tensor:
     """One fact in a plain implementation: every step runs seven prompts through the whole model, with all logits."""
-    prompts = prompts_of(decoder, fact)
-    tokens = torch.zeros(len(prompts), max(len(prompt.inputs) for prompt in prompts), dtype=torch.long)
-    for row, prompt in zip(tokens, prompts, strict=True):
-        row[: len(prompt.inputs)] = torch.tensor(prompt.inputs)
-    delta = torch.zeros(decoder.width, requires_grad=True)
+    prompts, device = prompts_of(decoder, fact), decoder.device
+    tokens = pad([prompt.inputs for prompt in prompts], device)
+    delta = torch.zeros(decoder.width, requires_grad=True, device=device)
     optimiser = torch.optim.Adam([delta], lr=settings.learning_rate)
 
     def add(_module: object, _inputs: object, output: Tensor) -> Tensor:
@@ -200,11 +199,12 @@ def plain_loop(decoder: Decoder, fact: EditRequest, layer: int, settings: ValueS
     handle = decoder.blocks[layer].register_forward_hook(add)
     for step in range(settings.steps):
         optimiser.zero_grad()
-        predictions = decoder.model(input_ids=tokens, use_cache=False).logits.log_softmax(-1)
-        loss = torch.zeros(())
+        predictions = decoder.model(input_ids=tokens, use_cache=False).logits.float().log_softmax(-1)
+        loss = torch.zeros((), device=device)
         for row, prompt in enumerate(prompts[:-1]):
             first = len(prompt.inputs) - prompt.continued
-            picked = predictions[row, first : first + prompt.continued].gather(1, torch.tensor(prompt.labels)[:, None])
+            labels = torch.tensor(prompt.labels, device=device)
+            picked = predictions[row, first : first + prompt.continued].gather(1, labels[:, None])
             loss = loss - picked.mean() / len(CONTEXTS)
         loss = loss + settings.weight_decay * delta.norm()
         if step == settings.steps - 1:
