@@ -85,7 +85,9 @@ def principal_directions(
     series = direction_series(kind, source.series.digest if source else None, tokens)
 
     def build(draft: Draft, layer: int) -> None:
-        statistics = read_statistics(draft, source, layer, tokens, workspace.device)
+        sources: list[Artifact] = []
+        statistics = read_statistics(sources, source, layer, tokens, workspace.device)
+        draft.read_from(*sources)
         assert statistics is not None
         product, width, total = _covariance(statistics)
         values, vectors = leading_eigenvectors(product, width, MOST, workspace.device)

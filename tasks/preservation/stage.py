@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from factsmith.artifacts.artifact import Artifact, Draft
 from factsmith.artifacts.errors import InputError
-from factsmith.artifacts.formats import load_tensors, save_tensors
+from factsmith.artifacts.formats import load_tensors, save_json, save_tensors
 from factsmith.artifacts.recipe import Series
 from factsmith.tasks.corpus.budget import TokenBudget
 from factsmith.tasks.covariance.stage import Covariances
@@ -21,7 +21,7 @@ from factsmith.tasks.model.model import Model
 from factsmith.tasks.pipeline.layers import layer_artifacts
 from factsmith.tasks.pipeline.stage import Outcome, stage
 from factsmith.tasks.pipeline.workspace import Workspace
-from factsmith.tasks.preservation.kind import FactorisationError, KeyMoments, PreservationKind, Statistics
+from factsmith.tasks.preservation.kind import Factor, FactorisationError, KeyMoments, PreservationKind, Statistics
 from factsmith.tasks.preservation.operator import PreservationOperator
 
 __all__ = ["FactorSource", "Factors", "check_sizes", "factor", "factor_series", "read_statistics"]
@@ -40,6 +40,7 @@ class Factors:
         kind: the kind of preservation.
         model: name of the model, for messages.
         device: where the operators compute.
+        make: makes the tensors of a layer whose artifact does not hold them.
         held: the tensors that were made by this process and are still on its device, by layer.
     """
 
@@ -48,6 +49,7 @@ class Factors:
     kind: PreservationKind
     model: str
     device: torch.device
+    make: Callable[[int], Mapping[str, Tensor]] = field(repr=False, compare=False)
     held: Mapping[int, Mapping[str, Tensor]] = field(default_factory=dict, repr=False, compare=False)
 
     def operator(self, layer: int) -> PreservationOperator:
@@ -57,11 +59,14 @@ class Factors:
             InputError: the operator would allow no change.
         """
         artifact = self.layers[layer]
-        tensors = self.held.get(layer) or load_tensors(artifact.path / self.kind.file, str(self.device))
         try:
-            return self.kind.operator(tensors, artifact.summary)
+            return self.kind.operator(self.held.get(layer) or self._read(artifact, layer), artifact.summary)
         except FactorisationError as error:
             raise _explained(error, f"Layer {layer} of {self.model}") from None
+
+    def _read(self, artifact: Artifact, layer: int) -> Mapping[str, Tensor]:
+        file = artifact.path / self.kind.file
+        return load_tensors(file, str(self.device)) if file.is_file() else self.make(layer)
 
 
 def factor_series(kind: PreservationKind, source: str | None) -> Series:
@@ -93,6 +98,9 @@ def factor(
 ) -> Outcome[Factors]:
     """Factorise what must be preserved at every edited layer.
 
+    A factor that is made again in less time than it is read is not stored. Its artifact then holds only the numbers
+    that describe it.
+
     Args:
         workspace: the run's workspace.
         model: the model, whose own weights are part of a low-rank model.
@@ -106,21 +114,30 @@ def factor(
     """
     series = factor_series(kind, source.series.digest if source else None)
     held: dict[int, Mapping[str, Tensor]] = {}
+    stored = workspace.is_worth_storing(kind.cost.flop, kind.cost.bytes)
 
-    def build(draft: Draft, layer: int) -> None:
-        statistics = read_statistics(draft, source, layer, budget.most, workspace.device)
+    def make(layer: int, sources: list[Artifact]) -> Factor:
+        statistics = read_statistics(sources, source, layer, budget.most, workspace.device)
         try:
-            found = kind.factorise(statistics, lambda: model.decoder.weight(layer).detach().to(workspace.device), layer)
+            return kind.factorise(statistics, lambda: model.decoder.weight(layer).detach().to(workspace.device), layer)
         except FactorisationError as error:
             raise _explained(error, f"Layer {layer} of {model.name}", budget) from None
-        save_tensors(draft.path / kind.file, found.tensors)
+
+    def build(draft: Draft, layer: int) -> None:
+        sources: list[Artifact] = []
+        found = make(layer, sources)
+        draft.read_from(*sources)
+        if stored:
+            save_tensors(draft.path / kind.file, found.tensors)
+        else:
+            save_json(draft.path / "summary.json", found.summary)
         if workspace.can_hold(sum(tensor.nbytes for tensor in found.tensors.values())):
             held[layer] = found.tensors
         draft.summary = {"layer": layer, **found.summary}
 
     found, any_built = layer_artifacts(workspace, "factor", series, layers, build)
     return Outcome(
-        Factors(series, found, kind, model.name, workspace.device, held),
+        Factors(series, found, kind, model.name, workspace.device, lambda layer: make(layer, []).tensors, held),
         series.address,
         any_built,
         {
@@ -134,11 +151,13 @@ def factor(
     )
 
 
-def read_statistics(draft: Draft, source: FactorSource, layer: int, count: int, device: torch.device) -> Statistics:
-    """What a layer's factor is made from; the artifacts that hold it become part of the draft's lineage.
+def read_statistics(
+    sources: list[Artifact], source: FactorSource, layer: int, count: int, device: torch.device
+) -> Statistics:
+    """What a layer's factor is made from.
 
     Args:
-        draft: the artifact that is made from it.
+        sources: the artifacts that hold it are added to it.
         source: the result of the stage that made it.
         layer: the layer.
         count: number of keys, if they are read themselves.
@@ -148,11 +167,11 @@ def read_statistics(draft: Draft, source: FactorSource, layer: int, count: int, 
         return None
     if isinstance(source, Covariances):
         artifact = source.layers[layer]
-        draft.read_from(artifact)
+        sources.append(artifact)
         return KeyMoments(**source.moments(layer, device), count=artifact.summary["tokens"])
     parts = []
     for shard, rows in source.rows(layer, count):
-        draft.read_from(shard)
+        sources.append(shard)
         parts.append(rows)
     keys: Tensor = torch.from_numpy(np.concatenate(parts))
     return keys.to(device)

@@ -62,6 +62,24 @@ def test_what_is_held_is_not_read_again_and_changes_nothing(kind, pipeline, stor
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_a_factor_that_is_not_stored_is_made_again_to_the_same_edits(kind, pipeline, store, tmp_path, monkeypatch):
+    """On a GPU, making it takes less time than reading it."""
+    given = [*KINDS[kind][0], "dataset.batches=1"]
+    pipeline(*given)
+    edits = [(one.digest, contents(store)[one.address]) for one in artifacts(store, "edit")]
+    monkeypatch.setenv("FACTSMITH_HOME", str(tmp_path / "there"))
+    monkeypatch.setattr(Workspace, "is_worth_storing", lambda *_: False)
+    there = Store(tmp_path / "there")
+    summaries = [one.summary for one in artifacts(store, "factor")]
+    pipeline(*given)
+    for factor in artifacts(there, "factor"):
+        assert [file.name for file in factor.path.glob("*") if file.name != "manifest.json"] == ["summary.json"]
+    assert [one.summary for one in artifacts(there, "factor")] == summaries
+    assert [(one.digest, contents(there)[one.address]) for one in artifacts(there, "edit")] == edits
+    assert set(states(pipeline(*given)).values()) == {"cached"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_run_is_what_was_planned_and_no_more(kind, pipeline, arguments, store):
     more, stages = KINDS[kind]
 
