@@ -247,11 +247,11 @@ def load_plain(folder: Path, dtype: str = "float32"):
     return model
 
 
-def load(folder: Path, dtype: str = "float32"):
+def load(folder: Path, dtype: str = "float32", device: str = "cpu"):
     from factsmith.tasks.model.checkpoint import open_checkpoint
 
     checkpoint = open_checkpoint(folder)
-    return checkpoint.load(checkpoint.load_tokenizer(), dtype=dtype, device="cpu")
+    return checkpoint.load(checkpoint.load_tokenizer(), dtype=dtype, device=device)
 
 
 def _tokenizer(*, bos: bool):

@@ -172,9 +172,9 @@ class Decoder:
 
         def hook(layer: int) -> Callable[[nn.Module, Any, Any], Any]:
             def put(_: nn.Module, __: Any, output: Any) -> Any:
-                if isinstance(output, tuple):
-                    return change(layer, output[0]), *output[1:]
-                return change(layer, output)
+                whole = output[0] if isinstance(output, tuple) else output
+                changed = change(layer, whole.to(self.device)).to(whole.device)
+                return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
             return put
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from factsmith.tasks.locate.trace import KINDS, Effects, Traced
+from factsmith.tasks.locate.runs import KINDS, Traced
+from factsmith.tasks.locate.trace import Effects
 
 __all__ = ["LAST_SUBJECT", "LAST_TOKEN", "ROLES", "SCHEMA", "SEVERED", "average", "probabilities", "role", "rows_of"]
 

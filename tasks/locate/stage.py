@@ -20,8 +20,9 @@ from factsmith.tasks.facts.record import Record
 from factsmith.tasks.facts.request import EditRequest
 from factsmith.tasks.locate.effects import LAST_SUBJECT, SCHEMA, SEVERED, average, probabilities, rows_of
 from factsmith.tasks.locate.proposal import critical_layers, mediated
+from factsmith.tasks.locate.runs import Traced
 from factsmith.tasks.locate.settings import TraceSettings
-from factsmith.tasks.locate.trace import Traced, trace
+from factsmith.tasks.locate.trace import trace
 from factsmith.tasks.model.model import Model
 from factsmith.tasks.pipeline.progress import progress
 from factsmith.tasks.pipeline.stage import Outcome, stage

@@ -9,9 +9,11 @@ import torch
 from factsmith.tasks.decoder.text import encode_prompt
 from factsmith.tasks.locate.effects import LAST_SUBJECT, LAST_TOKEN, ROLES, average, probabilities, role, rows_of
 from factsmith.tasks.locate.proposal import critical_layers
+from factsmith.tasks.locate.restoration import window
+from factsmith.tasks.locate.runs import KINDS, Traced, draw_noise
 from factsmith.tasks.locate.settings import TraceSettings
-from factsmith.tasks.locate.trace import KINDS, Traced, _Group, _noise, embedding_deviation, trace, window
-from tests.conftest import load_plain, plain_blocks
+from factsmith.tasks.locate.trace import embedding_deviation, trace
+from tests.conftest import DEVICES, load, load_plain, plain_blocks
 
 SETTINGS = TraceSettings(samples=3, window=2, noise=3.0)
 FACTS = [
@@ -71,15 +73,17 @@ class Plain:
         return float(logits.double().softmax(-1)[fact.wanted]), seen
 
 
-@pytest.mark.parametrize("facts", [FACTS[:2], pytest.param(FACTS, marks=pytest.mark.slow)], ids=["two", "all"])
-def test_effects_are_those_of_hooks_on_whole_passes(decoder, model_folder, facts):
-    plain = Plain(model_folder)
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("facts", [FACTS[::2], pytest.param(FACTS, marks=pytest.mark.slow)], ids=["two", "all"])
+def test_effects_are_those_of_hooks_on_whole_passes(model_folder, facts, device):
+    """The two facts are traced together, the shorter one with padding, in several passes."""
+    decoder, plain = load(model_folder, device=device), Plain(model_folder)
     layers = range(decoder.block_count)
     deviation = 3 * embedding_deviation(decoder, most_tokens=50)
-    for fact, effects in zip(facts, trace(decoder, facts, SETTINGS, most_tokens=40), strict=True):
+    for fact, effects in zip(facts, trace(decoder, facts, SETTINGS, most_tokens=400), strict=True):
         every = [(kind, layer) for kind in KINDS for layer in layers]
         clean, states = plain.run(fact, look=every)
-        draws = deviation * _noise(fact, SETTINGS, decoder.width)
+        draws = deviation * draw_noise(fact, SETTINGS, decoder.width)
         drowned = [plain.run(fact, noise, look=every) for noise in draws]
         corrupted = sum(one for one, _ in drowned) / len(draws)
         assert effects.clean == pytest.approx(clean, abs=1e-6)
@@ -91,27 +95,60 @@ def test_effects_are_those_of_hooks_on_whole_passes(decoder, model_folder, facts
                 restored = [(kind, one, states[kind, one]) for one in of]
                 for offset, found in enumerate(effects.indirect[kind][layer].tolist()):
                     runs = [plain.run(fact, noise, restored, fact.first + offset)[0] for noise in draws]
-                    assert found == pytest.approx(sum(runs) / len(runs) - corrupted, abs=1e-5), (kind, layer, offset)
+                    assert found == pytest.approx(sum(runs) / len(runs) - corrupted, abs=1e-6), (kind, layer, offset)
         for layer in layers:
             runs = []
             for noise, (_, old) in zip(draws, drowned, strict=True):
                 frozen = [("mlp", above, old["mlp", above]) for above in layers if above > layer]
                 restored = [("hidden", layer, states["hidden", layer]), *frozen]
                 runs.append(plain.run(fact, noise, restored, fact.last)[0])
-            assert float(effects.severed[layer]) == pytest.approx(sum(runs) / len(runs) - corrupted, abs=1e-5)
+            assert float(effects.severed[layer]) == pytest.approx(sum(runs) / len(runs) - corrupted, abs=1e-6)
 
 
-def test_restoring_every_position_brings_the_clean_run_back(decoder, monkeypatch):
-    group = _Group(decoder, FACTS[:1], SETTINGS, 0.5, 1000)
-    everywhere = torch.ones(1, group.length, 1, dtype=torch.bool)
-    rows = torch.arange(SETTINGS.samples)
-    monkeypatch.setattr(group, "_chunks", lambda: [(rows, torch.zeros_like(rows), everywhere)])
-    clean = group._probability(group.clean["hidden"][-1], torch.tensor([0]))
-    with torch.inference_mode():
-        for layer in range(decoder.block_count):
-            group.corrupted = decoder.run(group.corrupted, layer, layer + 1)
-            assert torch.allclose(group._restored_hidden(layer), clean.expand(len(rows)), atol=1e-7)
-    assert not torch.allclose(group._probability(group.corrupted, torch.zeros_like(rows)), clean, atol=1e-7)
+def test_restoring_all_that_the_noise_changes_brings_the_clean_run_back(decoder):
+    """A subject that ends the prompt and is one token long leaves one state in each layer that differs."""
+    (effects,) = trace(decoder, [Traced((4, 90, 91, 6), 3, 3, 77)], SETTINGS, most_tokens=100)
+    lost = torch.full((decoder.block_count, 1), effects.clean - effects.corrupted, dtype=torch.float64)
+    assert abs(effects.clean - effects.corrupted) > 1e-5
+    assert torch.allclose(effects.indirect["hidden"], lost, atol=1e-7)
+
+
+def test_a_restoration_computes_only_what_it_changes(decoder):
+    """Positions before the restored one, and blocks below it, would be the same as without it.
+
+    In the last block, only the last position is read.
+    """
+    fact, layers = FACTS[2], range(decoder.block_count)
+    positions = [0 for _ in layers]
+
+    def count(layer):
+        def hook(_, inputs):
+            positions[layer] += inputs[0].shape[:-1].numel()
+
+        return decoder.projection(layer).register_forward_pre_hook(hook)
+
+    handles = [count(layer) for layer in layers]
+    trace(decoder, [fact], SETTINGS, most_tokens=100)
+    for handle in handles:
+        handle.remove()
+    length, draws = len(fact.tokens), SETTINGS.samples
+    firsts = [*layers, *2 * [window(layer, 2, len(layers))[0] for layer in layers]]
+    for layer in layers:
+        # One clean run, and for each draw one corrupted run and one with each of the two parts restored everywhere.
+        runs = length * (1 + 3 * draws)
+        last = layer == layers[-1]
+        from_each = [1 if last else length - position for position in range(fact.first, length)]
+        below = sum(first < layer for first in firsts)
+        severed = layer * (1 if last else length - fact.last)
+        assert positions[layer] == runs + draws * (below * sum(from_each) + severed)
+
+
+def test_progress_ends_with_all_layers_of_all_facts(decoder):
+    told = []
+    trace(decoder, FACTS, SETTINGS, most_tokens=100, advance=told.append)
+    assert sum(told) == len(FACTS) * decoder.block_count
+    assert min(told) >= 0
+    assert len([layers for layers in told if layers]) > len(FACTS)
 
 
 def test_without_noise_nothing_comes_back_because_nothing_is_lost(decoder):
