@@ -28,11 +28,12 @@ _CPU_POSITIONS = 512
 """Most positions in a pass on a CPU. Products of larger matrices are no faster, and the activations leave its cache."""
 
 _RUNS_SHARE = 8
-"""The corrupted runs of the facts that are traced together have at most 1/8 of the positions of a pass: what they
-compute is kept for every layer."""
+"""The corrupted runs of the facts that are traced together have at most 1/8 of the positions of a pass, because what
+they compute is kept for every layer."""
 
 _PASSES_HELD = 16
-"""The runs with a restoration that go through the blocks together have at most 16 times the positions of a pass."""
+"""The runs with a restoration whose states are in memory at the same time have at most 16 times the positions of a
+pass."""
 
 _PADDING = 0.25
 """Most of the tokens of the facts that are traced together that may be padding."""
@@ -135,14 +136,14 @@ def _effects(runs: Runs, settings: TraceSettings, most_tokens: int, advance: Cal
     work = sum(restored.blocks * len(rows) * (runs.length - place) for restored, rows, place in steps)
     counted = _in_parts(work, layers * facts, advance)
     # Rows go to the device, and results come from it, in one piece. Each copy would wait for all that is computed.
-    rows_on_device = torch.tensor([row for _, rows, _ in steps for row in rows], device=device)
+    pieces = torch.tensor([row for _, rows, _ in steps for row in rows], device=device).split(
+        [len(rows) for _, rows, _ in steps]
+    )
     tables = {
         restored: torch.zeros(len(restored.each), len(runs.facts), runs.length, dtype=torch.float64, device=device)
         for restored in (whole, severed)
     }
-    for (restored, _, place), rows in zip(
-        steps, rows_on_device.split([len(rows) for _, rows, _ in steps]), strict=True
-    ):
+    for (restored, _, place), rows in zip(steps, pieces, strict=True):
         tables[restored][:, rows, place] = RestoredRuns(runs, restored, rows, place, at_once).probabilities(counted)
     clean = runs.probability(runs.clean["hidden"][-1][:, -1], torch.arange(facts, device=device)).tolist()
     corrupted = runs.probability(runs.corrupted[-1][:, -1], runs.facts).view(facts, -1).mean(1)
