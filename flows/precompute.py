@@ -108,6 +108,7 @@ def precompute(settings: RunSettings, report: bool = False) -> Report:
     with open_page(settings, "precompute", dataset=False) as run:
         if report:
             check_report(run)
+        run.model.needs_only(run.layers[-1] + 1)
         held_out = run.settings.corpus.auto.held_out
         prepared = prepare(run, held_out=held_out if report else 0)
         layers = None

@@ -38,12 +38,21 @@ class Decoder:
     Tensors of tokens and positions are (n, length), int64; hidden states are (n, length, d_model) in the model's dtype.
     All inputs and outputs are on ``device``, whichever devices the blocks run on. Layers are counted from 0. The
     weights do not require gradients.
+
+    Args:
+        model: the transformers model.
+        tokenizer: its tokenizer.
+        layout: the layout of its family.
+        whole: false for a model of the first blocks of another one, which gives hidden states and keys only.
     """
 
-    def __init__(self, model: HFModel, tokenizer: PreTrainedTokenizerFast, layout: Layout) -> None:
+    def __init__(
+        self, model: HFModel, tokenizer: PreTrainedTokenizerFast, layout: Layout, *, whole: bool = True
+    ) -> None:
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.layout = layout
+        self.whole = whole
         self.blocks = layout.blocks(model)
         self._offloaded = [is_offloaded(block) for block in self.blocks]
         self.key_width = layout.key_width(model.config)
@@ -81,6 +90,7 @@ class Decoder:
 
     def save(self, folder: Path) -> None:
         """Write the current weights as a checkpoint without a tokenizer."""
+        self._need(whole=True)
         with quiet_transformers(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Attempting to save a model with offloaded modules")
             # Without an explicit state dict, transformers would save tied weights twice if they are offloaded.
@@ -114,6 +124,7 @@ class Decoder:
                 padding needs no mask, because no real position attends to the padding after it.
             cache: attention keys and values of earlier positions, for each block.
         """
+        self._need(blocks=stop)
         if start >= stop:
             return hidden
         if positions is None:
@@ -132,6 +143,7 @@ class Decoder:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits (..., vocabulary) of the next token, in float32, from the last block's output (..., d_model)."""
+        self._need(whole=True)
         scores: Tensor = self.model.get_output_embeddings()(self.layout.final_norm(self.model)(hidden))
         return scores.to(self.device).float()
 
@@ -183,6 +195,10 @@ class Decoder:
                 module = self.projection(layer) if part == "mlp" else self.layout.attention(self.blocks[layer])
                 stack.callback(module.register_forward_hook(hook(layer)).remove)
             yield
+
+    def _need(self, blocks: int = 0, *, whole: bool = False) -> None:
+        if blocks > self.block_count or (whole and not self.whole):
+            raise RuntimeError(f"only the first {self.block_count} blocks of this model were loaded")
 
     def _positions(self, length: int) -> Tensor:
         return torch.arange(length, device=self.device)[None]

@@ -7,6 +7,7 @@ are refused.
 
 from __future__ import annotations
 
+import copy
 import importlib
 import pkgutil
 import re
@@ -63,6 +64,14 @@ class Layout(ABC):
         Raises:
             InputError: names the setting of the config that the layout does not handle.
         """
+
+    def shortened(self, config: PretrainedConfig, blocks: int) -> PretrainedConfig:
+        """The config of a model of the first ``blocks`` blocks."""
+        config = copy.deepcopy(config)
+        setattr(config, "num_hidden_layers", blocks)  # noqa: B010 - Transformers knows it by this name in every family.
+        if types := getattr(config, "layer_types", None):
+            setattr(config, "layer_types", types[:blocks])  # noqa: B010
+        return config
 
     def is_buffer(self, name: str) -> bool:
         """Whether the tensor ``name`` may be in a checkpoint without being a weight."""

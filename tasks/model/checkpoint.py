@@ -7,7 +7,6 @@ import shutil
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerFast
@@ -19,6 +18,7 @@ from factsmith.tasks.decoder.placement import DeviceMap, device_map
 from factsmith.tasks.decoder.quiet import quiet_transformers
 from factsmith.tasks.model.hub.repository import is_identifier
 from factsmith.tasks.model.hub.weights import HubWeights, open_hub, weight_map, weight_names
+from factsmith.tasks.model.loading import load_model
 from factsmith.tasks.model.tensors import (
     StoredTensor,
     check_index,
@@ -27,11 +27,9 @@ from factsmith.tasks.model.tensors import (
     check_types,
     own_dtype,
     refuse_adapter,
-    refuse_incomplete,
     said,
     stored_tensors,
     tensors_in,
-    unreadable,
 )
 
 __all__ = ["Checkpoint", "open_checkpoint", "open_model", "refuse_revision"]
@@ -199,34 +197,38 @@ class Checkpoint:
                 shutil.copyfile(file, folder / file.name)
 
     def load(
-        self, tokenizer: PreTrainedTokenizerFast, *, dtype: str, device: str, device_map: DeviceMap | None = None
+        self,
+        tokenizer: PreTrainedTokenizerFast,
+        *,
+        dtype: str,
+        device: str,
+        device_map: DeviceMap | None = None,
+        blocks: int | None = None,
     ) -> Decoder:
-        """Load the model, with weights in ``dtype``, onto ``device`` or spread over devices by ``device_map``."""
-        from transformers import AutoModelForCausalLM  # Its import takes half a second, and not every run loads.
+        """Load the model, with weights in ``dtype``, onto ``device`` or spread over devices by ``device_map``.
 
-        with quiet_transformers():
-            try:
-                loaded: Any = AutoModelForCausalLM.from_pretrained(
-                    self.path,
-                    config=self.config,
-                    dtype=getattr(torch, dtype),
-                    device_map=device_map,
-                    attn_implementation=self.layout.attention_implementation,
-                    output_loading_info=True,
-                    local_files_only=True,
-                    use_safetensors=True,
-                    trust_remote_code=False,
-                )
-            except (OSError, ValueError, RuntimeError) as error:
-                raise unreadable(self.path, error) from None
-        model, info = loaded
-        refuse_incomplete(self.path, info, self.layout)
-        if device_map is None:
-            model = model.to(device)
-            for parameter in model.parameters():
-                # Weights may still be pages of the file. Whoever writes to it later must not change the model.
-                parameter.data = parameter.data.clone()
-        return Decoder(model, tokenizer, self.layout)
+        Args:
+            tokenizer: its tokenizer.
+            dtype: data type of the weights.
+            device: the device of a model that is not spread.
+            device_map: the device of each part of a model that is spread.
+            blocks: load only the embedding and the first ``blocks`` blocks; ``None`` for all of the model.
+
+        Raises:
+            InputError: the weights cannot be read, or are not those of the model.
+        """
+        if blocks is not None:
+            self.check_tensors()  # Those that are not loaded are checked here.
+        model = load_model(
+            self.path,
+            self.config,
+            self.layout,
+            self.weight_files,
+            dtype=dtype,
+            device_map=device_map or {"": device},
+            blocks=blocks,
+        )
+        return Decoder(model, tokenizer, self.layout, whole=blocks is None)
 
     def device_map(
         self, *, dtype: str, device: torch.device, gpu_memory_mb: int | None, cpu_memory_mb: int | None

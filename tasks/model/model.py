@@ -75,6 +75,14 @@ class Model:
         self._runtime = runtime
         self._checksums_of = checksums
         self._checksums: dict[Path, str] = {}
+        self._blocks: int | None = None
+
+    def needs_only(self, blocks: int) -> None:
+        """Load only the embedding and the first ``blocks`` blocks: nothing in this run reads more of the model.
+
+        A model that is spread over devices is still loaded whole.
+        """
+        self._blocks = blocks
 
     @property
     def dtype(self) -> str:
@@ -171,10 +179,14 @@ class Model:
 
     @cached_property
     def decoder(self) -> Decoder:
-        """The model in memory. Loads the weights at the first access."""
+        """The model in memory, or its first blocks if no more is needed. Loads the weights at the first access."""
         self._read(self.checkpoint.files)
         decoder = self.checkpoint.load(
-            self.tokenizer, dtype=self.dtype, device=str(self.device), device_map=self.device_map
+            self.tokenizer,
+            dtype=self.dtype,
+            device=str(self.device),
+            device_map=self.device_map,
+            blocks=None if self.device_map else self._blocks,
         )
         self.check_unchanged()
         return decoder
