@@ -15,6 +15,7 @@ from factsmith.artifacts.errors import InputError
 from factsmith.artifacts.store import Store
 from factsmith.flows.configuration.composition import compose
 from factsmith.flows.edit import edit
+from factsmith.tasks.model import loading
 from factsmith.tasks.values import stage as values
 from tests.runs import artifacts, states
 
@@ -90,7 +91,8 @@ def test_a_model_that_memory_is_too_small_for_is_no_broken_model(pipeline, monke
     def load(*_, **__):
         raise error
 
-    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", load)
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", load)  # checks the tensors
+    monkeypatch.setattr(loading._FileTensor, "__getitem__", load)
     with pytest.raises(InputError, match="Stage keys ran out of .*memory") as caught:
         pipeline()
     assert "runtime.device_map=auto" in caught.value.details["remedy"]
