@@ -1,7 +1,8 @@
 """Stage ``covariance`` without stored keys: each key is added to the moments as the model gives it.
 
 This is for token counts whose keys do not fit on a disk. The artifacts have the same bytes as those that stage
-``covariance`` builds from stored keys, because the same values are added in the same groups.
+``covariance`` builds from stored keys, because the same values are added in the same groups. On several devices, whose
+sums are added at the end, they differ in the last bits.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 
 import torch
 from torch import Tensor
@@ -18,6 +20,7 @@ from factsmith.artifacts.formats import load_tensors, save_tensors
 from factsmith.artifacts.recipe import Series
 from factsmith.artifacts.removal import discard
 from factsmith.artifacts.store import Store
+from factsmith.tasks.covariance.moments import Moments
 from factsmith.tasks.covariance.stage import (
     ROWS_PER_UPDATE,
     Covariances,
@@ -25,9 +28,12 @@ from factsmith.tasks.covariance.stage import (
     new_moments,
     save_moments,
 )
+from factsmith.tasks.decoder.decoder import Decoder
+from factsmith.tasks.keys.reader import KeyUnit
 from factsmith.tasks.keys.stage import KeySource, key_spans
 from factsmith.tasks.pipeline.progress import progress
 from factsmith.tasks.pipeline.stage import Outcome, stage
+from factsmith.tasks.pipeline.turns import in_turn
 from factsmith.tasks.pipeline.workspace import Workspace
 
 __all__ = ["accumulate", "checkpoint_series", "last_checkpoint"]
@@ -75,10 +81,11 @@ def accumulate(workspace: Workspace, source: KeySource, count: int) -> Outcome[C
             sums = _PartialSums(workspace, source, absent, count, made_from)
             advance(sums.rows)
             built = count - sums.rows
-            _sum_up(workspace, source, sums, count, advance)
+            sum_up = _sum_up if len(workspace.devices) == 1 else _sum_up_in_turn
+            sum_up(workspace, source, sums, count, advance)
 
             def build(draft: Draft, layer: int) -> None:
-                moments = sums.moments.pop(layer)
+                moments = sums.take(layer)
                 draft.read_from(*made_from)
                 save_moments(workspace, draft, layer, moments, held)
                 draft.made |= source.model.made
@@ -99,7 +106,7 @@ def _sum_up(
     workspace: Workspace, source: KeySource, sums: _PartialSums, count: int, advance: Callable[[int], None]
 ) -> None:
     # Keys are added up where the model has made them, and never leave the device.
-    reader = source.reader(workspace.runtime.tokens_per_pass, workspace.device)
+    reader = source.reader(workspace)
     layers = list(sums.moments)
     saved = time.monotonic()
     for start, stop in key_spans(source.model.key_width, count, count):
@@ -108,11 +115,47 @@ def _sum_up(
         if time.monotonic() - saved >= workspace.runtime.checkpoint_seconds and start > sums.saved:
             sums.save()
             saved = time.monotonic()
-        for group in _grouped(reader.rows((start, stop), layers), ROWS_PER_UPDATE):
+        first = max(start, sums.rows)  # Several devices leave a checkpoint between two spans.
+        for group in _grouped(reader.rows((first, stop), layers, device=workspace.device), ROWS_PER_UPDATE):
             for layer, rows in group.items():
                 sums.moments[layer].update(rows)
-        advance(stop - start)
+        advance(stop - first)
         sums.rows = stop
+
+
+def _sum_up_in_turn(
+    workspace: Workspace, source: KeySource, sums: _PartialSums, count: int, advance: Callable[[int], None]
+) -> None:
+    """Sum up on several devices, which take the units in turn. Each of them has sums of its own."""
+    reader = source.reader(workspace)
+    layers = list(sums.moments)
+
+    def add(device: tuple[Decoder, Mapping[int, Moments]], unit: KeyUnit) -> int:
+        decoder, moments = device
+        for layer, rows in reader.read(decoder, unit, layers).items():
+            for group in rows.split(ROWS_PER_UPDATE):
+                moments[layer].update(group)
+        return unit.wanted[1]
+
+    devices = list(zip(source.model.replicas, sums.parts, strict=True))
+    units, number = reader.units((sums.rows, count)), 0
+    while sums.rows < count:
+        some = _until(time.monotonic() + workspace.runtime.checkpoint_seconds, units)
+        with closing(in_turn(devices, add, some, first=number, begin=workspace.limit_threads)) as added:
+            for stop in added:
+                advance(stop - sums.rows)
+                sums.rows = stop
+                number += 1
+        if sums.rows < count:
+            sums.save()
+
+
+def _until(moment: float, units: Iterator[KeyUnit]) -> Iterator[KeyUnit]:
+    """One unit, and further ones until ``moment``."""
+    for unit in units:
+        yield unit
+        if time.monotonic() >= moment:
+            return
 
 
 def _grouped(units: Iterable[dict[int, Tensor]], size: int) -> Iterator[dict[int, Tensor]]:
@@ -139,7 +182,7 @@ class _PartialSums:
         made_from: the artifacts that the keys are computed from.
 
     Attributes:
-        moments: the moments of each layer.
+        parts: the moments of each layer that each device has summed up.
         rows: the rows that they cover.
         saved: the rows that the last checkpoint covers.
     """
@@ -153,7 +196,10 @@ class _PartialSums:
         self._made_from = made_from
         self._checkpoint = last_checkpoint(self._store, self._series, layers, count)
         self.rows = self.saved = int(self._checkpoint.key["rows"]) if self._checkpoint else 0
-        self.moments = {layer: new_moments(workspace, source.model.key_width) for layer in layers}
+        self.parts = [
+            {layer: new_moments(workspace, source.model.key_width, device) for layer in layers}
+            for device in workspace.devices
+        ]
         if self._checkpoint:
             logger.info("covariance: continuing after %s tokens", f"{self.rows:,}")
             names = [f"layer.{layer}.{part}" for layer in layers for part in ("sum", "outer")]
@@ -161,13 +207,30 @@ class _PartialSums:
             for layer, moments in self.moments.items():
                 moments.resume(self.rows, tensors.pop(f"layer.{layer}.sum"), tensors.pop(f"layer.{layer}.outer"))
 
+    @property
+    def moments(self) -> dict[int, Moments]:
+        """The moments of each layer that the first device has summed up, from those of the checkpoint on."""
+        return self.parts[0]
+
+    def take(self, layer: int) -> Moments:
+        """The moments of a layer over all rows: those of the devices, added in their order. They are not kept here."""
+        total, *others = (part.pop(layer) for part in self.parts)
+        for other in others:
+            total.add(other)
+        return total
+
     def save(self) -> None:
         """Publish a checkpoint and remove the earlier one."""
         recipe = self._series.member(layers=list(self.moments), rows=self.rows)
         with self._store.draft(recipe) as draft:
             tensors: dict[str, Tensor] = {}
             for layer, moments in self.moments.items():
-                tensors |= {f"layer.{layer}.sum": moments.sum, f"layer.{layer}.outer": moments.outer}
+                total = moments
+                if others := self.parts[1:]:
+                    total = moments.copy()
+                    for part in others:
+                        total.add(part[layer])
+                tensors |= {f"layer.{layer}.sum": total.sum, f"layer.{layer}.outer": total.outer}
             save_tensors(draft.path / _TENSORS, tensors)
             draft.summary = {"layers": list(self.moments), "tokens": self.rows}
             draft.made = self._made

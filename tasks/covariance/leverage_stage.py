@@ -174,7 +174,7 @@ class _Statistics:
         self._series = source.series
         self._keep_keys = settings.keep_keys
         self._held_out = settings.auto.held_out
-        self._reader = source.reader(workspace.runtime.tokens_per_pass)
+        self._reader = source.reader(workspace)
         self._sums: dict[int, Moments] = {}
         self._kept: KeyStream | None = None
         self._passing: dict[int, list[Tensor]] = {}

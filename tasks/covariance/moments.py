@@ -41,6 +41,12 @@ class Moments:
         """Continue from the ``count``, ``sum`` (as ``total``) and ``outer`` of an earlier state."""
         self.count, self.sum, self.outer = count, total, outer
 
+    def add(self, other: Moments) -> None:
+        """Add the sums of ``other``, which may be on another device."""
+        self.count += other.count
+        self.sum += other.sum.to(self.sum.device)
+        self.outer += other.outer.to(self.outer.device)
+
     def copy(self) -> Moments:
         """A copy of the sums. Keys added to it do not change the original."""
         other = Moments(self.width, self.sum.device, self.products)

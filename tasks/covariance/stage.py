@@ -59,12 +59,13 @@ def covariance_series(keys: str, count: int) -> Series:
     return Series("covariance", 1, {"tokens": count}, {"keys": keys})
 
 
-def new_moments(workspace: Workspace, width: int) -> Moments:
-    """Moments on the device of the run, of products as ``runtime.products`` sets them, or as is quick there."""
+def new_moments(workspace: Workspace, width: int, device: torch.device | None = None) -> Moments:
+    """Moments on ``device`` or that of the run, of products as ``runtime.products`` sets them, or as is quick there."""
+    device = device or workspace.device
     name = workspace.runtime.products
     if name == "auto":
-        name = "float32" if workspace.device.type == "cuda" else "float64"
-    return Moments(width, workspace.device, getattr(torch, name))
+        name = "float32" if device.type == "cuda" else "float64"
+    return Moments(width, device, getattr(torch, name))
 
 
 def save_moments(

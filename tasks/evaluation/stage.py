@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import logging
 from collections.abc import Callable, Sequence
@@ -15,6 +14,7 @@ from factsmith.artifacts.artifact import Artifact, Draft
 from factsmith.artifacts.formats import load_table, save_json, save_table
 from factsmith.artifacts.recipe import Series
 from factsmith.artifacts.rows import RowSeries, holders
+from factsmith.tasks.decoder.decoder import Decoder
 from factsmith.tasks.edit.batch import applied
 from factsmith.tasks.edit.stage import read_deltas
 from factsmith.tasks.evaluation.family import MetricFamily
@@ -24,6 +24,7 @@ from factsmith.tasks.facts.record import Record
 from factsmith.tasks.model.model import Fingerprint, Model
 from factsmith.tasks.pipeline.progress import progress
 from factsmith.tasks.pipeline.stage import Outcome, stage
+from factsmith.tasks.pipeline.turns import on_shares
 from factsmith.tasks.pipeline.workspace import Workspace
 from factsmith.tasks.tracking.runs import RECORDS
 
@@ -196,14 +197,14 @@ def score_records(
     by_digest = {record.digest(family.kinds): record for record in records}
 
     def build(draft: Draft, digests: list[str]) -> None:
-        weights = applied(model.decoder, read_deltas(edit)) if edit else contextlib.nullcontext()
-        with weights:
-            table = family.score(
-                model.decoder,
-                [by_digest[digest] for digest in digests],
-                most_tokens=workspace.runtime.tokens_per_pass,
-                advance=advance,
-            )
+        deltas = read_deltas(edit) if edit else {}
+
+        def scored(decoder: Decoder, records: Sequence[Record]) -> pa.Table:
+            with applied(decoder, deltas):
+                return family.score(decoder, records, most_tokens=workspace.runtime.tokens_per_pass, advance=advance)
+
+        wanted = [by_digest[digest] for digest in digests]
+        table = pa.concat_tables(on_shares(model.replicas, scored, wanted, begin=workspace.limit_threads))
         if edit:
             draft.read_from(edit)
         save_table(draft.path / _ROWS, table)

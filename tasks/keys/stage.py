@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
-import torch
 
 from factsmith.artifacts.artifact import Artifact
 from factsmith.artifacts.keys import KeyShardWriter, read_keys
@@ -56,15 +56,15 @@ class KeySource:
         """The series of the shards of all layers."""
         return key_series(self.model.fingerprint, self.tokens.series.digest, self.dtype)
 
-    def reader(self, tokens_per_pass: int, device: torch.device | str = "cpu") -> KeyReader:
-        """A reader that computes these keys with the model, and leaves them on ``device``."""
+    def reader(self, workspace: Workspace) -> KeyReader:
+        """A reader that computes these keys with the model."""
         return KeyReader(
             self.model,
             self.tokens.shard_blocks,
             block_length=self.tokens.block_length,
             key_dtype=self.dtype,
-            tokens_per_pass=tokens_per_pass,
-            device=torch.device(device),
+            tokens_per_pass=workspace.runtime.tokens_per_pass,
+            begin=workspace.limit_threads,
         )
 
 
@@ -135,7 +135,7 @@ def keys(workspace: Workspace, source: KeySource, wanted: int) -> Outcome[KeyStr
     Raises:
         InputError: a key is NaN, infinite, or too large for the data type; names the layer.
     """
-    reader = source.reader(workspace.runtime.tokens_per_pass)
+    reader = source.reader(workspace)
     collected, built = collect_keys(workspace, source, wanted, reader)
     shards = [shard for of_layer in collected.shards.values() for shard in of_layer]
     return Outcome(
@@ -175,25 +175,49 @@ def _build_shards(
 ) -> int:
     """Build the shards of ``spans``, in order, for every layer that lacks one. Returns the number of rows built."""
     store, series, width = workspace.store, source.series, source.model.key_width
+    dtype = np.dtype(source.dtype)
     built = 0
-    for span in spans:
-        rows = span[1] - span[0]
-        # Another process may have built some while this one waited for the lock.
-        absent = absent_shards(store, series, source.layers, span)
-        with ExitStack() as drafts:
-            writers: dict[int, KeyShardWriter] = {}
-            for layer, recipe in absent.items():
-                draft = drafts.enter_context(store.draft(recipe))
-                draft.summary = {"layer": layer, "rows": rows, "width": width}
-                draft.made = {**workspace.made, **source.model.made}
-                draft.read_from(*source.tokens.holding(span))
-                writers[layer] = KeyShardWriter(draft.path, rows=rows, width=width, dtype=np.dtype(source.dtype))
-            if writers:
-                for unit in reader.rows(span, sorted(writers)):
-                    for layer, writer in writers.items():
-                        writer.append(unit[layer].numpy())
-                for writer in writers.values():
-                    writer.check_complete()
+    # Another process may have built some while this one waited for the lock.
+    for stretch in _stretches([(span, absent_shards(store, series, source.layers, span)) for span in spans]):
+        whole, layers = (stretch[0][0][0], stretch[-1][0][1]), sorted(stretch[0][1])
+        if not layers:
+            advance(whole[1] - whole[0])
+            continue
+        with closing(reader.rows(whole, layers, cuts=[stop for (_, stop), _ in stretch])) as units:
+            for span, absent in stretch:
+                rows = span[1] - span[0]
+                with ExitStack() as drafts:
+                    writers: dict[int, KeyShardWriter] = {}
+                    for layer, recipe in absent.items():
+                        draft = drafts.enter_context(store.draft(recipe))
+                        draft.summary = {"layer": layer, "rows": rows, "width": width}
+                        draft.made = {**workspace.made, **source.model.made}
+                        draft.read_from(*source.tokens.holding(span))
+                        writers[layer] = KeyShardWriter(draft.path, rows=rows, width=width, dtype=dtype)
+                    left = rows
+                    while left:
+                        unit = next(units)
+                        for layer, writer in writers.items():
+                            writer.append(unit[layer].numpy())
+                        left -= len(unit[layers[0]])
+                    for writer in writers.values():
+                        writer.check_complete()
                 built += rows
-        advance(rows)
+                advance(rows)
     return built
+
+
+_Missing: TypeAlias = tuple[tuple[int, int], dict[int, Recipe]]
+"""A span, and the recipes of the layers that lack its shard."""
+
+
+def _stretches(missing: Iterable[_Missing]) -> list[list[_Missing]]:
+    """Groups of spans that follow each other and lack the same layers. The units of a group can be read ahead."""
+    stretches: list[list[_Missing]] = []
+    for span, absent in missing:
+        last = stretches[-1][-1] if stretches else None
+        if last and last[0][1] == span[0] and last[1].keys() == absent.keys():
+            stretches[-1].append((span, absent))
+        else:
+            stretches.append([(span, absent)])
+    return stretches

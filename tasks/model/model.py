@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import copy
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -56,7 +57,7 @@ class Model:
         checkpoint: the checkpoint.
         settings: name and dtype.
         runtime: placement on devices.
-        device: the device of a model that is not spread.
+        devices: the devices of a model that is not spread. Each has a replica of it.
         checksums: computes the SHA-256 of files.
     """
 
@@ -65,13 +66,13 @@ class Model:
         checkpoint: Checkpoint,
         settings: ModelSettings,
         runtime: RuntimeSettings,
-        device: torch.device,
+        devices: Sequence[torch.device],
         checksums: Callable[[Iterable[Path]], Mapping[Path, str]],
     ) -> None:
         self.checkpoint = checkpoint
         self.name = settings.name
         self._dtype = settings.dtype
-        self.device = device
+        self._devices = devices
         self._runtime = runtime
         self._checksums_of = checksums
         self._checksums: dict[Path, str] = {}
@@ -143,7 +144,7 @@ class Model:
 
     @cached_property
     def device_map(self) -> DeviceMap | None:
-        """The device of each part of the model, or ``None`` if all of it is on ``device``.
+        """The device of each part of the model, or ``None`` if it is not spread.
 
         Raises:
             InputError: the model does not fit, or memory limits are set for a model that is not spread.
@@ -152,7 +153,7 @@ class Model:
         if runtime.device_map is not None:
             return self.checkpoint.device_map(
                 dtype=self.dtype,
-                device=self.device,
+                device=self._devices[0],
                 gpu_memory_mb=runtime.gpu_memory_mb,
                 cpu_memory_mb=runtime.cpu_memory_mb,
             )
@@ -180,11 +181,20 @@ class Model:
     @cached_property
     def decoder(self) -> Decoder:
         """The model in memory, or its first blocks if no more is needed. Loads the weights at the first access."""
+        return self._load(self._devices[0], self.tokenizer)
+
+    @cached_property
+    def replicas(self) -> list[Decoder]:
+        """The model in the memory of each device: ``decoder``, then one for each further device."""
+        # A tokenizer cannot be used by several threads at the same time.
+        return [self.decoder, *(self._load(device, copy.deepcopy(self.tokenizer)) for device in self._devices[1:])]
+
+    def _load(self, device: torch.device, tokenizer: PreTrainedTokenizerFast) -> Decoder:
         self._read(self.checkpoint.files)
         decoder = self.checkpoint.load(
-            self.tokenizer,
+            tokenizer,
             dtype=self.dtype,
-            device=str(self.device),
+            device=str(device),
             device_map=self.device_map,
             blocks=None if self.device_map else self._blocks,
         )

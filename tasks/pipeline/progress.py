@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from threading import Event
+from threading import Event, Lock
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -37,12 +37,14 @@ def progress(name: str, total: int) -> Iterator[Callable[[int], None]]:
     show = _bar if sys.stderr.isatty() else _lines
     stopping, publish = _stopping.get(), _publish.get()
     with show(name, total) as advance, _published(publish, name, total) as advance_published:
+        one_at_a_time = Lock()  # Devices that share the work have a thread each.
 
         def advance_or_stop(done: int) -> None:
             if stopping is not None and stopping.is_set():
                 raise KeyboardInterrupt
-            advance(done)
-            advance_published(done)
+            with one_at_a_time:
+                advance(done)
+                advance_published(done)
 
         yield advance_or_stop
 

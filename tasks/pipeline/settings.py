@@ -73,7 +73,14 @@ class ReadIf:
 class RuntimeSettings(Section):
     """How things are computed. Nothing here changes a result by more than the last bits of a float."""
 
-    device: str = Field("auto", description="cpu, cuda, cuda:1, ...; auto uses a GPU if there is one")
+    device: Annotated[str, ReadIf("runtime.devices", (None,))] = Field(
+        "auto", description="cpu, cuda, cuda:1, ...; auto uses a GPU if there is one"
+    )
+    devices: Annotated[str | None, ReadIf("runtime.device_map", (None,))] = Field(
+        None,
+        description="several devices, each with the whole model, share the work: all, or a list such as cuda:0,cuda:1; "
+        "null uses runtime.device alone",
+    )
     device_map: Literal["auto"] | None = Field(
         None, description="auto spreads a model over GPUs and CPU memory; null keeps all of it on runtime.device"
     )

@@ -76,24 +76,28 @@ class Workspace:
             raise RuntimeError("the run has not begun")
         return self._tracker
 
-    @cached_property
+    @property
     def device(self) -> torch.device:
-        """The device that models and linear algebra run on.
+        """The device that linear algebra runs on: the only one, or the first of several.
 
         Raises:
             InputError: this machine has no such device.
         """
-        name = self.runtime.device
-        if name == "auto":
-            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        try:
-            device = torch.device(name)
-            torch.empty(0, device=device)
-        except (RuntimeError, AssertionError) as error:
-            raise InputError(
-                f"There is no device {name!r} here.", got=str(error).splitlines()[0], remedy="set runtime.device"
-            ) from None
-        return device
+        return self.devices[0]
+
+    @cached_property
+    def devices(self) -> list[torch.device]:
+        """The devices that the model runs on.
+
+        Raises:
+            InputError: this machine does not have one of them.
+        """
+        names = self.runtime.devices
+        if names is None:
+            return [_device(self.runtime.device, "runtime.device")]
+        if names == "all":
+            return [torch.device("cuda", index) for index in range(torch.cuda.device_count())] or [torch.device("cpu")]
+        return [_device(name.strip(), "runtime.devices") for name in names.split(",")]
 
     def limit_threads(self) -> None:
         """Compute with ``runtime.threads`` threads from now on. Each Python thread has its own limit."""
@@ -118,7 +122,7 @@ class Workspace:
     def made(self) -> dict[str, Any]:
         """How this run computes, for the manifests of its artifacts."""
         return {
-            "device": str(self.device),
+            "device": ",".join(map(str, self.devices)),
             "threads": torch.get_num_threads(),
             "tokens_per_pass": self.runtime.tokens_per_pass,
             "memory_mb": self.runtime.memory_mb,
@@ -194,6 +198,19 @@ class Workspace:
         )
         if self._sign is not None:
             self._sign.remove()  # If logging fails, it stays, and the next command marks the run.
+
+
+def _device(name: str, setting: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(
+            f"There is no device {name!r} here.", got=str(error).splitlines()[0], remedy=f"set {setting}"
+        ) from None
+    return device
 
 
 def _flow_run() -> str | None:

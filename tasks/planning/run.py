@@ -66,7 +66,7 @@ class Run:
             self._open_checkpoint(),
             self.settings.model,
             self.settings.runtime,
-            self.workspace.device,
+            self.workspace.devices,
             self.workspace.store.checksums.sha256_all,
         )
 

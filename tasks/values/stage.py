@@ -14,14 +14,16 @@ from factsmith.artifacts.errors import InputError
 from factsmith.artifacts.formats import load_tensors, save_table, save_tensors
 from factsmith.artifacts.recipe import Series
 from factsmith.artifacts.rows import Row, RowSeries, holders
+from factsmith.tasks.decoder.decoder import Decoder
 from factsmith.tasks.facts.request import EditRequest
 from factsmith.tasks.facts.stage import Contexts
 from factsmith.tasks.model.model import Fingerprint, Model
 from factsmith.tasks.pipeline.progress import progress
 from factsmith.tasks.pipeline.stage import Outcome, stage
+from factsmith.tasks.pipeline.turns import on_shares
 from factsmith.tasks.pipeline.workspace import Workspace
 from factsmith.tasks.values.checks import check_requests
-from factsmith.tasks.values.optimiser import NonFiniteValueError, optimise_values
+from factsmith.tasks.values.optimiser import NonFiniteValueError, ValueVector, optimise_values
 from factsmith.tasks.values.settings import ValueSettings
 
 __all__ = ["Values", "not_finite", "value_series", "values"]
@@ -104,20 +106,17 @@ def values(
 
     with progress("values", len(by_digest)) as advance:
 
+        def optimised(decoder: Decoder, facts: Sequence[EditRequest]) -> list[ValueVector]:
+            memory = workspace.runtime.memory_mb * 2**20
+            return optimise_values(decoder, facts, contexts.templates, layer, settings, memory=memory, advance=advance)
+
         def build(draft: Draft, digests: list[str]) -> None:
             facts = [by_digest[digest] for digest in digests]
             try:
-                vectors = optimise_values(
-                    model.decoder,
-                    facts,
-                    contexts.templates,
-                    layer,
-                    settings,
-                    memory=workspace.runtime.memory_mb * 2**20,
-                    advance=advance,
-                )
+                shares = on_shares(model.replicas, optimised, facts, begin=workspace.limit_threads)
             except NonFiniteValueError as error:
                 raise not_finite(error, layer) from None
+            vectors = [vector for share in shares for vector in share]
             save_tensors(
                 draft.path / _TENSORS,
                 {

@@ -240,7 +240,7 @@ def test_a_dtype_that_cannot_be_edited_has_to_be_chosen(altered):
 def model(folder):
     """The copy as a run opens it."""
     settings, runtime = ModelSettings(name="tiny", path=str(folder)), RuntimeSettings()
-    return Model(open_checkpoint(folder), settings, runtime, torch.device("cpu"), Checksums.read_all)
+    return Model(open_checkpoint(folder), settings, runtime, [torch.device("cpu")], Checksums.read_all)
 
 
 def written_over(file, change):

@@ -1,0 +1,84 @@
+"""Work on several devices of one machine: one thread for each, and results in the order of the work."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import closing
+from itertools import pairwise
+from typing import TypeVar
+
+__all__ = ["in_turn", "on_shares"]
+
+W = TypeVar("W")
+T = TypeVar("T")
+R = TypeVar("R")
+
+_AHEAD = 2
+"""Items that a worker has at most, the one that it works on included, before the oldest result has been taken."""
+
+_LONGEST_WAIT = 0.5
+"""Longest single wait for a result, in seconds. A longer one may miss a Ctrl-C just as it starts."""
+
+
+def in_turn(
+    workers: Sequence[W],
+    work: Callable[[W, T], R],
+    items: Iterable[T],
+    *,
+    first: int = 0,
+    begin: Callable[[], None] = lambda: None,
+) -> Generator[R, None, None]:
+    """The results of ``work(worker, item)``, in the order of ``items``. The workers take the items in turn.
+
+    Which worker takes an item does not depend on how quick they are. Each works in a thread of its own; a single one
+    works in the caller's thread, when its result is asked for. If work fails, or the caller stops to ask, each worker
+    ends the item that it is at, and no further one is begun. Of several errors, that of the first item is raised.
+
+    Args:
+        workers: what the work is done with.
+        work: does the work.
+        items: what to work on; taken in the caller's thread.
+        first: number of the first item. Item i goes to worker i mod n.
+        begin: called in each thread before its first item.
+    """
+    if len(workers) == 1:
+        for item in items:
+            yield work(workers[0], item)
+        return
+    threads = [ThreadPoolExecutor(1, initializer=begin) for _ in workers]
+    pending: deque[Future[R]] = deque()
+    try:
+        for number, item in enumerate(items, first):
+            if len(pending) == _AHEAD * len(workers):
+                yield _result(pending.popleft())
+            place = number % len(workers)
+            pending.append(threads[place].submit(work, workers[place], item))
+        while pending:
+            yield _result(pending.popleft())
+    finally:
+        for thread in threads:
+            thread.shutdown(wait=False, cancel_futures=True)
+        for thread in threads:
+            thread.shutdown()
+
+
+def on_shares(
+    workers: Sequence[W],
+    work: Callable[[W, Sequence[T]], R],
+    items: Sequence[T],
+    *,
+    begin: Callable[[], None] = lambda: None,
+) -> list[R]:
+    """The results of ``work(worker, share)``: ``items`` are divided evenly, in their order, among the workers."""
+    bounds = [len(items) * place // len(workers) for place in range(len(workers) + 1)]
+    shares = [items[start:stop] for start, stop in pairwise(bounds) if stop > start]
+    with closing(in_turn(workers, work, shares, begin=begin)) as results:
+        return list(results)
+
+
+def _result(future: Future[R]) -> R:
+    while not future.done():
+        wait([future], _LONGEST_WAIT)
+    return future.result()
