@@ -199,12 +199,12 @@ def score_records(
     def build(draft: Draft, digests: list[str]) -> None:
         deltas = read_deltas(edit) if edit else {}
 
-        def scored(decoder: Decoder, records: Sequence[Record]) -> pa.Table:
+        def scored(decoder: Decoder, records: Sequence[Record], advance: Callable[[int], None]) -> pa.Table:
             with applied(decoder, deltas):
                 return family.score(decoder, records, most_tokens=workspace.runtime.tokens_per_pass, advance=advance)
 
         wanted = [by_digest[digest] for digest in digests]
-        table = pa.concat_tables(on_shares(model.replicas, scored, wanted, begin=workspace.limit_threads))
+        table = pa.concat_tables(on_shares(model.replicas, scored, wanted, advance, begin=workspace.limit_threads))
         if edit:
             draft.read_from(edit)
         save_table(draft.path / _ROWS, table)

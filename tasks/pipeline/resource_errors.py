@@ -47,9 +47,10 @@ def resource_errors(activity: str, folder: Path, runtime: RuntimeSettings) -> It
 def _explained(activity: str, folder: Path, runtime: RuntimeSettings, error: BaseException) -> InputError | None:
     lower = f"lower runtime.tokens_per_pass (now {runtime.tokens_per_pass}) or runtime.memory_mb (now "
     lower += f"{runtime.memory_mb})"
+    device_map = "runtime.device_map=auto" + (" in place of runtime.devices" if runtime.devices else "")
     for cause in causes(error):
         if isinstance(cause, torch.OutOfMemoryError) or _says(cause, _DEVICE):
-            spread = "lower runtime.gpu_memory_mb" if runtime.device_map else "set runtime.device_map=auto"
+            spread = "lower runtime.gpu_memory_mb" if runtime.device_map else f"set {device_map}"
             return InputError(
                 f"{activity} ran out of GPU memory.",
                 got=". ".join(str(cause).splitlines()[0].split(". ")[:3]),
@@ -59,7 +60,7 @@ def _explained(activity: str, folder: Path, runtime: RuntimeSettings, error: Bas
             return InputError(
                 f"{activity} ran out of memory.",
                 got=str(cause).splitlines()[0] if str(cause) else None,
-                remedy=f"{lower}, or run a narrower model.dtype; on a machine with GPUs set runtime.device_map=auto",
+                remedy=f"{lower}, or run a narrower model.dtype; on a machine with GPUs set {device_map}",
             )
         if _errno(cause) in (errno.ENOSPC, errno.EDQUOT) or _says(cause, _DISK):
             existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())

@@ -7,6 +7,7 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing
 from itertools import pairwise
+from threading import Event
 from typing import TypeVar
 
 __all__ = ["in_turn", "on_shares"]
@@ -29,6 +30,7 @@ def in_turn(
     *,
     first: int = 0,
     begin: Callable[[], None] = lambda: None,
+    stopping: Event | None = None,
 ) -> Generator[R, None, None]:
     """The results of ``work(worker, item)``, in the order of ``items``. The workers take the items in turn.
 
@@ -42,6 +44,7 @@ def in_turn(
         items: what to work on; taken in the caller's thread.
         first: number of the first item. Item i goes to worker i mod n.
         begin: called in each thread before its first item.
+        stopping: set once no further result is wanted. Work that takes long may look at it.
     """
     if len(workers) == 1:
         for item in items:
@@ -58,6 +61,8 @@ def in_turn(
         while pending:
             yield _result(pending.popleft())
     finally:
+        if stopping is not None:
+            stopping.set()
         for thread in threads:
             thread.shutdown(wait=False, cancel_futures=True)
         for thread in threads:
@@ -66,15 +71,30 @@ def in_turn(
 
 def on_shares(
     workers: Sequence[W],
-    work: Callable[[W, Sequence[T]], R],
+    work: Callable[[W, Sequence[T], Callable[[int], None]], R],
     items: Sequence[T],
+    advance: Callable[[int], None],
     *,
     begin: Callable[[], None] = lambda: None,
 ) -> list[R]:
-    """The results of ``work(worker, share)``: ``items`` are divided evenly, in their order, among the workers."""
+    """The results of ``work(worker, share, advance)``: ``items`` are divided evenly, in their order.
+
+    If the caller is interrupted, or learns that a share has failed, which it does in the order of the shares, workers
+    that are still at work end when they next call ``advance``.
+    """
+    stopping = Event()
+
+    def advance_or_stop(done: int) -> None:
+        if stopping.is_set():
+            raise KeyboardInterrupt
+        advance(done)
+
+    def share_of(worker: W, share: Sequence[T]) -> R:
+        return work(worker, share, advance_or_stop)
+
     bounds = [len(items) * place // len(workers) for place in range(len(workers) + 1)]
     shares = [items[start:stop] for start, stop in pairwise(bounds) if stop > start]
-    with closing(in_turn(workers, work, shares, begin=begin)) as results:
+    with closing(in_turn(workers, share_of, shares, begin=begin, stopping=stopping)) as results:
         return list(results)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -106,14 +106,16 @@ def values(
 
     with progress("values", len(by_digest)) as advance:
 
-        def optimised(decoder: Decoder, facts: Sequence[EditRequest]) -> list[ValueVector]:
+        def optimised(
+            decoder: Decoder, facts: Sequence[EditRequest], advance: Callable[[int], None]
+        ) -> list[ValueVector]:
             memory = workspace.runtime.memory_mb * 2**20
             return optimise_values(decoder, facts, contexts.templates, layer, settings, memory=memory, advance=advance)
 
         def build(draft: Draft, digests: list[str]) -> None:
             facts = [by_digest[digest] for digest in digests]
             try:
-                shares = on_shares(model.replicas, optimised, facts, begin=workspace.limit_threads)
+                shares = on_shares(model.replicas, optimised, facts, advance, begin=workspace.limit_threads)
             except NonFiniteValueError as error:
                 raise not_finite(error, layer) from None
             vectors = [vector for share in shares for vector in share]

@@ -81,9 +81,31 @@ def test_an_interrupted_caller_leaves_no_thread():
 
 @pytest.mark.parametrize("items", [0, 2, 3, 7])
 def test_shares_are_even_and_in_order(items):
-    shares = on_shares(WORKERS, lambda _, share: list(share), range(items))
+    done: list[int] = []
+
+    def work(_: str, share: range, advance) -> list[int]:
+        advance(len(share))
+        return list(share)
+
+    shares = on_shares(WORKERS, work, range(items), done.append)
+    assert sum(done) == items
     assert [item for share in shares for item in share] == list(range(items))
     sizes = [len(share) for share in shares]
     assert len(sizes) == min(items, 3)
     assert not sizes or min(sizes) > 0
     assert not sizes or max(sizes) - min(sizes) <= 1
+
+
+def test_a_worker_that_fails_stops_the_others():
+    done: list[int] = []
+
+    def work(worker: str, share: range, advance) -> None:
+        if worker == "slow":
+            raise ValueError("no more")
+        for _ in range(1000):
+            time.sleep(0.01)
+            advance(1)
+
+    with pytest.raises(ValueError, match="no more"):
+        on_shares(WORKERS, work, range(6), done.append)
+    assert len(done) < 500
