@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from factsmith.tasks.covariance.cholesky import solve_factored
+from factsmith.tasks.covariance.eigenpairs import eigenpairs_flop
 from factsmith.tasks.preservation.kind import (
     Cost,
     Factor,
@@ -157,11 +158,11 @@ class LowRank(PreservationKind):
         thin = self.source == "keys"
         side = self._columns if thin else self.width
         rank = min(self.settings.low_rank.rank or side, side)
-        flop = 9.0 * side**3 + 2.0 * self.width * rank**2 + rank**3 / 3
+        flop = eigenpairs_flop(side, rank) + 2.0 * self.width * rank**2 + rank**3 / 3
         if thin:
             flop += 2.0 * self.width * side * (side + rank)
         kept = 8 * (self.width * rank + rank**2 + self.width + rank)
-        memory = 8 * (3 * side**2 + 2 * self.width * side) + kept
+        memory = 8 * (3 * side**2 + 3 * side * rank + (2 * self.width * side if thin else 0)) + kept
         return Cost(flop, kept, memory, 4.0 * self.width * rank + 2 * rank**2)
 
     @property

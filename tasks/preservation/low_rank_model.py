@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from factsmith.tasks.covariance.cholesky import cholesky
+from factsmith.tasks.covariance.eigenpairs import Eigenpairs, eigenpairs
 from factsmith.tasks.covariance.spectrum import rank_of_energy
 from factsmith.tasks.preservation.settings import EnergyOf
 
@@ -43,23 +44,36 @@ class RankRule:
     energy: float
     energy_of: EnergyOf
 
-    def choose(self, values: Tensor, width: int) -> int:
-        """The rank of U.
+    def eigenpairs(self, matrix: Tensor, width: int) -> Eigenpairs:
+        """The leading eigenpairs of ``matrix``, as many as U has columns.
 
         Args:
-            values: the matrix's eigenvalues, descending; some that are 0 may be left out.
-            width: number of rows of the matrix.
+            matrix: (n, n) float64, symmetric positive semidefinite.
+            width: number of rows of U.
 
         Raises:
             RankError: the matrix has a lower rank than ``rank``.
         """
-        most = int((values > width * torch.finfo(values.dtype).eps * values[0]).sum())
-        if self.rank is not None:
-            if self.rank > most:
-                raise RankError(most)
-            return self.rank
-        shares = values[:most]
-        return rank_of_energy(shares.square() if self.energy_of == "squared_eigenvalues" else shares, self.energy)
+        # Both sums are known without eigenvalues.
+        total = float(matrix.norm().square() if self.energy_of == "squared_eigenvalues" else matrix.trace())
+
+        def choose(values: Tensor) -> range:
+            if self.rank is not None:
+                return range(self.rank)
+            most = _numerical_rank(values, width)
+            shares = values[:most].square() if self.energy_of == "squared_eigenvalues" else values[:most]
+            rank = rank_of_energy(shares, self.energy, total)
+            return range(min(rank, most) if most < len(values) else rank)
+
+        found = eigenpairs(matrix, choose)
+        if self.rank is not None and self.rank > (most := _numerical_rank(found.values, width)):
+            raise RankError(most)
+        return found
+
+
+def _numerical_rank(values: Tensor, width: int) -> int:
+    """The number of eigenvalues (r,), descending, that are not rounding errors of a factor with ``width`` rows."""
+    return int((values > width * torch.finfo(values.dtype).eps * values[0]).sum())
 
 
 @dataclass(frozen=True)
@@ -94,10 +108,8 @@ class LowRankModel:
         Raises:
             RankError: C_fused has a lower rank than ``rule`` requires.
         """
-        values, vectors = torch.linalg.eigh(covariance)
-        values = values.flip(0)
-        rank = rule.choose(values, len(covariance))
-        return cls._of_eigenvectors(vectors.flip(1)[:, :rank], values[:rank], covariance.diagonal(), floor)
+        leading = rule.eigenpairs(covariance, len(covariance))
+        return cls._of_eigenvectors(leading.vectors, leading.values, covariance.diagonal(), floor)
 
     @classmethod
     def of_factor(cls, factor: Tensor, rule: RankRule, floor: float) -> LowRankModel:
@@ -105,13 +117,11 @@ class LowRankModel:
 
         The other arguments and the errors are those of ``of_covariance``.
         """
-        values, vectors = torch.linalg.eigh(factor.T @ factor)
-        values = values.flip(0)
-        rank = rule.choose(values, len(factor))
+        leading = rule.eigenpairs(factor.T @ factor, len(factor))
         # QR gives an orthonormal basis up to rounding, even if an eigenvalue is far below the largest.
         # F V Lambda^(-1/2) would not.
-        basis, _ = torch.linalg.qr(factor @ vectors.flip(1)[:, :rank])
-        return cls._of_eigenvectors(basis, values[:rank], factor.square().sum(1), floor)
+        basis, _ = torch.linalg.qr(factor @ leading.vectors)
+        return cls._of_eigenvectors(basis, leading.values, factor.square().sum(1), floor)
 
     @classmethod
     def _of_eigenvectors(cls, basis: Tensor, values: Tensor, total: Tensor, floor: float) -> LowRankModel:
@@ -134,18 +144,17 @@ def prior(weight: Tensor, rank: int) -> Tensor:
         rank: r, limited to ``min(d_out, d_in)``.
 
     Returns:
-        V_r S_r, (d_in, r) float64. Lambda_v holds the squared singular values. ``fused_covariance`` and
+        P with P P^T = C_prior, (d_in, r) float64. Lambda_v holds the squared singular values. ``fused_covariance`` and
         ``fused_factor`` scale them.
     """
     weight = weight.double()
-    if weight.shape[0] <= weight.shape[1]:
-        values, vectors = torch.linalg.eigh(weight @ weight.T)
-        factor = weight.T @ vectors
-    else:
-        values, vectors = torch.linalg.eigh(weight.T @ weight)
-        factor = vectors * values.clamp(min=0).sqrt()
-    leading: Tensor = factor.flip(1)[:, :rank]
-    return leading
+    rows, columns = weight.shape
+    if rows <= min(rank, columns):
+        return weight.T  # All singular vectors make W^T W itself.
+    if rows <= columns:
+        return weight.T @ eigenpairs(weight @ weight.T, lambda values: range(rank)).vectors
+    leading = eigenpairs(weight.T @ weight, lambda values: range(rank))
+    return leading.vectors * leading.values.clamp(min=0).sqrt()
 
 
 def fused_covariance(covariance: Tensor, prior: Tensor | None, fraction: float) -> Tensor:

@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from factsmith.tasks.covariance.eigenpairs import eigenpairs, eigenpairs_flop
 from factsmith.tasks.preservation.kind import Cost, Factor, FactorisationError, KeyMoments, PreservationKind, Statistics
 from factsmith.tasks.preservation.low_rank import LowRank
 from factsmith.tasks.preservation.settings import PreservationSettings
@@ -37,10 +37,14 @@ class NullSpace:
             covariance: C0, (d_in, d_in) float64.
             threshold: eigenvalues below it count as zero, in the units of C0.
         """
-        values, vectors = torch.linalg.eigh(covariance)
-        size = int((values < threshold).sum())
-        complement = 2 * size >= len(values)
-        return cls((vectors[:, size:] if complement else vectors[:, :size]).contiguous(), complement)
+        width = len(covariance)
+
+        def choose(values: Tensor) -> range:
+            stay = int((values >= threshold).sum())
+            return range(stay) if 2 * stay <= width else range(stay, width)
+
+        side = eigenpairs(covariance, choose)
+        return cls(side.vectors.contiguous(), complement=side.first == 0)
 
     @property
     def dimensions(self) -> int:
@@ -95,10 +99,11 @@ class _OfCovariance(PreservationKind):
         space = NullSpace.of_covariance(covariance, self.settings.null_space.threshold)
         _check_not_empty(space, "a higher method.null_space.threshold")
         if space.dimensions == len(covariance):
+            largest = eigenpairs(covariance, lambda values: range(1)).values[0]
             raise FactorisationError(
                 "every direction may be written, so nothing would be preserved",
                 got=f"method.null_space.threshold={self.settings.null_space.threshold:g}",
-                expected=f"at most the largest eigenvalue of C0, {float(torch.linalg.eigvalsh(covariance)[-1]):.3g}",
+                expected=f"at most the largest eigenvalue of C0, {float(largest):.3g}",
                 remedy="lower method.null_space.threshold",
             )
         held = float((space.basis * (covariance @ space.basis)).sum() / covariance.trace())
@@ -122,7 +127,7 @@ class _OfCovariance(PreservationKind):
     @property
     def cost(self) -> Cost:
         square = self.width**2
-        return Cost(9.0 * self.width**3, 4 * square, 4 * 8 * square, 2.0 * square)
+        return Cost(eigenpairs_flop(self.width, self.width // 2), 4 * square, 5 * 8 * square, 2.0 * square)
 
 
 class _OfLowRank(LowRank):
