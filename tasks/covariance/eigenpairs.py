@@ -20,7 +20,7 @@ from scipy.linalg import LinAlgError, eigh_tridiagonal, eigvalsh_tridiagonal, la
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-from factsmith.tasks.covariance.krylov import Choice, krylov_eigenpairs
+from factsmith.tasks.covariance.krylov import Choice, chosen, krylov_eigenpairs
 
 __all__ = ["Eigenpairs", "eigenpairs", "eigenpairs_flop"]
 
@@ -78,9 +78,9 @@ def eigenpairs(matrix: Tensor, choose: Choice) -> Eigenpairs:
             return exact
     values, vectors = torch.linalg.eigh(matrix)
     values, vectors = values.flip(0), vectors.flip(1)
-    wanted = choose(values)
-    kept = slice(wanted.start, wanted.stop)
-    return Eigenpairs(values[kept], vectors[:, kept], wanted.start)
+    wanted = chosen(choose, values)
+    first, last = wanted.start, wanted.stop
+    return Eigenpairs(values[first:last], vectors[:, first:last], first)
 
 
 def eigenpairs_flop(width: int, rank: int) -> float:
@@ -103,23 +103,21 @@ def _tridiagonal_eigenpairs(matrix: Tensor, choose: Choice) -> Eigenpairs | None
     reflectors, diagonal, beside, scales, _ = lapack.dsytrd(array.T, lower=1, lwork=int(work))
     try:
         values = torch.from_numpy(eigvalsh_tridiagonal(diagonal, beside)[::-1].copy())
-        wanted = choose(values)
+        wanted = chosen(choose, values)
         first, last = width - min(wanted.stop, width), width - 1 - wanted.start
         if first > last:
             return Eigenpairs(values[:0], matrix.new_empty(width, 0), wanted.start)
-        chosen, inner = eigh_tridiagonal(
-            diagonal, beside, select="i", select_range=(first, last), lapack_driver="stemr"
-        )
+        kept, inner = eigh_tridiagonal(diagonal, beside, select="i", select_range=(first, last), lapack_driver="stemr")
     except (LinAlgError, ValueError):  # ValueError: the matrix is not finite.
         return None
-    if not _exact(diagonal, beside, chosen, inner):
+    if not _exact(diagonal, beside, kept, inner):
         return None
     vectors = np.array(inner[:, ::-1], order="F")
     if width > 1:
         vectors[1:], _, _ = lapack.dormqr(
             "L", "N", np.asfortranarray(reflectors[1:, :-1]), scales, vectors[1:], 64 * vectors.shape[1]
         )
-    return Eigenpairs(torch.from_numpy(chosen[::-1].copy()), torch.from_numpy(vectors), wanted.start)
+    return Eigenpairs(torch.from_numpy(kept[::-1].copy()), torch.from_numpy(vectors), wanted.start)
 
 
 def _exact(diagonal: np.ndarray, beside: np.ndarray, values: np.ndarray, vectors: np.ndarray) -> bool:

@@ -13,13 +13,13 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-__all__ = ["Choice", "krylov_eigenpairs", "krylov_flop"]
+__all__ = ["Choice", "chosen", "krylov_eigenpairs", "krylov_flop"]
 
-Choice: TypeAlias = Callable[[Tensor], range]
-"""Chooses which eigenpairs are wanted: gives their positions, from all eigenvalues, descending.
+Choice: TypeAlias = int | Callable[[Tensor], range]
+"""Which eigenpairs are wanted: the number of leading ones, or their positions, given all eigenvalues, descending.
 
-It may also be given estimates of all eigenvalues, or only the leading ones. Positions beyond those that it was given
-mean that these do not decide.
+The function may also be given estimates of all eigenvalues, or only the leading ones. Positions beyond the last one
+given mean that these do not decide.
 """
 
 _STEPS = 8
@@ -30,6 +30,11 @@ _TOLERANCE = 1e-8
 
 _MORE = 1.4
 """Dimensions of the Krylov space, in multiples of the estimate, at which an iteration is given up."""
+
+
+def chosen(choose: Choice, values: Tensor) -> range:
+    """The positions that are wanted, given eigenvalues, descending."""
+    return range(choose) if isinstance(choose, int) else choose(values)
 
 
 def krylov_eigenpairs(matrix: Tensor, choose: Choice, budget: float, dense: float) -> tuple[Tensor, Tensor] | None:
@@ -51,11 +56,15 @@ def krylov_eigenpairs(matrix: Tensor, choose: Choice, budget: float, dense: floa
         leading ones, if they would cost more than ``budget``, or if they did not pass the verification.
     """
     width, block = len(matrix), _block(len(matrix))
-    if (_STEPS + 1) * block >= width or krylov_flop(width, 1, dense) > budget:
+    least = choose if isinstance(choose, int) else 1
+    if (_STEPS + 1) * block >= width or krylov_flop(width, least, dense) > budget:
         return None
     space = _KrylovSpace(matrix, block)
-    space.extend(_STEPS * block)
-    wanted = choose(space.estimate())
+    if isinstance(choose, int):
+        wanted = range(choose)
+    else:
+        space.extend(_STEPS * block)
+        wanted = choose(space.estimate())
     size = _dimensions(width, wanted.stop)
     if wanted.start or krylov_flop(width, wanted.stop, dense) > budget:
         return None
@@ -63,7 +72,7 @@ def krylov_eigenpairs(matrix: Tensor, choose: Choice, budget: float, dense: floa
     while size <= most:
         space.extend(size)
         values, vectors, residuals = space.ritz()
-        wanted = choose(values)
+        wanted = chosen(choose, values)
         rank = wanted.stop
         if wanted.start:
             return None

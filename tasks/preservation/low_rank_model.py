@@ -58,14 +58,12 @@ class RankRule:
         total = float(matrix.norm().square() if self.energy_of == "squared_eigenvalues" else matrix.trace())
 
         def choose(values: Tensor) -> range:
-            if self.rank is not None:
-                return range(self.rank)
             most = _numerical_rank(values, width)
             shares = values[:most].square() if self.energy_of == "squared_eigenvalues" else values[:most]
             rank = rank_of_energy(shares, self.energy, total)
             return range(min(rank, most) if most < len(values) else rank)
 
-        found = eigenpairs(matrix, choose)
+        found = eigenpairs(matrix, self.rank or choose)
         if self.rank is not None and self.rank > (most := _numerical_rank(found.values, width)):
             raise RankError(most)
         return found
@@ -152,8 +150,8 @@ def prior(weight: Tensor, rank: int) -> Tensor:
     if rows <= min(rank, columns):
         return weight.T  # All singular vectors make W^T W itself.
     if rows <= columns:
-        return weight.T @ eigenpairs(weight @ weight.T, lambda values: range(rank)).vectors
-    leading = eigenpairs(weight.T @ weight, lambda values: range(rank))
+        return weight.T @ eigenpairs(weight @ weight.T, rank).vectors
+    leading = eigenpairs(weight.T @ weight, rank)
     return leading.vectors * leading.values.clamp(min=0).sqrt()
 
 

@@ -99,7 +99,7 @@ class _OfCovariance(PreservationKind):
         space = NullSpace.of_covariance(covariance, self.settings.null_space.threshold)
         _check_not_empty(space, "a higher method.null_space.threshold")
         if space.dimensions == len(covariance):
-            largest = eigenpairs(covariance, lambda values: range(1)).values[0]
+            largest = eigenpairs(covariance, 1).values[0]
             raise FactorisationError(
                 "every direction may be written, so nothing would be preserved",
                 got=f"method.null_space.threshold={self.settings.null_space.threshold:g}",
