@@ -25,6 +25,7 @@ check: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/floors.py
+	$(BIN)/python benchmarks/low_rank.py factors
 	$(BIN)/python benchmarks/low_rank.py
 	$(BIN)/python benchmarks/startup.py
 

@@ -3,7 +3,8 @@
 Three ways give the same subspace. Which one costs least was measured on two cores, one thread each, with MKL's and
 OpenBLAS's LAPACK, against ``torch.linalg.eigh``:
 
-- ``krylov_eigenpairs``, for few leading eigenvectors.
+- ``krylov_eigenpairs``, for few leading eigenvectors. By the figures below, these are at most n / 13 on a CPU and n / 6
+  on a GPU. For n / 40 of 3,072 it takes 0.2 of the time.
 - On a CPU, all eigenvalues and the wanted vectors of the tridiagonal form. It takes 0.5 of the time for n / 8 of 3,072
   vectors, 0.7 for n / 2, and as long for all.
 - The full decomposition, on another device. Neither cuSOLVER's partial decomposition nor its tridiagonal one is to be
@@ -98,7 +99,7 @@ def _tridiagonal_eigenpairs(matrix: Tensor, choose: Choice) -> Eigenpairs | None
     Its vectors of a tridiagonal matrix (dstemr) are less exact if the cut parts eigenvalues that are nearly equal.
     """
     array, width = matrix.numpy(), len(matrix)
-    # A symmetric matrix is its own transpose, which LAPACK's order of elements makes of the array.
+    # LAPACK stores columns. The transpose of a symmetric matrix is the same matrix, and it is stored so already.
     work, _ = lapack.dsytrd_lwork(width, lower=1)
     reflectors, diagonal, beside, scales, _ = lapack.dsytrd(array.T, lower=1, lwork=int(work))
     try:

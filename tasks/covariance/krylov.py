@@ -1,8 +1,8 @@
 """Leading eigenvectors of a symmetric positive semidefinite matrix, from products with blocks of vectors.
 
 Block Lanczos with full reorthogonalisation [Golub and Van Loan 2013, *Matrix Computations*, section 10.3.6]. Nearly all
-of its work is large matrix products, which any device does at full speed. A full decomposition spends most of its time
-in passes over the matrix, which memory bounds.
+of its work is products of large matrices, which are fast on every device. A full decomposition spends most of its time
+on products of a matrix and a vector.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def krylov_eigenpairs(matrix: Tensor, choose: Choice, budget: float, dense: floa
     Args:
         matrix: C, (n, n) float64, symmetric positive semidefinite.
         choose: which eigenpairs are wanted.
-        budget: FLOP of products that another method costs.
+        budget: the most that it may cost, in FLOP as ``krylov_flop`` counts them.
         dense: FLOP of products that take as long as a full decomposition of an (n, n) matrix, in multiples of n^3.
 
     Returns:
@@ -88,7 +88,7 @@ def krylov_eigenpairs(matrix: Tensor, choose: Choice, budget: float, dense: floa
 
 
 def krylov_flop(width: int, rank: int, dense: float) -> float:
-    """FLOP of ``krylov_eigenpairs`` for ``rank`` vectors; two small decompositions count ``dense`` FLOP each."""
+    """FLOP of ``krylov_eigenpairs`` for ``rank`` vectors, with two decompositions of the projected matrix."""
     size = min(_dimensions(width, rank), width)
     iteration = 2.0 * width**2 * size + 2.0 * width * size**2
     verification = 4.0 * width**2 * rank + width**3 / 3

@@ -166,6 +166,7 @@ def fused_covariance(covariance: Tensor, prior: Tensor | None, fraction: float) 
     if prior is None or fraction == 0:
         return covariance
     scale = float(covariance.norm() / (prior.T @ prior).norm())
+    # One product with C_prior's factor costs less than those with every vector of a Krylov space would.
     fused: Tensor = (1 - fraction) * covariance + fraction * scale * (prior @ prior.T)
     return fused
 

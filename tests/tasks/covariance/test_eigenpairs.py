@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from threadpoolctl import threadpool_info, threadpool_limits
 from torch import Tensor
 
 from factsmith.tasks.covariance import eigenpairs as module
@@ -175,6 +176,21 @@ def test_a_cpu_never_decomposes_in_full_for_some_vectors(decomposed, monkeypatch
     for wanted in (range(10), range(150), range(280, 300)):
         eigenpairs(matrix, lambda values, wanted=wanted: wanted)
     assert decomposed == [300, 300, 300]
+
+
+def test_lapack_has_as_many_threads_as_torch(monkeypatch):
+    counts = []
+    real = module._tridiagonal_eigenpairs
+
+    def counted(*given):
+        counts.extend(one["num_threads"] for one in threadpool_info() if one["user_api"] == "blas")
+        return real(*given)
+
+    monkeypatch.setattr(module, "_tridiagonal_eigenpairs", counted)
+    with threadpool_limits(2, user_api="blas"):
+        eigenpairs(of_spectrum(spectra(40)["slow"], "cpu"), 5)
+    assert counts
+    assert set(counts) == {torch.get_num_threads()} == {1}
 
 
 def test_the_same_matrix_gives_the_same_bits():
