@@ -13,6 +13,7 @@ from factsmith.artifacts.errors import InputError
 from factsmith.artifacts.formats import load_tensors, save_tensors
 from factsmith.artifacts.recipe import Series
 from factsmith.tasks.covariance.moments import Moments
+from factsmith.tasks.covariance.packing import packed, unpacked
 from factsmith.tasks.keys.stage import KeyStream
 from factsmith.tasks.pipeline.progress import progress
 from factsmith.tasks.pipeline.stage import Outcome, stage
@@ -29,7 +30,7 @@ __all__ = [
 ]
 
 _TENSORS = "moments.safetensors"
-"""Holds ``covariance`` (d_k, d_k) and ``mean`` (d_k,), float64."""
+"""Holds ``mean`` (d_k,) and C0 as ``packed`` gives it, float64."""
 
 ROWS_PER_UPDATE = 1024
 """Keys that are added to the moments in one product."""
@@ -73,7 +74,7 @@ def save_moments(
 ) -> None:
     """Write the moments of ``layer`` into ``draft``, and add them to ``held`` if they may stay on the device."""
     found = {"covariance": moments.covariance, "mean": moments.mean}
-    save_tensors(draft.path / _TENSORS, found)
+    save_tensors(draft.path / _TENSORS, {"mean": found["mean"], **packed(found["covariance"])})
     if workspace.can_hold(found["covariance"].nbytes):
         held[layer] = found
     draft.summary = {"layer": layer, "tokens": moments.count, "width": moments.width}
@@ -82,7 +83,10 @@ def save_moments(
 
 def load_moments(artifact: Artifact, device: torch.device) -> dict[str, Tensor]:
     """``covariance`` (d_k, d_k) and ``mean`` (d_k,) of a layer, float64."""
-    return load_tensors(artifact.path / _TENSORS, str(device))
+    tensors = load_tensors(artifact.path / _TENSORS, str(device))
+    mean = tensors.pop("mean")
+    # Earlier versions stored the whole matrix.
+    return {"covariance": tensors["covariance"] if "covariance" in tensors else unpacked(tensors), "mean": mean}
 
 
 @stage("covariance")

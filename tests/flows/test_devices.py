@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from factsmith.artifacts.errors import InputError
-from factsmith.artifacts.formats import load_tensors
 from factsmith.artifacts.store import Store
 from factsmith.flows.configuration.composition import compose
 from factsmith.flows.precompute import precompute
 from factsmith.tasks.covariance import accumulation_stage
 from factsmith.tasks.covariance.moments import Moments
+from factsmith.tasks.covariance.stage import load_moments
 from factsmith.tasks.decoder.decoder import Decoder
 from factsmith.tasks.keys import reader as key_reader
 from factsmith.tasks.keys import stage as keys_stage
@@ -44,7 +44,7 @@ def covariances(arguments, tmp_path, monkeypatch):
         monkeypatch.setenv("FACTSMITH_HOME", str(where))
         precompute(compose(arguments(*more)))
         found = artifacts(Store(where), "covariance")
-        return {one.key["layer"]: load_tensors(one.path / "moments.safetensors") for one in found}
+        return {one.key["layer"]: load_moments(one, torch.device("cpu")) for one in found}
 
     return call
 

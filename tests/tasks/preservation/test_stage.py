@@ -13,6 +13,7 @@ from factsmith.artifacts.store import Store
 from factsmith.flows.configuration.composition import compose
 from factsmith.flows.precompute import precompute
 from factsmith.tasks.covariance import stage as covariance_stage
+from factsmith.tasks.covariance.stage import load_moments
 from factsmith.tasks.edit.stage import read_deltas
 from factsmith.tasks.pipeline.workspace import Workspace
 from factsmith.tasks.planning.plan import plan
@@ -161,7 +162,7 @@ def test_emmet_f_is_memit_f_at_another_weight(pipeline, store):
 def test_alphaedit_keeps_out_of_what_c0_holds(pipeline, store):
     pipeline("method=alphaedit", "method.null_space.threshold=0.1", "method.layers=[1]", "dataset.batches=1")
     (moments,), (factor,), (edit,) = (artifacts(store, kind) for kind in ("covariance", "factor", "edit"))
-    values, vectors = torch.linalg.eigh(load_tensors(moments.path / "moments.safetensors")["covariance"])
+    values, vectors = torch.linalg.eigh(load_moments(moments, torch.device("cpu"))["covariance"])
     held = vectors[:, values >= 0.1]
     assert 0 < held.shape[1] < 40
     assert factor.summary["rank"] == held.shape[1]
