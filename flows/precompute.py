@@ -50,8 +50,7 @@ class Prepared:
 def prepare(run: Run, *, held_out: int = 0) -> Prepared:
     """Prepare the model for editing: model -> tokens -> keys -> covariance -> factor.
 
-    Stages whose results the method's factors do not need are left out. Keys are not stored if ``corpus.keep_keys`` is
-    false.
+    Stages whose results the method's factors do not need are left out. Keys are stored if ``run.keeps_keys``.
 
     Args:
         run: the run.
@@ -62,13 +61,13 @@ def prepare(run: Run, *, held_out: int = 0) -> Prepared:
     if kind.source == "nothing":
         return Prepared(factor(workspace, run.model, run.layers, kind, None, budget), None, None, 0, None)
     wanted = budget.most + max(held_out, budget.held_out)
-    wanted = whole_shards(run.model.key_width, wanted) if settings.keep_keys else wanted
+    wanted = whole_shards(run.model.key_width, wanted) if run.keeps_keys else wanted
     stream = tokens(workspace, run.model, run.corpus, budget, wanted)
     source = KeySource(run.model, run.layers, stream, settings.key_dtype)
     leverages, count = None, budget.most
     if budget.searches:
         steps = budget.steps_within(stream.count)
-        leverages = leverage(workspace, source, settings, steps, settings.auto.tolerance)
+        leverages = leverage(workspace, source, settings, steps, settings.auto.tolerance, keeps_keys=run.keeps_keys)
         count = leverages.tokens
     if kind.source == "covariance":
         workspace.tracker.tags({"d_m": f"{count / run.model.key_width:g}"})
@@ -79,7 +78,7 @@ def prepare(run: Run, *, held_out: int = 0) -> Prepared:
 
 def _statistics(run: Run, source: KeySource, count: int) -> FactorSource:
     """What the factors are made from: covariances, or the keys themselves."""
-    if not run.settings.corpus.keep_keys:
+    if not run.keeps_keys:
         return accumulate(run.workspace, source, count)
     stored = keys(run.workspace, source, count)
     return covariance(run.workspace, stored, count) if run.preservation.source == "covariance" else stored
@@ -115,7 +114,9 @@ def precompute(settings: RunSettings, report: bool = False) -> Report:
         if report and prepared.keys and isinstance(prepared.statistics, Covariances):
             leverages = prepared.leverages
             if leverages is None and prepared.tokens + held_out <= prepared.keys.tokens.count:
-                leverages = leverage(run.workspace, prepared.keys, run.settings.corpus, [prepared.tokens])
+                leverages = leverage(
+                    run.workspace, prepared.keys, run.settings.corpus, [prepared.tokens], keeps_keys=run.keeps_keys
+                )
                 log_leverages(run, leverages)
             layers = conditioning(run, prepared.tokens, leverages, spectrum(run.workspace, prepared.statistics))
         found = finish(run, prepared)

@@ -124,12 +124,13 @@ def plan(
     checked = preflight(settings, dataset=not precompute)
     from factsmith.flows.reporting.terminal import plan_table
     from factsmith.tasks.planning.plan import plan as plan_stages
+    from factsmith.tasks.planning.precompute_plan import unstored
 
     stages = plan_stages(checked, dataset=not precompute)
     if as_json:
         typer.echo(json.dumps({"stages": [asdict(stage) for stage in stages]}))
         return
-    show(plan_table(stages, settings))
+    show(plan_table(stages, settings, unstored(checked)))
 
 
 def _is_setting(argument: str) -> bool:

@@ -47,9 +47,10 @@ def _changes(model: type[BaseModel], name: str, without: Collection[str] = ()) -
         annotation: Any = field.annotation
         if isinstance(annotation, type) and issubclass(annotation, BaseModel):
             annotation = _changes(annotation, f"{name}{key.title()}")
-        elif annotation is bool:
+        elif annotation in (bool, bool | None):
             # Prefect's UI shows a boolean as a switch, which would read "off" if nothing was chosen.
-            annotation = Annotated[bool, WithJsonSchema({"enum": [True, False]})]
+            values = [True, False] if annotation is bool else [True, False, None]
+            annotation = Annotated[annotation, WithJsonSchema({"enum": values})]
         meaning = Field(description=field.description or annotation.__doc__, **_OPTIONAL)
         fields[key] = (Annotated[annotation, meaning, *field.metadata], ...)
     return create_model(name, __config__=model.model_config, __doc__=model.__doc__, **fields)

@@ -24,7 +24,7 @@ def check_values(content: Any, name: str = "") -> None:
     elif isinstance(content, list):
         for value in content:
             check_values(value, name)
-    elif isinstance(content, bool) and setting_types().get(name) is not bool:
+    elif isinstance(content, bool) and setting_types().get(name) not in (bool, bool | None):
         raise InputError(f"{name} cannot be used.", got=repr(content), expected="a value that is not true or false")
     elif isinstance(content, int) and not -(2**63) <= content < 2**63:
         raise InputError(f"{name} cannot be used.", got=repr(content), expected="an integer of at most 64 bits")

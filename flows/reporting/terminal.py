@@ -181,12 +181,18 @@ def conditioning_table(layers: Sequence[LayerReport]) -> Table:
     return table
 
 
-def plan_table(stages: Sequence[StagePlan], settings: Settings) -> Table:
-    """What each stage would build, and its cost."""
+def plan_table(stages: Sequence[StagePlan], settings: Settings, unstored: Sequence[str]) -> Table:
+    """What each stage would build, its cost, and what is not stored because it is quicker to compute again."""
+    caption = "FLOP and memory are estimates. Memory does not include Python and its libraries."
+    if unstored:
+        caption += (
+            f"\n{' and '.join(unstored).capitalize()} are not stored: this device computes them again in less time "
+        )
+        caption += "than it reads them."
     table = Table(
         title=f"{settings.method.name} on {settings.model.name}: what a run would do",
         title_justify="left",
-        caption="FLOP and memory are estimates. Memory does not include Python and its libraries.",
+        caption=caption,
         caption_justify="left",
     )
     for name in ("stage", "to build"):

@@ -74,8 +74,10 @@ class CorpusSettings(Section):
         None, ge=1, description="tokens to use, instead of dynamic_multiplier"
     )
     key_dtype: Literal["float32", "float16"] = Field("float32", description="data type of the stored keys")
-    keep_keys: bool = Field(
-        True, description="false sums keys up without storing them, for more keys than fit on the disk"
+    keep_keys: bool | None = Field(
+        None,
+        description="whether keys are stored or only summed up; null stores them on a CPU, where computing them again "
+        "takes longer than reading them, and on a GPU only if they are read again",
     )
     auto: AutoSettings = Field(default_factory=AutoSettings)
 
@@ -91,7 +93,7 @@ class CorpusSettings(Section):
 
     @model_validator(mode="after")
     def _auto_keeps_keys(self) -> Self:
-        if self.is_auto and not self.keep_keys:
+        if self.is_auto and self.keep_keys is False:
             raise InputError(
                 "corpus.dynamic_multiplier=auto reuses the keys of each step in the next one, so they must be kept.",
                 got="corpus.keep_keys=false",

@@ -80,6 +80,8 @@ def leverage(
     settings: CorpusSettings,
     steps: Sequence[int],
     tolerance: float = math.inf,
+    *,
+    keeps_keys: bool,
 ) -> Outcome[Leverages]:
     """Measure held-out leverage at ``steps`` until that of every edited layer is at most ``tolerance``.
 
@@ -89,16 +91,17 @@ def leverage(
     Args:
         workspace: the run's workspace.
         source: the keys, with tokens for the last step and those held out.
-        settings: the corpus settings: how many tokens are held out, and whether keys are kept.
+        settings: the corpus settings: how many tokens are held out.
         steps: token counts, ascending.
         tolerance: the leverage to stop at; by default the first step is enough.
+        keeps_keys: whether the run stores keys.
 
     Raises:
         InputError: a key is NaN, infinite, or too large for the data type; names the layer.
     """
     store = workspace.store
     series = leverage_series(source.series.digest, settings.auto.held_out)
-    statistics = _Statistics(workspace, source, settings)
+    statistics = _Statistics(workspace, source, settings.auto.held_out, keeps_keys=keeps_keys)
     curves: dict[int, dict[int, float]] = {layer: {} for layer in source.layers}
     built = 0
     for count in steps:
@@ -165,15 +168,16 @@ class _Statistics:
     Args:
         workspace: the run's workspace.
         source: the keys.
-        settings: the corpus settings.
+        held_out: number of keys after the first ones.
+        keeps_keys: whether keys are stored.
     """
 
-    def __init__(self, workspace: Workspace, source: KeySource, settings: CorpusSettings) -> None:
+    def __init__(self, workspace: Workspace, source: KeySource, held_out: int, *, keeps_keys: bool) -> None:
         self._workspace = workspace
         self._source = source
         self._series = source.series
-        self._keep_keys = settings.keep_keys
-        self._held_out = settings.auto.held_out
+        self._keeps_keys = keeps_keys
+        self._held_out = held_out
         self._reader = source.reader(workspace)
         self._sums: dict[int, Moments] = {}
         self._kept: KeyStream | None = None
@@ -182,7 +186,7 @@ class _Statistics:
     def reach(self, count: int, layers: Sequence[int]) -> None:
         """Make available the keys that C0 of ``count`` tokens covers, and those held out."""
         stop = count + self._held_out
-        if self._keep_keys:
+        if self._keeps_keys:
             self._kept, _ = collect_keys(self._workspace, self._source, stop, self._reader)
         else:
             units = list(self._reader.rows((count, stop), layers))

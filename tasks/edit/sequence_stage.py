@@ -206,7 +206,7 @@ class _Sequence:
 
     def _write(self, last: int) -> dict[str, float]:
         """Write the batches that are not stored, up to number ``last``. A thread stores what has been written."""
-        inputs, runtime = self._in, self._in.workspace.runtime
+        inputs, limits = self._in, self._in.model.limits
         if self._reached:
             logger.info("edit: continuing after %d batches", self._reached)
         facts, pending = 0, list[Written]()
@@ -217,8 +217,8 @@ class _Sequence:
             {layer: inputs.factors.operator(layer) for layer in inputs.layers},
             inputs.contexts.templates,
             directions=inputs.directions.read(),
-            most_tokens=runtime.tokens_per_pass,
-            memory=runtime.memory_mb * 2**20,
+            most_tokens=limits.most_tokens,
+            memory=limits.memory,
         )
         with writer, Background() as background:
             writer.replay(step for _, step in self._stored())

@@ -160,7 +160,7 @@ def edit(
                         spread=method.spread,
                         clean_weight=method.clean_weight,
                         read_keys=method.read_keys,
-                        most_tokens=workspace.runtime.tokens_per_pass,
+                        most_tokens=model.limits.most_tokens,
                     )
                 except CollidingKeysError as error:
                     raise colliding(requests, error) from None

@@ -201,7 +201,7 @@ def score_records(
 
         def scored(decoder: Decoder, records: Sequence[Record], advance: Callable[[int], None]) -> pa.Table:
             with applied(decoder, deltas):
-                return family.score(decoder, records, most_tokens=workspace.runtime.tokens_per_pass, advance=advance)
+                return family.score(decoder, records, most_tokens=model.limits.most_tokens, advance=advance)
 
         wanted = [by_digest[digest] for digest in digests]
         table = pa.concat_tables(on_shares(model.replicas, scored, wanted, advance, begin=workspace.limit_threads))

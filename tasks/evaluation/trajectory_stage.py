@@ -166,7 +166,7 @@ def _held_out_nll(
     def build(draft: Draft) -> None:
         shards, blocks = held_out_blocks(workspace.store, model, corpus, first, HELD_OUT)
         with applied(model.decoder, read_deltas(edit) if edit else {}):
-            nll = block_nll(model.decoder, blocks, most_tokens=workspace.runtime.tokens_per_pass, advance=advance)
+            nll = block_nll(model.decoder, blocks, most_tokens=model.limits.most_tokens, advance=advance)
         draft.read_from(*shards, *([edit] if edit else []))
         save_table(draft.path / _BLOCKS, pa.table({"tokens": [len(block) - 1 for block in blocks], "nll": nll}))
         draft.summary = {"blocks": len(blocks), "first": first}

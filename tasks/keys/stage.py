@@ -63,7 +63,7 @@ class KeySource:
             self.tokens.shard_blocks,
             block_length=self.tokens.block_length,
             key_dtype=self.dtype,
-            tokens_per_pass=workspace.runtime.tokens_per_pass,
+            tokens_per_pass=self.model.limits.most_tokens,
             begin=workspace.limit_threads,
         )
 

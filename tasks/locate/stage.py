@@ -100,7 +100,7 @@ def locate(
                 model.decoder,
                 traced,
                 settings,
-                most_tokens=workspace.runtime.tokens_per_pass,
+                most_tokens=model.limits.most_tokens,
                 advance=advance,
             )
             rows = [
@@ -161,7 +161,7 @@ def _known(
 
     def build(draft: Draft, digests: list[str]) -> None:
         prompts = [_encoded(model, facts[digest]) for digest in digests]
-        found = continuation_likelihoods(model.decoder, prompts, most_tokens=workspace.runtime.tokens_per_pass)
+        found = continuation_likelihoods(model.decoder, prompts, most_tokens=model.limits.most_tokens)
         rows = [
             {**_columns(facts[digest]), "fact": digest, "nll": one.nll, "tokens": one.tokens, "correct": one.correct}
             for digest, one in zip(digests, found, strict=True)

@@ -17,6 +17,8 @@ from factsmith.artifacts.recipe import Recipe, Series, digest_of
 from factsmith.tasks.decoder.decoder import Decoder
 from factsmith.tasks.decoder.placement import DeviceMap
 from factsmith.tasks.model.checkpoint import Checkpoint
+from factsmith.tasks.model.cost import model_cost
+from factsmith.tasks.model.limits import Limits, limits
 from factsmith.tasks.model.settings import ModelSettings
 from factsmith.tasks.pipeline.settings import RuntimeSettings
 
@@ -167,8 +169,19 @@ class Model:
 
     @property
     def made(self) -> dict[str, Any]:
-        """Where the model runs, for the manifests of what it computes."""
-        return {"device_map": self.device_map}
+        """Where the model runs and in what passes, for the manifests of what it computes."""
+        limits = self.limits
+        return {
+            "device_map": self.device_map,
+            "tokens_per_pass": limits.most_tokens,
+            "memory_mb": limits.memory // 2**20,
+        }
+
+    @cached_property
+    def limits(self) -> Limits:
+        """How much runs at once, on each device."""
+        item = getattr(torch, self.dtype).itemsize
+        return limits(self._runtime, self._devices[0], lambda: model_cost(self.checkpoint), item)
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerFast:

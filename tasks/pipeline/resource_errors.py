@@ -45,8 +45,9 @@ def resource_errors(activity: str, folder: Path, runtime: RuntimeSettings) -> It
 
 
 def _explained(activity: str, folder: Path, runtime: RuntimeSettings, error: BaseException) -> InputError | None:
-    lower = f"lower runtime.tokens_per_pass (now {runtime.tokens_per_pass}) or runtime.memory_mb (now "
-    lower += f"{runtime.memory_mb})"
+    settings = {"tokens_per_pass": runtime.tokens_per_pass, "memory_mb": runtime.memory_mb}
+    names = [f"runtime.{name}" + (f" (now {value})" if value else "") for name, value in settings.items()]
+    lower = f"lower {' or '.join(names)}"
     device_map = "runtime.device_map=auto" + (" in place of runtime.devices" if runtime.devices else "")
     for cause in causes(error):
         if isinstance(cause, torch.OutOfMemoryError) or _says(cause, _DEVICE):

@@ -94,11 +94,18 @@ class RuntimeSettings(Section):
     products: Literal["auto", "float64", "float32"] = Field(
         "auto", description="data type of the products that C0 is summed from; auto: float32 on a GPU, float64 on a CPU"
     )
-    tokens_per_pass: int = Field(8192, ge=1, description="most positions in one forward pass")
+    tokens_per_pass: int | None = Field(
+        None, ge=1, description="most positions in one forward pass; null: 8192 on a CPU, what has room on a GPU"
+    )
     checkpoint_seconds: Annotated[float, ReadIf("corpus.keep_keys", (False,))] = Field(
         600, ge=0, description="seconds between checkpoints while keys are summed up without being kept"
     )
-    memory_mb: int = Field(2048, ge=1, description="memory for the activations of one batch of value vectors, in MiB")
+    memory_mb: int | None = Field(
+        None,
+        ge=1,
+        description="memory for the activations of one batch of value vectors, in MiB; null: 2048 on a CPU, "
+        "what has room on a GPU",
+    )
 
 
 class TrackingSettings(Section):

@@ -22,8 +22,8 @@ from factsmith.tasks.tracking.tracker import Tracker
 
 __all__ = ["StageReport", "Workspace"]
 
-_FLOP_PER_BYTE = 10_000
-"""FLOP of a float64 factorisation on a GPU, at 10 TFLOP/s, in the time that reading a byte takes at 1 GB/s."""
+_FLOP_PER_BYTE = 2_000
+"""FLOP of a float64 decomposition on a GPU, at 2 TFLOP/s, in the time that reading a byte takes at 1 GB/s."""
 
 
 @dataclass(frozen=True)
@@ -124,8 +124,6 @@ class Workspace:
         return {
             "device": ",".join(map(str, self.devices)),
             "threads": torch.get_num_threads(),
-            "tokens_per_pass": self.runtime.tokens_per_pass,
-            "memory_mb": self.runtime.memory_mb,
         }
 
     def add(self, report: StageReport) -> None:

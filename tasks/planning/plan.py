@@ -87,7 +87,7 @@ class _RunPlanner(PrecomputePlanner):
         flop = sum(2 * self._edit_flop(batch) for batch in batches)  # their keys are read again
         flop += sum(self._value_flop(record.request) for batch in batches for record in batch)
         changes = 16 * len(self.layers) * self.cost.projection
-        memory = self.pass_memory() + self.operator.bytes + changes + self.settings.runtime.memory_mb * 2**20
+        memory = self.pass_memory() + self.operator.bytes + changes + self.run.model.limits.memory
         edit = StagePlan("edit", left, len(run.batches.requests), "facts", flop, 2 * left * vectors, memory)
         records, counts = run.batches.records, run.batches.counts
         phases = [(recipe.digest, records[: counts[number - 1]]) for number, recipe in recipes.items()]
@@ -125,7 +125,7 @@ class _RunPlanner(PrecomputePlanner):
         stored = RowSeries(self.store, series).find()
         absent = [request for digest, request in facts.items() if digest not in stored]
         flop = sum(map(self._value_flop, absent))
-        memory = self.weights + self.settings.runtime.memory_mb * 2**20
+        memory = self.weights + self.run.model.limits.memory
         return StagePlan("values", len(absent), len(facts), "facts", flop, 8 * self.cost.width * len(absent), memory)
 
     def _value_flop(self, request: EditRequest) -> float:

@@ -10,6 +10,7 @@ from factsmith.artifacts.recipe import Recipe, Series
 from factsmith.tasks.corpus.stage import token_series
 from factsmith.tasks.covariance.accumulation_stage import checkpoint_series, last_checkpoint
 from factsmith.tasks.covariance.leverage_stage import leverage_recipes, leverage_series, settled_tokens
+from factsmith.tasks.covariance.packing import packed_size
 from factsmith.tasks.covariance.stage import ROWS_PER_UPDATE, covariance_series
 from factsmith.tasks.keys.stage import absent_shards, key_series, key_spans, shard_rows, whole_shards
 from factsmith.tasks.model.cost import model_cost
@@ -17,7 +18,7 @@ from factsmith.tasks.model.stage import known_cost
 from factsmith.tasks.planning.run import Run
 from factsmith.tasks.preservation.stage import factor_series
 
-__all__ = ["PrecomputePlanner", "StagePlan"]
+__all__ = ["PrecomputePlanner", "StagePlan", "unstored"]
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,16 @@ class StagePlan:
     flop: float = 0.0
     bytes: int = 0
     memory: int = 0
+
+
+def unstored(run: Run) -> list[str]:
+    """What the run does not store, because its device computes it again in less time than it reads it."""
+    cost, found = run.preservation.cost, []
+    if run.preservation.source == "covariance" and run.settings.corpus.keep_keys is None and not run.keeps_keys:
+        found.append("keys")
+    if not run.workspace.is_worth_storing(cost.flop, cost.bytes):
+        found.append("factors")
+    return found
 
 
 class PrecomputePlanner:
@@ -68,7 +79,7 @@ class PrecomputePlanner:
 
     def pass_memory(self, *, kept_layers: int = 0) -> int:
         """Bytes of the model, of one pass over as many positions as allowed, and of the keys taken from it."""
-        positions = self.settings.runtime.tokens_per_pass
+        positions = self.run.model.limits.most_tokens
         return self.weights + 4 * positions * (6 * self.cost.width + (2 + 2 * kept_layers) * self.cost.key_width)
 
     @cached_property
@@ -118,7 +129,7 @@ class PrecomputePlanner:
         budget, settings, width = self.run.budget, self.settings.corpus, self.cost.key_width
         available, ended = self.read
         wanted = budget.most + budget.held_out
-        useful = whole_shards(width, wanted) if settings.keep_keys else wanted
+        useful = whole_shards(width, wanted) if self.run.keeps_keys else wanted
         most = available if ended else max(available, useful)
         unread = most - available
         tokens = StagePlan("tokens", unread, useful, "tokens", bytes=4 * unread)
@@ -127,14 +138,14 @@ class PrecomputePlanner:
         series = covariance_series(self.keys.digest, self.count)
         lacking = [layer for layer in self.layers if self.store.find(series.member(layer=layer)) is None]
         algebra = float(len(lacking)) * self.count * width**2
-        if not settings.keep_keys:
+        if not self.run.keeps_keys:
             checkpoint = last_checkpoint(self.store, checkpoint_series(self.keys.digest), lacking, self.count)
             left = self.count - (int(checkpoint.key["rows"]) if checkpoint else 0)
             flop = 0.0
             if lacking:
                 flop = len(lacking) * left * width**2 + self.cost.key_flop(max(lacking), left, self.attended)
             memory = self.pass_memory(kept_layers=len(lacking)) + (len(lacking) + 1) * self.matrix
-            size = (len(lacking) + 1) * self.matrix if lacking else 0  # with a checkpoint
+            size = len(lacking) * packed_size(width)
             return [tokens, StagePlan("covariance", len(lacking), len(self.layers), "layers", flop, size, memory)]
         # As long as the token count is not known, plan for the last step and its held-out tokens.
         spans = key_spans(width, self.settled or self.count + budget.held_out, most)
@@ -152,7 +163,7 @@ class PrecomputePlanner:
         if self.kind.source == "keys":
             return [tokens, collected]
         memory = 3 * self.matrix + (item * shard_rows(width) + 8 * ROWS_PER_UPDATE) * width
-        size = len(lacking) * self.matrix
+        size = len(lacking) * packed_size(width)
         covariance = StagePlan("covariance", len(lacking), len(self.layers), "layers", algebra, size, memory)
         return [tokens, *([self.leverage()] if budget.searches else []), collected, covariance]
 
@@ -170,7 +181,8 @@ class PrecomputePlanner:
 
     def factor(self) -> StagePlan:
         missing = self.missing(self.factor_series.member(layer=layer) for layer in self.layers)
-        flop, size = missing * self.operator.flop, missing * self.operator.bytes
+        stored = self.run.workspace.is_worth_storing(self.operator.flop, self.operator.bytes)
+        flop, size = missing * self.operator.flop, missing * self.operator.bytes * stored
         return StagePlan("factor", missing, len(self.layers), "layers", flop, size, self.operator.memory)
 
     @cached_property

@@ -108,7 +108,22 @@ class Run:
     @cached_property
     def preservation(self) -> PreservationKind:
         """The kind of preservation that the method chooses."""
-        return load_kind(self.settings.method, width=self.model.key_width, keep_keys=self.settings.corpus.keep_keys)
+        return load_kind(self.settings.method, width=self.model.key_width, keep_keys=self.keeps_keys)
+
+    @cached_property
+    def keeps_keys(self) -> bool:
+        """Whether keys are stored: ``corpus.keep_keys``.
+
+        If it is null, they are if making them again would take longer than reading them, as on a CPU, or if they
+        are read again: by factors that are made from them, or by the search for d_m.
+        """
+        given = self.settings.corpus.keep_keys
+        if given is not None:
+            return given
+        if self.workspace.device.type == "cpu" or self.settings.corpus.is_auto:
+            return True
+        kept = load_kind(self.settings.method, width=self.model.key_width, keep_keys=True)
+        return kept.source == "keys"
 
     @cached_property
     def budget(self) -> TokenBudget:

@@ -109,7 +109,7 @@ def values(
         def optimised(
             decoder: Decoder, facts: Sequence[EditRequest], advance: Callable[[int], None]
         ) -> list[ValueVector]:
-            memory = workspace.runtime.memory_mb * 2**20
+            memory = model.limits.memory
             return optimise_values(decoder, facts, contexts.templates, layer, settings, memory=memory, advance=advance)
 
         def build(draft: Draft, digests: list[str]) -> None:

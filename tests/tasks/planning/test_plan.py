@@ -6,19 +6,24 @@ import json
 
 import pytest
 import torch
+from rich.console import Console
 from torch.utils.flop_counter import FlopCounterMode
 
 from factsmith.artifacts.errors import InputError
 from factsmith.artifacts.store import Store
 from factsmith.flows.configuration.composition import compose
 from factsmith.flows.precompute import precompute
+from factsmith.flows.reporting.terminal import plan_table
 from factsmith.tasks.evaluation.trajectory_stage import HELD_OUT
 from factsmith.tasks.keys import stage as keys_stage
 from factsmith.tasks.keys.block_keys import block_keys
 from factsmith.tasks.model.checkpoint import open_checkpoint
 from factsmith.tasks.model.cost import model_cost
+from factsmith.tasks.pipeline.workspace import Workspace
 from factsmith.tasks.planning.plan import StagePlan, plan
+from factsmith.tasks.planning.precompute_plan import unstored
 from factsmith.tasks.planning.run import Run
+from factsmith.tasks.preservation.kind import load_kind
 
 
 @pytest.fixture
@@ -71,6 +76,41 @@ def test_keys_that_are_not_kept_are_not_planned(planned, arguments, plain_flows)
     assert unkept["covariance"].memory > 3 * 8 * 40**2
     precompute(compose(arguments("corpus.keep_keys=false")))
     assert not any(stage.missing for stage in planned("corpus.keep_keys=false", dataset=False).values())
+
+
+@pytest.mark.parametrize(
+    ("given", "kept", "absent"),
+    [
+        ([], False, ["keys", "factors"]),
+        (["corpus.keep_keys=true"], True, ["factors"]),
+        (["corpus.dynamic_multiplier=auto"], True, ["factors"]),
+        (["method=memit-f", "method.low_rank.n_samples=25", "method.low_rank.rank=12"], True, ["factors"]),
+        (["method=memit-f", "method.low_rank.n_samples=800", "method.low_rank.rank=12"], False, ["keys", "factors"]),
+    ],
+)
+def test_a_gpu_stores_what_it_reads_again(planned, arguments, store, monkeypatch, given, kept, absent):
+    monkeypatch.setattr(Workspace, "devices", [torch.device("cuda")])
+    run = Run(compose(arguments("runtime.memory_mb=64", *given)), store)
+    assert run.keeps_keys == kept
+    assert unstored(run) == absent
+    stages = {stage.name: stage for stage in plan(run, dataset=False)}
+    assert ("keys" in stages) == kept
+    assert stages["factor"].bytes == 0
+    text = Console(width=200)
+    with text.capture() as shown:
+        text.print(plan_table(list(stages.values()), run.settings, absent))
+    assert f"{' and '.join(absent).capitalize()} are not stored" in shown.get()
+
+
+def test_large_low_rank_factors_take_longer_to_make_than_to_read(monkeypatch, arguments, store):
+    """On a GPU: a Cholesky factorisation of d_k = 14,336 is quick, an eigendecomposition is not."""
+    monkeypatch.setattr(Workspace, "devices", [torch.device("cuda")])
+    settings = compose(arguments("method=memit-f", "method.low_rank.n_samples=40000", "method.low_rank.rank=5958"))
+    workspace = Run(settings, store).workspace
+    low_rank = load_kind(settings.method, width=14336, keep_keys=True).cost
+    assert workspace.is_worth_storing(low_rank.flop, low_rank.bytes)
+    full = load_kind(compose(arguments()).method, width=14336, keep_keys=True).cost
+    assert not workspace.is_worth_storing(full.flop, full.bytes)
 
 
 def test_a_corpus_known_to_be_too_small_is_refused_as_in_a_run(planned, arguments, plain_flows, tmp_path):
