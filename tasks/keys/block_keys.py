@@ -54,10 +54,13 @@ def block_keys(
     starts = [0]
     for length in lengths:
         starts.append(starts[-1] + length)
+    # A GPU copies to pinned memory while it computes the next pass.
+    pinned = decoder.device.type == "cuda" and torch.device(device).type == "cpu"
     keys = {
-        layer: torch.empty(starts[-1], decoder.key_width, dtype=decoder.model.dtype, device=device)
+        layer: torch.empty(starts[-1], decoder.key_width, dtype=decoder.model.dtype, device=device, pin_memory=pinned)
         for layer in sorted(set(layers))
     }
+    sums = {layer: torch.zeros((), dtype=torch.float64, device=decoder.device) for layer in keys}
     for batch in length_batches(lengths, most_tokens):
         tokens = pad([blocks[index] for index in batch], decoder.device)
         # Consecutive blocks of equal length fill one range of rows. All others are copied block by block.
@@ -65,16 +68,17 @@ def block_keys(
 
         def store(layer: int, found: Tensor, batch: list[int] = batch, contiguous: bool = contiguous) -> None:
             if contiguous:
-                first, last = batch[0], batch[-1]
-                keys[layer][starts[first] : starts[last + 1]].view(found.shape).copy_(found)
+                parts = [(starts[batch[0]], found.flatten(0, 1))]
             else:
-                for index, rows in zip(batch, found, strict=True):
-                    keys[layer][starts[index] : starts[index + 1]].copy_(rows[: lengths[index]])
+                parts = [(starts[index], rows[: lengths[index]]) for index, rows in zip(batch, found, strict=True)]
+            for start, rows in parts:
+                keys[layer][start : start + len(rows)].copy_(rows, non_blocking=True)
+                sums[layer] += rows.sum(dtype=torch.float64)
 
         with decoder.tapped(list(keys), store, stop=True):
             decoder.run(decoder.embed(tokens), 0, max(keys) + 1)
-    sums = torch.stack([rows.sum(dtype=torch.float64) for rows in keys.values()])
-    for layer, finite in zip(keys, sums.isfinite().tolist(), strict=True):  # one wait for the device, not one a layer
+    # One wait for the device, also for its copies.
+    for layer, finite in zip(keys, torch.stack([*sums.values()]).isfinite().tolist(), strict=True):
         if not finite:
             raise NonFiniteKeysError(layer)
     return keys

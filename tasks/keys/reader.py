@@ -109,7 +109,9 @@ class KeyReader:
                 return unit, last[1]
             return unit, self._compute(decoder, unit, layers, device)
 
-        with closing(in_turn(self._model.replicas, compute, self.units(span), begin=self._begin)) as computed:
+        replicas = self._model.replicas
+        ahead = replicas[0].device.type == "cuda" and torch.device(device).type == "cpu"  # while the caller writes
+        with closing(in_turn(replicas, compute, self.units(span), ahead=ahead, begin=self._begin)) as computed:
             for unit, found in computed:
                 self._last = unit, found
                 start, stop = unit.wanted

@@ -29,24 +29,27 @@ def in_turn(
     items: Iterable[T],
     *,
     first: int = 0,
+    ahead: bool = False,
     begin: Callable[[], None] = lambda: None,
     stopping: Event | None = None,
 ) -> Generator[R, None, None]:
     """The results of ``work(worker, item)``, in the order of ``items``. The workers take the items in turn.
 
-    Which worker takes an item does not depend on how quick they are. Each works in a thread of its own; a single one
-    works in the caller's thread, when its result is asked for. If work fails, or the caller stops to ask, each worker
-    ends the item that it is at, and no further one is begun. Of several errors, that of the first item is raised.
+    Which worker takes an item does not depend on how quick they are. Each works in a thread of its own. A single one
+    works in the caller's thread, when its result is asked for, unless it is to work ahead. If work fails, or the caller
+    stops to ask, each worker ends the item that it is at, and no further one is begun. Of several errors, that of the
+    first item is raised.
 
     Args:
         workers: what the work is done with.
         work: does the work.
         items: what to work on; taken in the caller's thread.
         first: number of the first item. Item i goes to worker i mod n.
+        ahead: whether a single worker, too, works while the caller uses the results.
         begin: called in each thread before its first item.
         stopping: set once no further result is wanted. Work that takes long may look at it.
     """
-    if len(workers) == 1:
+    if len(workers) == 1 and not ahead:
         for item in items:
             yield work(workers[0], item)
         return

@@ -26,6 +26,23 @@ def test_each_takes_its_items_however_quick_it_is(workers, items):
     assert found == [(workers[item % len(workers)], item * item) for item in range(items)]
 
 
+def test_a_single_worker_may_work_ahead():
+    begun: list[int] = []
+
+    def work(_: str, item: int) -> int:
+        begun.append(item)
+        return item
+
+    results = in_turn(["one"], work, range(9), ahead=True)
+    assert next(results) == 0
+    until = time.monotonic() + 60
+    while begun != [0, 1] and time.monotonic() < until:
+        time.sleep(0.01)
+    assert begun == [0, 1]  # while the first result is used
+    assert list(results) == list(range(1, 9))
+    assert next(in_turn(["one"], lambda _, item: threading.current_thread(), [0])) is threading.main_thread()
+
+
 def test_items_may_continue_earlier_ones():
     found = [*in_turn(WORKERS, square, range(4)), *in_turn(WORKERS, square, range(4, 9), first=4)]
     assert found == list(in_turn(WORKERS, square, range(9)))
