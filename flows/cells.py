@@ -79,6 +79,9 @@ def open_sweep(arguments: Sequence[str], *, jobs: int = 1, memory_mb: int | None
                 needed = max(needed, *(stage.memory for stage in plan(run)))
     if len(refused) == len(cells):
         raise refused[0]
+    if jobs > 1 and any(settings.method.value.tf32 for _, settings in cells):
+        logger.warning("method.value.tf32 holds for all cells that run at once: they run one after the other")
+        jobs = 1
     if memory_mb is not None and needed:
         fitting = memory_mb * 2**20 // needed
         if fitting < jobs:
@@ -116,7 +119,7 @@ class RunPool:
 
 def _checked_settings(settings: Settings) -> str:
     """The settings that decide whether input can be used. Cells that differ only in other settings are checked once."""
-    value = set(type(settings.method.value).model_fields) - {"site"}
+    value = set(type(settings.method.value).model_fields) - {"site", "tf32"}
     numbers = {"preservation_weight", "ridge", "slack", "slack_of_one", "spread", "clean_weight", "context_seed"}
     numbers |= {"low_rank", "null_space"}
     tokens = {"dynamic_multiplier", "tokens", "key_dtype", "keep_keys", "auto"}

@@ -74,7 +74,7 @@ def sequence_series(
         "spread": method.spread,
         "clean_weight": method.clean_weight,
         "read_keys": method.read_keys,
-        "value": method.value.model_dump(),
+        "value": method.value.recipe,
         **kind.scaling,
         **history,
         **model.parameters,

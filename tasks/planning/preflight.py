@@ -138,6 +138,13 @@ def _check_method(run: Run, facts: int) -> None:
             got=f"method.layers={run.layers}",
             remedy="set method.layers to one of them",
         )
+    device, dtype = run.workspace.device.type, run.model.dtype
+    if method.value.tf32 and (device, dtype) != ("cuda", "float32"):
+        raise InputError(
+            "method.value.tf32 multiplies float32 matrices on a GPU, and there are none here.",
+            got=f"model.dtype={dtype} on {device}",
+            remedy="leave out method.value.tf32",
+        )
 
 
 def _check_out(run: Run, out: Path) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from factsmith.tasks.decoder.batching import length_batches
 from factsmith.tasks.decoder.decoder import Decoder
+from factsmith.tasks.decoder.precision import tensor_float_32
 from factsmith.tasks.decoder.text import PLACEHOLDER, EncodedPrompt, encode_prompt
 from factsmith.tasks.facts.activations import FactActivations
 from factsmith.tasks.facts.request import EditRequest
@@ -101,7 +102,8 @@ def optimise_values(
     found: list[ValueVector] = []
     for first, last in _ranges(decoder, facts, layer, memory):
         mlp = FactActivations(decoder, requests[first:last]).mlp_outputs(layer).T if settings.site == "mlp" else None
-        found += _optimise(decoder, facts[first:last], layer, settings, mlp)
+        with tensor_float_32(settings.tf32):
+            found += _optimise(decoder, facts[first:last], layer, settings, mlp)
         for request, vector in zip(requests[first:last], found[first:], strict=True):
             if not torch.isfinite(vector.value).all():
                 raise NonFiniteValueError(request)

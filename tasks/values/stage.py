@@ -56,7 +56,7 @@ class Values:
 
 def value_series(model: Fingerprint, layer: int, settings: ValueSettings, contexts: str) -> Series:
     """The series of the vectors at one layer, with one set of context templates, given by its digest."""
-    parameters = {"layer": layer, **settings.model_dump(), **model.parameters}
+    parameters = {"layer": layer, **settings.recipe, **model.parameters}
     return Series("values", 1, parameters, {**model.inputs, "contexts": contexts})
 
 
