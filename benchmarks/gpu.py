@@ -270,7 +270,7 @@ class Bench:
         self.config = chosen.small if self.small else chosen.config
         self.facts = chosen.facts
         self.device, self.clock, self.folder = device, clock, folder
-        self.rows: list[Row] = []
+        self.rows = [Row("imports", time.time() - psutil.Process().create_time())]
         self.left_out: list[str] = []
         self.profile = ""
         make_model(self.config, self.dtype, device, folder / "model")
@@ -293,6 +293,8 @@ class Bench:
             "plain: the value vector of one fact",
             lambda: plain_loop(current.model.decoder, request, current.layers[-1], settings),
         )
+        if not self.small and self.dtype == torch.float32:
+            self.tf32()
         for history in ("full", "compressed"):
             self.sequence("memit", history)
         self.sequence("memit-f", "full")
@@ -309,6 +311,16 @@ class Bench:
             evaluation(run.workspace, run.model, run.families, run.batches, edits)
         self.add_stages(run, plans)
         return prepared, run
+
+    def tf32(self) -> None:
+        """The same value vectors with products in TF32."""
+        if self.clock.left <= 0:
+            self.left_out.append("values (TF32)")
+            return
+        run = self.opened("method.value.tf32=true", f"method.batch_size={self.facts}", "dataset.batches=1")
+        with run.logged("bench", flow="edit"):
+            write(run, prepare(run))
+        self.add_stages(run, {}, only="values", of=" (TF32)")
 
     def sequence(self, method: str, history: str) -> None:
         name = f"{method}, one fact after the other, history {history}"
