@@ -13,10 +13,12 @@ from factsmith.artifacts.errors import InputError
 from factsmith.artifacts.store import Store
 from factsmith.flows.configuration.composition import compose
 from factsmith.flows.precompute import precompute
+from factsmith.flows.run import run
 from factsmith.tasks.covariance import accumulation_stage
 from factsmith.tasks.covariance.moments import Moments
 from factsmith.tasks.covariance.stage import load_moments
 from factsmith.tasks.decoder.decoder import Decoder
+from factsmith.tasks.edit.stage import read_deltas
 from factsmith.tasks.keys import reader as key_reader
 from factsmith.tasks.keys import stage as keys_stage
 from factsmith.tasks.planning.run import Run
@@ -202,3 +204,35 @@ def test_all_is_every_gpu_or_the_cpu(arguments, home):
     count = torch.cuda.device_count()
     expected = [torch.device("cuda", place) for place in range(count)] or [torch.device("cpu")]
     assert Run(settings, Store(home)).workspace.devices == expected
+
+
+METHODS = {
+    "memit": [],
+    "memit-f": ["method=memit-f", "method.low_rank.n_samples=800", "method.low_rank.rank=12"],
+    "memit-f of few": ["method=memit-f", "method.low_rank.n_samples=25", "method.low_rank.rank=12"],
+    "alphaedit": ["method=alphaedit", "method.null_space.threshold=0.1"],
+    "in sequence": ["method.sequence.history=full", "method.batch_size=1", "dataset.batches=4"],
+}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("method", METHODS)
+def test_a_gpu_gives_the_c0_edits_and_scores_of_a_cpu(arguments, tmp_path, monkeypatch, method):
+    def edited(device: str) -> tuple[Store, dict[str, dict[str, float | None]]]:
+        monkeypatch.setenv("FACTSMITH_HOME", str(tmp_path / device))
+        report = run(compose(arguments(*METHODS[method], f"runtime.device={device}")))
+        return Store(tmp_path / device), report.metrics
+
+    (here, scores), (there, theirs) = edited("cpu"), edited("cuda")
+    assert theirs == scores
+    for kind in ("covariance", "edit"):
+        ours, others = ({one.digest: one for one in artifacts(store, kind)} for store in (here, there))
+        assert ours.keys() == others.keys()
+        for digest, one in ours.items():
+            if kind == "covariance":
+                pairs = [(load_moments(each, torch.device("cpu"))["covariance"] for each in (one, others[digest]))]
+            else:
+                deltas = [read_deltas(each) for each in (one, others[digest])]
+                pairs = [(deltas[0][layer].dense(), deltas[1][layer].dense()) for layer in deltas[0]]
+            for first, second in pairs:
+                assert (first - second).norm() <= 1e-5 * first.norm()

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from factsmith.tasks.decoder.decoder import Decoder
 from factsmith.tasks.decoder.replay import Replayed
 from factsmith.tasks.values import optimiser
 from factsmith.tasks.values.search import Search
@@ -40,6 +41,26 @@ def test_replayed_steps_find_the_same_vectors(decoder, monkeypatch, device):
         assert one.loss == pytest.approx(other.loss, rel=1e-3)
         assert close(one.value, other.value)
         assert one.start.device.type == "cpu"
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_passes_of_any_size_find_the_same_vectors(decoder, monkeypatch, device):
+    """With padding as with exact lengths, prompt by prompt as all together."""
+    decoder.model.to(device)
+    passes: dict[int, int] = {}
+    found = {}
+    for cost in (0, 32, 10_000):
+        monkeypatch.setattr(Decoder, "pass_cost", cost)
+        handle = decoder.blocks[-1].register_forward_hook(
+            lambda *_, cost=cost: passes.__setitem__(cost, passes.get(cost, 0) + 1)
+        )
+        found[cost] = optimise(decoder, facts())
+        handle.remove()
+    assert passes[0] > passes[32] > passes[10_000]
+    for cost in (32, 10_000):
+        for one, other in zip(found[cost], found[0], strict=True):
+            assert one.steps == other.steps
+            assert close(one.value, other.value)
 
 
 def test_a_step_reads_nothing(decoder, monkeypatch):
