@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from factsmith.flows.configuration.composition import compose_cell
 from factsmith.flows.configuration.grid import Cell, Grid, read_grid
 from factsmith.flows.configuration.unread import refuse_unread, unread
 from factsmith.tasks.pipeline.environment import home
+from factsmith.tasks.pipeline.workspace import Workspace
 from factsmith.tasks.planning.plan import plan
 from factsmith.tasks.planning.preflight import check_input
 from factsmith.tasks.planning.run import Run
@@ -96,25 +98,47 @@ def open_sweep(arguments: Sequence[str], *, jobs: int = 1, memory_mb: int | None
 
 
 class RunPool:
-    """Runs that cells borrow, one cell at a time, so that cells share models. Models of earlier cells are dropped."""
+    """Runs that cells borrow, one cell at a time, so that cells share models. Models of earlier cells are dropped.
 
-    def __init__(self, store: Store) -> None:
+    Args:
+        store: the artifact store.
+        apart: whether cells run at the same time. Each then has one of several ``runtime.devices`` to itself, or with
+            the fewest others. A cell that runs alone has all of them.
+    """
+
+    def __init__(self, store: Store, *, apart: bool = False) -> None:
         self._store = store
+        self._apart = apart
         self._lock = Lock()
-        self._free: dict[str, list[Run]] = {}
+        self._free: dict[tuple[str, str], list[Run]] = {}
+        self._cells: Counter[str] = Counter()
 
     @contextmanager
     def borrow(self, settings: Settings) -> Iterator[Run]:
         """Lend a run with ``settings``. No other cell uses its model until the context ends."""
         model = settings.model_dump_json(include={"model", "runtime"})
         with self._lock:
-            self._free = {model: self._free.get(model, [])}
-            lender = self._free[model].pop() if self._free[model] else Run(settings, self._store)
+            placed = self._placed(settings)
+            key = model, placed.runtime.device
+            self._free = {place: runs for place, runs in self._free.items() if place[0] == model}
+            free = self._free.setdefault(key, [])
+            lender = free.pop() if free else Run(placed, self._store)
+            self._cells[placed.runtime.device] += 1
         try:
-            yield lender.variant(settings)
+            yield lender.variant(placed)
         finally:
             with self._lock:
-                self._free.setdefault(model, []).append(lender)
+                self._free.setdefault(key, []).append(lender)
+                self._cells[placed.runtime.device] -= 1
+
+    def _placed(self, settings: Settings) -> Settings:
+        """The settings with one of several devices, if cells run at the same time."""
+        runtime = settings.runtime
+        if not self._apart or runtime.devices is None:
+            return settings
+        names = map(str, Workspace(self._store, runtime).devices)
+        chosen = min(names, key=lambda name: self._cells[name])
+        return settings.model_copy(update={"runtime": runtime.model_copy(update={"device": chosen, "devices": None})})
 
 
 def _checked_settings(settings: Settings) -> str:

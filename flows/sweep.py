@@ -110,7 +110,7 @@ def _report(opened: Sweep) -> SweepReport:
 
 def _run_cells(opened: Sweep, workspace: Workspace) -> list[CellReport]:
     """The reports of all cells, in the order of the axes."""
-    pool, parent = RunPool(workspace.store), workspace.tracker.run_id
+    pool, parent = RunPool(workspace.store, apart=opened.jobs > 1), workspace.tracker.run_id
     reports = {
         place: CellReport(place=dict(opened.cells[place][0].place), error=error)
         for place, error in opened.refused.items()

@@ -9,16 +9,19 @@ import signal
 import time
 
 import pytest
+import torch
 from mlflow import MlflowClient
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
 
 from factsmith.artifacts.errors import InputError
-from factsmith.flows.cells import open_sweep
+from factsmith.flows.cells import RunPool, open_sweep
+from factsmith.flows.configuration.composition import compose
 from factsmith.flows.reporting.sweeps import curves, failures, sweep_tables, write_sweep
 from factsmith.flows.sweep import run_sweep
 from factsmith.tasks.model.checkpoint import Checkpoint
 from factsmith.tasks.pipeline.progress import progress
+from factsmith.tasks.pipeline.workspace import Workspace
 from tests.reports import cell, report_of
 from tests.runs import artifacts, count_positions, run_as_functions
 
@@ -137,6 +140,29 @@ def test_a_sweep_that_is_stopped_does_not_wait_for_its_cells(which, prefect, req
     with pytest.raises(KeyboardInterrupt):
         run_sweep(open_sweep(arguments("method=memit,emmet"), jobs=2))
     assert stopped
+
+
+def test_cells_that_run_at_once_have_devices_to_themselves(arguments, store, monkeypatch):
+    two = [torch.device("cpu"), torch.device("meta")]
+    monkeypatch.setattr(
+        Workspace,
+        "devices",
+        property(lambda self: two if self.runtime.devices else [torch.device(self.runtime.device)]),
+    )
+    settings = compose(arguments("runtime.devices=all"))
+    alone, apart = RunPool(store), RunPool(store, apart=True)
+    with alone.borrow(settings) as run:
+        assert run.workspace.devices == two
+    with apart.borrow(settings) as one, apart.borrow(settings) as other:
+        assert [run.workspace.devices for run in (one, other)] == [two[:1], two[1:]]
+        assert one.model is not other.model
+        with apart.borrow(settings) as third:
+            assert third.workspace.devices == two[:1]
+        lenders = {run.workspace.device: run.model for run in (one, other)}
+    for _ in range(2):  # Each device keeps its model for the next cell.
+        with apart.borrow(settings) as one, apart.borrow(settings) as other:
+            assert {run.workspace.device for run in (one, other)} == set(two)
+            assert other.model is lenders[other.workspace.device]
 
 
 def test_no_more_cells_run_at_once_than_fit_the_memory(arguments, home, caplog):
