@@ -80,6 +80,12 @@ class Decoder:
         """The number of positions that take about as long as another pass does: launches, and reading the weights."""
         return _PASS_COST_OF_A_GPU if self.device.type == "cuda" else _PASS_COST_OF_A_CPU
 
+    @property
+    def stays_on_device(self) -> bool:
+        """Whether a pass stays on ``device``: all weights are there, and no block reads a result on the CPU."""
+        places = {parameter.device for parameter in self.model.parameters()}  # Offloaded weights are on none.
+        return places == {self.device} and not self.layout.waits(self.model.config)
+
     def projection(self, layer: int) -> nn.Module:
         """The module whose weight is edited at ``layer``."""
         return self.layout.projection(self.blocks[layer])

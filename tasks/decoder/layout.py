@@ -73,6 +73,10 @@ class Layout(ABC):
             setattr(config, "layer_types", types[:blocks])  # noqa: B010
         return config
 
+    def waits(self, config: PretrainedConfig) -> bool:
+        """Whether a pass reads a result on the CPU. Dynamic rotary angles depend on the largest position."""
+        return (getattr(config, "rope_parameters", None) or {}).get("rope_type") == "dynamic"
+
     def is_buffer(self, name: str) -> bool:
         """Whether the tensor ``name`` may be in a checkpoint without being a weight."""
         return any(re.search(pattern, name) for pattern in self.buffers)

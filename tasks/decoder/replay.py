@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import cache
+from threading import Lock, get_ident
 
 import torch
 
@@ -14,13 +16,22 @@ logger = logging.getLogger(__name__)
 _FIRST_CALLS = 2
 """Calls before the recording. Libraries allocate their workspaces in them, which must not happen while recording."""
 
+_recording = Lock()
+"""PyTorch makes one recording at a time in a process. It frees the memory of all devices before each."""
+
+_failed: list[torch.cuda.CUDAGraph] = []
+"""A recording that failed. PyTorch's allocator does not forget it, still reads it, and then refuses further ones."""
+
 
 class Replayed:
     """A computation that changes tensors in place and is called many times.
 
     On a CPU, a call just computes. A GPU often needs less time for the work than the CPU does to launch it. There, the
-    third call records the work as a CUDA graph, and each call from then on launches it at once. If the work cannot be
-    recorded, because it waits for a result or moves weights between devices, each call computes.
+    third call records the work as a CUDA graph, and each call from then on launches it at once. If a recording fails,
+    because the work waits for a result, each call computes, and no other work of the process is recorded any more.
+
+    The graph keeps the memory of a whole computation. It is freed with this object, which ``compute`` should therefore
+    not refer to: objects in a circle stay until Python looks for them.
 
     Args:
         compute: the computation. It must read and write the same tensors in every call, of the same shapes, and must
@@ -33,7 +44,7 @@ class Replayed:
         self._device = device
         self._calls = 0
         self._graph: torch.cuda.CUDAGraph | None = None
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._stream = _stream(device, get_ident()) if device.type == "cuda" else None
 
     def __call__(self) -> None:
         if self._stream is None:
@@ -53,12 +64,24 @@ class Replayed:
             torch.cuda.current_stream().wait_stream(self._stream)
 
     def _recorded(self, stream: torch.cuda.Stream) -> torch.cuda.CUDAGraph | None:
-        graph = torch.cuda.CUDAGraph()
-        try:
-            # Other threads write artifacts meanwhile. Only this one must not do what a recording forbids.
-            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-                self._compute()
-        except RuntimeError as error:
-            logger.debug("the work is launched step by step, because it cannot be recorded: %s", error)
-            return None
-        return graph
+        # A recording that fails leaves its stream as the current one. Leaving the outer context does not.
+        with _recording, torch.cuda.stream(stream):
+            if _failed:
+                return None
+            graph = torch.cuda.CUDAGraph()
+            try:
+                # Other threads write artifacts meanwhile. Only this one must not do what a recording forbids.
+                with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+                    self._compute()
+            except RuntimeError as error:
+                logger.debug("the work is launched step by step, because it cannot be recorded: %s", error)
+                _failed.append(graph)
+                return None
+            return graph
+
+
+@cache
+def _stream(device: torch.device, thread: int) -> torch.cuda.Stream:
+    """The stream that a thread records on. Each stream keeps workspaces of libraries and memory of its own."""
+    del thread  # A recording also records what other threads launch on its stream.
+    return torch.cuda.Stream(device)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -24,7 +26,7 @@ class Search:
         start: (F, d_model) float32 outputs before the change.
         contexts: number of rewrite prompts of a fact.
         settings: settings of the optimiser.
-        replayed: whether steps are recorded and replayed; ``None`` for on a GPU.
+        replayed: whether steps are recorded and replayed; ``None`` for on a GPU with all of the model.
 
     Attributes:
         done: (F,) bool, whether the loss of a fact is small enough.
@@ -45,13 +47,12 @@ class Search:
         self._objective = objective
         self._contexts = contexts
         self._settings = settings
-        self._replayed = start.device.type == "cuda" if replayed is None else replayed
+        self._replayed = start.is_cuda and objective.decoder.stays_on_device if replayed is None else replayed
         self._largest = settings.clamp * start.norm(dim=1, keepdim=True)
         self._decay = settings.weight_decay / start.norm(dim=1).square()
         self._moving = torch.zeros_like(start, requires_grad=True)
         self._optimiser = torch.optim.Adam([self._moving], lr=settings.learning_rate, capturable=start.is_cuda)
         self._unchanged: Tensor | None = None
-        self._step = Replayed(self._evaluate_and_move, start.device)
         self.done = torch.zeros(len(start), dtype=torch.bool, device=start.device)
         self.deltas = torch.zeros_like(start)
         self.measures = start.new_zeros(len(start), 3)
@@ -59,20 +60,24 @@ class Search:
 
     def run(self) -> None:
         """Take steps until every fact is finished, or the settings allow no more."""
-        finished = 0
+        finished, take_step = 0, self._step()
         for step in range(self._settings.steps):
             if step == self._settings.steps - 1:
                 with torch.no_grad():
                     self._evaluate()
                 return
-            self._step()
+            take_step()
             count = int(self.done.sum())
             if count == len(self.done):
                 return
             new, running = count - finished, len(self.done) - finished
             if new and (2 * new >= running or not self._replayed):
                 self._leave_out_finished()
-                finished = count
+                finished, take_step = count, self._step()
+
+    def _step(self) -> Callable[[], None]:
+        """Takes a step of the present facts. It is not kept here, because it refers to this search."""
+        return Replayed(self._evaluate_and_move, self.done.device) if self._replayed else self._evaluate_and_move
 
     def _evaluate_and_move(self) -> None:
         loss = self._evaluate()
@@ -103,4 +108,3 @@ class Search:
         assert self._unchanged is not None
         self._unchanged = self._unchanged[~self.done[self._objective.essence_facts]]
         self._objective = self._objective.without(self.done)
-        self._step = Replayed(self._evaluate_and_move, self.done.device)

@@ -55,6 +55,16 @@ def deltas(decoder) -> dict[int, LowRankDelta]:
     return {layer: LowRankDelta(random(24), random(40)) for layer in LAYERS}
 
 
+def test_only_passes_that_stay_on_their_device_can_be_recorded(decoder, away, family_folder):
+    """PyTorch's allocator does not recover from a recording that fails, so it must not be tried in vain."""
+    assert decoder.stays_on_device
+    assert not away.stays_on_device
+    dynamic = load(family_folder("mistral"))
+    assert dynamic.stays_on_device
+    dynamic.model.config.rope_parameters = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}
+    assert not dynamic.stays_on_device
+
+
 def requests() -> list[EditRequest]:
     return [
         EditRequest(case_id=1, template="{} speaks", subject="Mara Flousano", target_new="Danish"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from contextlib import nullcontext
 from functools import partial
 
@@ -97,6 +99,26 @@ def test_facts_that_are_finished_are_left_out(decoder, monkeypatch):
     assert ran[True][-1] < max(ran[True])
 
 
+@pytest.mark.parametrize("replayed", [False, True])
+def test_what_a_search_holds_is_freed_when_it_ends(decoder, monkeypatch, replayed):
+    """A graph keeps the memory of a whole step. A sequence records one for each batch, or more."""
+    held: list[weakref.ref] = []
+
+    class Watched(Search):
+        def __init__(self, *given, **named) -> None:
+            super().__init__(*given, replayed=replayed)
+            held.extend([weakref.ref(self), weakref.ref(self._moving)])
+
+    monkeypatch.setattr(optimiser, "Search", Watched)
+    gc.collect()
+    gc.disable()
+    try:
+        optimise(decoder, facts())
+        assert [one() for one in held] == [None, None]
+    finally:
+        gc.enable()
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_recorded_computation_does_what_it_did():
     total = torch.zeros(3, device="cuda")
@@ -126,3 +148,4 @@ def test_what_cannot_be_recorded_is_computed():
         add()
     assert add._graph is None
     assert total.item() == 5
+    assert torch.cuda.current_stream() == torch.cuda.default_stream(), "later work would run beside what it reads"
