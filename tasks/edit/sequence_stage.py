@@ -209,7 +209,7 @@ class _Sequence:
         inputs, limits = self._in, self._in.model.limits
         if self._reached:
             logger.info("edit: continuing after %d batches", self._reached)
-        facts, pending = 0, list[Written]()
+        facts, pending = 0, dict[int, Written]()
         writer = SequenceWriter(
             inputs.model.decoder,
             inputs.method,
@@ -223,21 +223,21 @@ class _Sequence:
         with writer, Background() as background:
             writer.replay(step for _, step in self._stored())
             started = time.perf_counter()
-            for number in range(self._reached + 1, last + 1):
-                batch = ordered_facts(self._batches[number - 1])
-                try:
-                    pending.append(self._write_batch(writer, batch, number))
-                except BaseException:  # Keep what has been written, whatever ends the sequence early.
-                    if pending:
-                        background.call(self._store_steps, number - 1, pending)
-                    raise
-                facts += len(batch)
-                self._advance(len(batch))
-                if len(pending) == inputs.method.sequence.checkpoint_every or number in self._missing:
-                    background.call(self._store_steps, number, pending)
-                    pending = []
-                if number in self._missing:
-                    background.call(self._publish, number, _deltas(writer.sums))
+            try:
+                for number in range(self._reached + 1, last + 1):
+                    batch = ordered_facts(self._batches[number - 1])
+                    pending[number] = self._write_batch(writer, batch, number)
+                    facts += len(batch)
+                    if len(pending) == inputs.method.sequence.checkpoint_every or number in self._missing:
+                        background.call(self._store_steps, pending)
+                        pending = {}
+                    if number in self._missing:
+                        background.call(self._publish, number, _deltas(writer.sums))
+                    self._advance(len(batch))
+            except BaseException:  # Keep what has been written, whatever ends the sequence early.
+                if pending:
+                    background.call(self._store_steps, pending)
+                raise
         seconds = time.perf_counter() - started
         return {"facts_written": float(facts), "seconds_an_edit": seconds / facts}
 
@@ -259,13 +259,13 @@ class _Sequence:
             )
         return written
 
-    def _store_steps(self, stop: int, pending: Sequence[Written]) -> None:
-        """Publish ``pending``, the batches up to number ``stop``, as a shard."""
-        start = stop - len(pending)
+    def _store_steps(self, pending: Mapping[int, Written]) -> None:
+        """Publish ``pending``, batches that follow each other, by number, as a shard."""
+        start, stop = min(pending) - 1, max(pending)
         tensors: dict[str, torch.Tensor] = {}
         measures: list[dict[str, Any]] = []
         facts: list[dict[str, Any]] = []
-        for number, written in enumerate(pending, start + 1):
+        for number, written in pending.items():
             for layer, delta in written.step.deltas.items():
                 name = f"{number}.layer.{layer}"
                 tensors |= {f"{name}.left": delta.left, f"{name}.right": delta.right}

@@ -14,7 +14,7 @@ __all__ = ["Background"]
 class Background(AbstractContextManager["Background"]):
     """Makes calls one after the other in a thread. When it is closed, all of them have ended.
 
-    An error in a call is raised by the next ``call``, or when this is closed.
+    An error in a call is raised by every later ``call``, which is not made, or when this is closed.
     """
 
     def __init__(self) -> None:
@@ -34,6 +34,5 @@ class Background(AbstractContextManager["Background"]):
             self._wait()
 
     def _wait(self) -> None:
-        last, self._last = self._last, None
-        if last is not None:
-            last.result()
+        if self._last is not None:
+            self._last.result()

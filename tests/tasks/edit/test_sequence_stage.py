@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import contextmanager
 
 import pyarrow.parquet as pq
 import pytest
@@ -14,6 +15,7 @@ from factsmith.artifacts.store import Store
 from factsmith.flows.configuration.composition import compose, compose_again
 from factsmith.flows.edit import edit
 from factsmith.flows.evaluate import evaluate
+from factsmith.tasks.edit import sequence_stage
 from factsmith.tasks.edit.batch import merge
 from factsmith.tasks.edit.sequence import SequenceWriter
 from factsmith.tasks.edit.stage import read_deltas
@@ -110,6 +112,25 @@ def test_a_failing_batch_loses_nothing_that_was_written(pipeline, writes, monkey
     with monkeypatch.context() as patch:
         patch.setattr(SequenceWriter, "write", wear_out)
         with pytest.raises(InputError, match=r"NaN or infinite[^$]*dataset.batches=3 to score the batches"):
+            pipeline(*ones(5, "method.sequence.checkpoint_every=50"))
+    pipeline(*ones(3))
+    assert writes == [1] * 3
+
+
+def test_ctrl_c_between_two_batches_loses_nothing_that_was_written(pipeline, writes, monkeypatch):
+    """A run beside others, as in a sweep, learns of Ctrl-C where it tells its progress."""
+
+    @contextmanager
+    def stopped(*_):
+        def advance(done: int) -> None:
+            if len(writes) == 3:
+                raise KeyboardInterrupt
+
+        yield advance
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sequence_stage, "progress", stopped)
+        with pytest.raises(KeyboardInterrupt):
             pipeline(*ones(5, "method.sequence.checkpoint_every=50"))
     pipeline(*ones(3))
     assert writes == [1] * 3
