@@ -97,7 +97,7 @@ class RuntimeSettings(Section):
     tokens_per_pass: int | None = Field(
         None, ge=1, description="most positions in one forward pass; null: 8192 on a CPU, what has room on a GPU"
     )
-    checkpoint_seconds: Annotated[float, ReadIf("corpus.keep_keys", (False,))] = Field(
+    checkpoint_seconds: Annotated[float, ReadIf("corpus.keep_keys", (False, None))] = Field(
         600, ge=0, description="seconds between checkpoints while keys are summed up without being kept"
     )
     memory_mb: int | None = Field(

@@ -107,9 +107,13 @@ class Workspace:
     def can_hold(self, size: int) -> bool:
         """Whether results of ``size`` bytes may stay on the device until the next stage, which need not read them then.
 
-        On a CPU they are read from the file's pages, which are in memory anyway.
+        They stay until the run ends, so half of a GPU is left to what is computed meanwhile. On a CPU they are read
+        from the file's pages, which are in memory anyway.
         """
-        return self.device.type == "cuda" and 2 * size < torch.cuda.mem_get_info(self.device)[0]
+        if self.device.type != "cuda":
+            return False
+        free, total = torch.cuda.mem_get_info(self.device)
+        return 2 * size < free and torch.cuda.memory_allocated(self.device) + size < total / 2
 
     def is_worth_storing(self, flop: float, size: int) -> bool:
         """Whether to store a result of ``size`` bytes although ``flop`` FLOP make it again.
