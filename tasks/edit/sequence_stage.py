@@ -220,7 +220,7 @@ class _Sequence:
             most_tokens=limits.most_tokens,
             memory=limits.memory,
         )
-        with writer, Background() as background:
+        with writer, Background(inputs.workspace.limit_threads) as background:
             writer.replay(step for _, step in self._stored())
             started = time.perf_counter()
             try:

@@ -15,10 +15,13 @@ class Background(AbstractContextManager["Background"]):
     """Makes calls one after the other in a thread. When it is closed, all of them have ended.
 
     An error in a call is raised by every later ``call``, which is not made, or when this is closed.
+
+    Args:
+        begin: called in the thread before the first call.
     """
 
-    def __init__(self) -> None:
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="background")
+    def __init__(self, begin: Callable[[], None] = lambda: None) -> None:
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="background", initializer=begin)
         self._last: Future[Any] | None = None
 
     def call(self, function: Callable[..., Any], *given: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 
 import pytest
+import torch
 
 from factsmith.tasks.pipeline.background import Background
 
@@ -49,3 +50,11 @@ def test_the_callers_own_error_comes_first():
         background.call(fail)
         raise ValueError("its own")
     assert done == [1]
+
+
+def test_the_thread_keeps_to_its_limit_of_cpu_threads():
+    """Each Python thread has its own limit."""
+    found: list[int] = []
+    with Background(lambda: torch.set_num_threads(1)) as background:
+        background.call(lambda: found.append(torch.get_num_threads()))
+    assert found == [1]
