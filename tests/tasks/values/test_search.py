@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import gc
 import weakref
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from functools import partial
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from factsmith.tasks.decoder import replay
 from factsmith.tasks.decoder.decoder import Decoder
 from factsmith.tasks.decoder.replay import Replayed
 from factsmith.tasks.values import optimiser
@@ -117,6 +118,35 @@ def test_what_a_search_holds_is_freed_when_it_ends(decoder, monkeypatch, replaye
         assert [one() for one in held] == [None, None]
     finally:
         gc.enable()
+
+
+def test_after_a_recording_that_failed_the_stream_is_as_before_and_nothing_is_recorded(monkeypatch):
+    """As PyTorch behaves: its context of a recording is not left if the recording failed."""
+    streams, recordings = ["default"], []
+
+    @contextmanager
+    def stream(name):
+        streams.append(name)
+        yield
+        streams[:] = streams[: streams.index(name)]
+
+    class Graph:
+        def __init__(self, *_, **__) -> None:
+            recordings.append(self)
+
+        def __enter__(self) -> None:
+            streams.append("recorded")
+
+        def __exit__(self, *_) -> None:
+            raise RuntimeError("operation failed due to a previous error during capture")
+
+    monkeypatch.setattr(replay, "_failed", [])
+    for name, fake in {"stream": stream, "graph": Graph, "CUDAGraph": object}.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    for _ in range(2):
+        assert Replayed(lambda: None, torch.device("cpu"))._recorded("side") is None
+    assert streams == ["default"]
+    assert len(recordings) == 1
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
