@@ -82,9 +82,9 @@ class Decoder:
 
     @property
     def stays_on_device(self) -> bool:
-        """Whether a pass stays on ``device``: all weights are there, and no block reads a result on the CPU."""
-        places = {parameter.device for parameter in self.model.parameters()}  # Offloaded weights are on none.
-        return places == {self.device} and not self.layout.waits(self.model.config)
+        """Whether a pass stays on one device: all weights are there, and no block reads a result on the CPU."""
+        places = {parameter.device for parameter in self.model.parameters()}
+        return len(places) == 1 and not any(self._offloaded) and not self.layout.waits(self.model.config)
 
     def projection(self, layer: int) -> nn.Module:
         """The module whose weight is edited at ``layer``."""
