@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import pytest
 from playwright.sync_api import Error, Page, expect, sync_playwright
 
-__all__ = ["PATIENCE", "find_browser", "new_page"]
+__all__ = ["PATIENCE", "find_browser", "installed_browser", "lacking", "new_page"]
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 ARGUMENTS = [
@@ -30,10 +30,14 @@ def lacking(reason: str) -> NoReturn:
     pytest.skip(reason)
 
 
+def installed_browser() -> str | None:
+    """Where the system's Chromium is, if there is one."""
+    return next(filter(None, map(shutil.which, BROWSERS)), None)
+
+
 def find_browser() -> str:
     """Where the system's Chromium is."""
-    found = [path for path in map(shutil.which, BROWSERS) if path]
-    return found[0] if found else lacking("needs Chromium, such as Debian's package chromium")
+    return installed_browser() or lacking("needs Chromium, such as Debian's package chromium")
 
 
 @contextmanager
