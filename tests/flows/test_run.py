@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
 import shutil
@@ -12,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowRunFilter
 from transformers import AutoTokenizer
 
 from factsmith.artifacts.errors import InputError
@@ -30,7 +31,7 @@ from factsmith.tasks.keys import reader
 from factsmith.tasks.keys import stage as keys_stage
 from factsmith.tasks.model.checkpoint import Checkpoint
 from tests.conftest import load, load_plain
-from tests.runs import artifacts, contents, count_positions, states
+from tests.runs import KINDS, artifacts, contents, count_positions, states
 
 STAGES = ["model", "tokens", "keys", "covariance", "factor", "contexts", "values", "edit", "evaluation"]
 METRICS = {"ES", "PS", "NS", "S", "EM", "PM", "NM", "Eff*", "Gen*", "Spe*"}
@@ -44,6 +45,16 @@ def no_model(monkeypatch):
         monkeypatch.setattr(Checkpoint, "load", lambda *_, **__: pytest.fail("a model was loaded"))
 
     return forbidden
+
+
+def stages_in_prefect(run_id: str) -> list[tuple[str, str]]:
+    """Names and states of the stages of a run."""
+    with get_client(sync_client=True) as client:
+        parts = FlowRunFilter.model_validate({"parent_flow_run_id": {"any_": [run_id]}})
+        ids = [str(part.id) for part in client.read_flow_runs(flow_run_filter=parts)]
+        of_them = FlowRunFilter.model_validate({"id": {"any_": ids}})
+        runs = client.read_task_runs(flow_run_filter=of_them)
+    return [(one.name.partition("-")[0], one.state.name) for one in runs if one.state and one.state.is_final()]
 
 
 def test_a_second_run_is_cached_to_the_last_stage(prefect_server, home, arguments, store, no_model):
@@ -61,6 +72,11 @@ def test_a_second_run_is_cached_to_the_last_stage(prefect_server, home, argument
     assert contents(store) == before
     assert first.run_id != second.run_id
     assert all(store.resolve(stage.artifact) for stage in first.stages)
+    deadline = time.monotonic() + 30
+    while len(shown := stages_in_prefect(second.run_id)) < len(STAGES):  # Prefect records them a little later
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+    assert sorted(shown) == sorted((name, "Cached") for name in STAGES)
 
 
 def test_two_homes_hold_the_same_bytes(pipeline, store, tmp_path, monkeypatch):
@@ -69,28 +85,6 @@ def test_two_homes_hold_the_same_bytes(pipeline, store, tmp_path, monkeypatch):
     monkeypatch.setenv("FACTSMITH_HOME", str(tmp_path / "there"))
     pipeline()
     assert contents(Store(tmp_path / "there")) == here
-
-
-def test_a_hit_shows_as_cached_in_prefect(prefect_server, home, arguments):
-    from prefect import get_client
-    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId, FlowRunFilterParentFlowRunId
-
-    async def task_states(run_id: str) -> list[tuple[str, str]]:
-        async with get_client() as client:
-            parent = FlowRunFilterParentFlowRunId(any_=[run_id])
-            children = await client.read_flow_runs(flow_run_filter=FlowRunFilter(parent_flow_run_id=parent))
-            ids = FlowRunFilter(id=FlowRunFilterId(any_=[child.id for child in children]))
-            runs = await client.read_task_runs(flow_run_filter=ids)
-            return [(one.name.partition("-")[0], one.state.name) for one in runs if one.state and one.state.is_final()]
-
-    run(compose(arguments()))
-    second = run(compose(arguments()))
-    deadline = time.monotonic() + 30
-    found: list[tuple[str, str]] = []
-    while len(found) < len(STAGES) and time.monotonic() < deadline:  # Prefect records task runs a little later
-        time.sleep(0.5)
-        found = asyncio.run(task_states(second.run_id))
-    assert sorted(found) == sorted((name, "Cached") for name in STAGES)
 
 
 def test_a_larger_multiplier_appends_and_a_smaller_one_reuses(pipeline, store, arguments, monkeypatch, no_model):
@@ -154,7 +148,7 @@ def test_the_factor_is_that_of_the_preservation_weight_times_c0(pipeline, store)
     assert (lower @ lower.T - expected).norm() < 1e-13 * expected.norm()
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float16", marks=pytest.mark.slow)])
 def test_models_in_half_precision(pipeline, store, dtype):
     report = pipeline(f"model.dtype={dtype}")
     assert all(np.isfinite(value) for value in report.metrics["after"].values())
@@ -235,32 +229,26 @@ def flip(path: Path) -> None:
     path.write_bytes(bytes(content))
 
 
-def test_whatever_is_damaged_is_built_again_to_the_same_bytes(pipeline, store, caplog):
+@pytest.mark.parametrize(
+    "damages", [[KINDS], pytest.param([[kind] for kind in KINDS], marks=pytest.mark.slow)], ids=["at once", "in turn"]
+)
+def test_whatever_is_damaged_is_built_again_to_the_same_bytes(pipeline, store, caplog, damages):
     first = pipeline()
     before = contents(store)
-    for kind in (
-        "model",
-        "tokens",
-        "keys",
-        "covariance",
-        "factor",
-        "contexts",
-        "values",
-        "edit",
-        "scores",
-        "evaluation",
-    ):
-        victim = artifacts(store, kind)[0]
-        name = max(victim.manifest.files, key=lambda one: victim.manifest.files[one].bytes)
-        flip(victim.path / name)
+    for kinds in damages:
+        for kind in kinds:
+            victim = artifacts(store, kind)[0]
+            name = max(victim.manifest.files, key=lambda one: victim.manifest.files[one].bytes)
+            flip(victim.path / name)
         caplog.clear()
         again = pipeline()
-        assert f"{kind}/" in caplog.text, f"nothing was said of a damaged {kind}"
+        for kind in kinds:
+            assert f"{kind}/" in caplog.text, f"nothing was said of a damaged {kind}"
         assert contents(store) == before
         assert again.metrics == first.metrics
 
 
-def test_each_flow_runs_alone(prefect_server, home, arguments):
+def test_each_flow_runs_alone(plain_flows, home, arguments):
     settings = compose(arguments("dataset.batches=1"))
     assert list(states(precompute(settings))) == STAGES[:5]
     report = edit(settings)
@@ -271,7 +259,7 @@ def test_each_flow_runs_alone(prefect_server, home, arguments):
     assert set(report.metrics["after"]) == METRICS
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@pytest.mark.parametrize("family", [pytest.param("gpt2", marks=pytest.mark.slow), "llama"])
 def test_an_edited_model_is_handed_over(plain_flows, store, arguments, tmp_path, request, family):
     folder = request.getfixturevalue(f"{family}_folder")
     settings = compose(arguments(f"model.path={folder}", "dataset.batches=1"))
@@ -392,11 +380,11 @@ def test_runs_are_logged_with_the_same_names(pipeline, home):
     assert (home / "mlruns").is_dir()
 
 
-def test_threads_are_those_that_were_asked_for_whatever_is_cached(pipeline, store):
+def test_threads_are_those_that_were_asked_for_whatever_is_cached(plain_flows, arguments, store):
     before = torch.get_num_threads()
     try:
-        pipeline("runtime.threads=1")
-        pipeline("runtime.threads=2", "method.preservation_weight=7")  # its factor needs no model
+        precompute(compose(arguments("runtime.threads=1")))
+        precompute(compose(arguments("runtime.threads=2", "method.preservation_weight=7")))  # needs no model
     finally:
         torch.set_num_threads(before)
     found = {one.manifest.made["threads"] for one in artifacts(store, "keys")}
