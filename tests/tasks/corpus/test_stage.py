@@ -33,7 +33,7 @@ def words_of(store) -> list[list[int]]:
     return [block for one in shards for block in load_table(one.path / "blocks.parquet")["tokens"].to_pylist()]
 
 
-@pytest.mark.parametrize("sampling", ["first", "shuffled", "stratified"])
+@pytest.mark.parametrize("sampling", ["first", pytest.param("shuffled", marks=pytest.mark.slow), "stratified"])
 def test_a_folder_becomes_keys_in_any_order(plain_flows, home, store, arguments, folder, sampling, monkeypatch):
     monkeypatch.setattr(tokens_stage, "SHARD_TOKENS", 500)  # every shard asks again for what the last one read ahead
     given = arguments(

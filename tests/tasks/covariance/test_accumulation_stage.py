@@ -42,7 +42,7 @@ def rows(monkeypatch) -> list[int]:
     return seen
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.slow), "float16"])
 def test_covariances_are_those_of_kept_keys_to_the_byte(unkept, arguments, store, tmp_path, monkeypatch, dtype):
     report = unkept(MANY, f"corpus.key_dtype={dtype}")
     assert list(states(report)) == ["model", "tokens", "covariance", "factor"]
@@ -55,7 +55,7 @@ def test_covariances_are_those_of_kept_keys_to_the_byte(unkept, arguments, store
     assert found.items() <= contents(Store(tmp_path / "there")).items()
 
 
-@pytest.mark.parametrize("keep", [True, False])
+@pytest.mark.parametrize("keep", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_float32_products_move_no_score(arguments, home, tmp_path, monkeypatch, keep):
     given = arguments(MANY, f"corpus.keep_keys={keep}", "dataset.batches=1")
     exact = run(compose(given))

@@ -31,7 +31,7 @@ def away(monkeypatch):
     return lambda: monkeypatch.setattr(Checkpoint, "load", offloading)
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@pytest.mark.parametrize("family", [pytest.param("gpt2", marks=pytest.mark.slow), "llama"])
 def test_a_run_leaves_the_same_bytes(request, pipeline, away, tmp_path, monkeypatch, home, family):
     folder = request.getfixturevalue(f"{family}_folder")
     given = (f"model.path={folder}", "runtime.device_map=auto")

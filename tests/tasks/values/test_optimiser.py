@@ -110,12 +110,12 @@ def test_agrees_with_the_plain_loop(decoder):
 
 def test_the_clamp_holds(decoder):
     tight = SETTINGS.model_copy(update={"clamp": 0.2, "stop_loss": 0.0})
-    for request, vector in zip(facts(), optimise(decoder, facts(), tight), strict=True):
+    for request, vector in zip(facts()[:3], optimise(decoder, facts()[:3], tight), strict=True):
         assert (vector.value - vector.start).norm() <= 0.2 * vector.start.norm() * (1 + 1e-5)
         assert close(vector.value, reference(decoder, request, tight).value)
 
 
-@pytest.mark.parametrize("memory", [1, 200_000])
+@pytest.mark.parametrize("memory", [1, pytest.param(200_000, marks=pytest.mark.slow)])
 def test_a_fact_does_not_depend_on_the_others(decoder, memory):
     together = optimise(decoder, facts())
     parted = optimise(decoder, facts(), memory=memory)
