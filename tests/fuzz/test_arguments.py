@@ -44,7 +44,7 @@ def composed_or_refused(arguments: list[str]) -> None:
         sound(compose(arguments))
 
 
-@examples(100)
+@examples(40)
 @given(st.lists(st.one_of(
     st.builds("{}={}".format, st.sampled_from(KEYS), text),
     st.builds("{}={}".format, st.sampled_from(GROUPS), st.one_of(text, st.sampled_from([
@@ -68,7 +68,7 @@ def test_every_setting_with_every_odd_value(key):
         composed_or_refused([f"{key}={value}"])
 
 
-@examples(60)
+@examples(25)
 @given(st.text(st.characters(codec="ascii", categories=["L", "N"]), min_size=1, max_size=8))
 @example("007")
 @example("1_0")
@@ -106,7 +106,7 @@ def own(tmp_path_factory):
     return tmp_path_factory.mktemp("own") / "own.yaml"
 
 
-@examples(70)
+@examples(30)
 @given(tree, st.sampled_from(sorted(GOOD)))
 def test_any_part_of_a_yaml_is_composed_or_refused(own, part, name):
     for content in (part, {**GOOD, name: part}):
@@ -115,7 +115,7 @@ def test_any_part_of_a_yaml_is_composed_or_refused(own, part, name):
             composed_or_refused([f"{group}={own}"])
 
 
-@examples(70)
+@examples(30)
 @given(st.one_of(
     st.binary(max_size=40),
     st.text(max_size=40).map(str.encode),

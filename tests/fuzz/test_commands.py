@@ -80,7 +80,7 @@ def addresses(result: Any) -> set[str]:
     return {stage["artifact"] for stage in json.loads(result.out)["stages"]}
 
 
-@pytest.mark.parametrize("seed", seeds(100, every=11))
+@pytest.mark.parametrize("seed", seeds(100, every=25))
 def test_a_changed_setting_is_refused_or_changes_the_result(factsmith, plain_flows, arguments, seed):
     chance = random.Random(seed)
     method = METHODS[seed % len(METHODS)]
@@ -115,7 +115,7 @@ def misspelt(word: str, chance: random.Random) -> str:
     )
 
 
-@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.parametrize("seed", seeds(60, every=5))
 def test_a_misspelt_word_is_refused(factsmith, refused, plain_flows, arguments, seed):
     chance = random.Random(seed)
     command = arguments(*METHODS[seed % len(METHODS)])
@@ -161,7 +161,7 @@ def mutated(fact: dict[str, Any], chance: random.Random) -> dict[str, Any]:
     )
 
 
-@pytest.mark.parametrize("seed", seeds(40, every=7))
+@pytest.mark.parametrize("seed", seeds(40, every=13))
 def test_a_changed_fact_is_refused_or_written_as_it_reads(factsmith, plain_flows, arguments, tmp_path, home, seed):
     chance = random.Random(seed)
     fact = mutated(FACT, chance)

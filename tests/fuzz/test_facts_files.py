@@ -126,7 +126,7 @@ def found(records: list[Record]) -> list[tuple]:
 distinct = st.lists(fact(), min_size=1, max_size=4, unique_by=lambda one: (one["subject"], one["prompt"]))
 
 
-@examples(60)
+@examples(25)
 @given(distinct, st.randoms(use_true_random=False), st.booleans())
 def test_what_is_right_is_read_whatever_the_order_of_its_fields(folder, facts, random, escaped):
     shuffled = []
@@ -139,7 +139,7 @@ def test_what_is_right_is_read_whatever_the_order_of_its_fields(folder, facts, r
     assert found(load(folder, "a.jsonl", "\r\n".join(lines).encode())) == expected(facts)
 
 
-@examples(60)
+@examples(25)
 @given(distinct, st.sampled_from(",;\t"), st.booleans(), st.permutations(NAMES[:5]))
 def test_a_table_that_any_writer_wrote_is_read(folder, facts, delimiter, bom, columns):
     def cell(one: dict, name: str) -> str:
@@ -160,7 +160,7 @@ def test_a_table_that_any_writer_wrote_is_read(folder, facts, delimiter, bom, co
     assert found(load(folder, "a.csv", content)) == expected(facts)
 
 
-@examples(150)
+@examples(60)
 @given(st.one_of(value, st.lists(st.dictionaries(st.sampled_from(NAMES), value, max_size=6), max_size=3)))
 @example([{"subject": "\ud800", "prompt": "{}", "target_new": "x"}])
 @example([{"subject": "a", "prompt": "{}", "target_new": "x", "case_id": 2**70}])
@@ -171,7 +171,7 @@ def test_any_json_is_read_or_refused(folder, content):
     refused_or_sound(folder, "a.jsonl", "\n".join(map(json.dumps, lines)).encode())
 
 
-@examples(150)
+@examples(60)
 @given(distinct, st.data())
 def test_a_good_file_that_was_cut_or_changed_is_read_or_refused(folder, facts, data):
     text = json.dumps(facts).encode()
@@ -188,7 +188,7 @@ def test_a_good_file_that_was_cut_or_changed_is_read_or_refused(folder, facts, d
         refused_or_sound(folder, name, changed)
 
 
-@examples(150)
+@examples(60)
 @given(st.one_of(st.binary(max_size=60), st.text(max_size=60).map(lambda one: one.encode("utf-8", "surrogatepass"))))
 @example(b"[" * 100_000)
 @example(b'{"a":' * 100_000)

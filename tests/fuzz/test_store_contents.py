@@ -82,7 +82,7 @@ def respelt(content: dict) -> bytes:
     return json.dumps({**content, "checksum": hashlib.sha256(canonical_json(content)).hexdigest()}).encode()
 
 
-@examples(100)
+@examples(40)
 @given(st.data())
 def test_one_changed_byte_is_noticed_wherever_it_is(pristine, store, data):
     folder = fresh(pristine, store)
@@ -99,7 +99,7 @@ def test_one_changed_byte_is_noticed_wherever_it_is(pristine, store, data):
     right_or_rebuilt(store, changed=not same)
 
 
-@examples(60)
+@examples(25)
 @given(st.data())
 def test_a_file_cut_anywhere_is_noticed(pristine, store, data):
     folder = fresh(pristine, store)
@@ -109,7 +109,7 @@ def test_a_file_cut_anywhere_is_noticed(pristine, store, data):
     right_or_rebuilt(store, changed=True)
 
 
-@examples(100)
+@examples(40)
 @given(st.data())
 def test_a_manifest_with_another_value_somewhere_is_no_manifest(pristine, store, data):
     folder = fresh(pristine, store)
@@ -122,7 +122,7 @@ def test_a_manifest_with_another_value_somewhere_is_no_manifest(pristine, store,
     right_or_rebuilt(store, changed=True)
 
 
-@examples(60)
+@examples(25)
 @given(st.sampled_from(["kind", "digest", "series", "recipe", "files"]), value)
 def test_a_manifest_that_was_forged_deceives_nobody_about_the_files(pristine, store, name, new):
     folder = fresh(pristine, store)
@@ -137,7 +137,7 @@ def test_a_manifest_that_was_forged_deceives_nobody_about_the_files(pristine, st
     right_or_rebuilt(store, changed=True)
 
 
-@examples(60)
+@examples(25)
 @given(st.one_of(st.binary(max_size=60), value.map(json.dumps).map(str.encode)))
 @example(b"[" * 100_000)
 @example(b'{"checksum":' * 50_000)
@@ -218,7 +218,7 @@ def test_rows_are_found_or_built_again(store, which, name, share):
         assert json.loads((row.artifact.path / "rows.json").read_text())[row.place] == digest
 
 
-@examples(60)
+@examples(25)
 @given(st.one_of(text, st.text(st.sampled_from("abcdef0123456789/*?[].\\"))))
 def test_any_address_names_artifacts_or_is_refused(pristine, store, address):
     fresh(pristine, store)
