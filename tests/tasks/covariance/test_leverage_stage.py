@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from factsmith.artifacts.store import Store
 from factsmith.flows.cells import open_sweep
 from factsmith.flows.configuration.composition import compose
 from factsmith.flows.precompute import precompute
+from factsmith.flows.reporting.reports import PrecomputeReport
 from factsmith.flows.reporting.sweeps import sweep_tables, write_sweep
 from factsmith.flows.sweep import run_sweep
 from factsmith.tasks.keys import stage as keys_stage
@@ -22,7 +24,7 @@ from factsmith.tasks.model.checkpoint import Checkpoint
 from factsmith.tasks.planning.plan import StagePlan, plan
 from factsmith.tasks.planning.run import Run
 from tests.reports import cell, report_of
-from tests.runs import artifacts, contents, count_positions, states
+from tests.runs import artifacts, contents, count_positions, run_as_functions, states, tiny_arguments
 
 AUTO = ("corpus.dynamic_multiplier=auto", "corpus.auto.held_out=800")
 WIDTH = 40
@@ -35,6 +37,26 @@ def prepared(arguments, monkeypatch):
     """Precompute the tiny model with an automatic d_m and some more words, in small shards of keys."""
     monkeypatch.setattr(keys_stage, "_SHARD_ROWS", 400)
     return lambda *more, report=False: precompute(compose(arguments(*AUTO, *more)), report)
+
+
+@dataclass
+class Found:
+    """A home in which an automatic d_m was found, its store, and the report."""
+
+    home: Path
+    store: Store
+    report: PrecomputeReport
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory, gpt2_folder, _mlflow_tables) -> Found:
+    """As ``prepared()`` leaves it. Tests share it, as they only read it, or run what is cached."""
+    home = tmp_path_factory.mktemp("found") / "home"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FACTSMITH_HOME", str(home))
+        patch.setattr(keys_stage, "_SHARD_ROWS", 400)
+        run_as_functions(patch)
+        return Found(home, Store(home), precompute(compose(tiny_arguments(gpt2_folder, *AUTO))))
 
 
 def measured(store: Store) -> dict[int, dict[int, float | None]]:
@@ -50,8 +72,8 @@ def all_keys(store: Store, layer: int) -> np.ndarray:
     return np.concatenate([read_keys(one) for one in sorted(shards, key=lambda one: one.key["start"])])
 
 
-def test_it_is_the_first_step_at_which_every_layer_is_within_tolerance(prepared, store):
-    report = prepared()
+def test_it_is_the_first_step_at_which_every_layer_is_within_tolerance(found):
+    report, store = found.report, found.store
     assert list(states(report)) == ["model", "tokens", "leverage", "keys", "covariance", "factor"]
     assert report.dynamic_multiplier == 8
     curves = measured(store)
@@ -72,8 +94,8 @@ def test_it_is_the_first_step_at_which_every_layer_is_within_tolerance(prepared,
             assert value == pytest.approx(expected, rel=1e-9)
 
 
-def test_an_automatic_multiplier_gives_the_artifacts_of_its_number(prepared, arguments, store, tmp_path, monkeypatch):
-    prepared()
+def test_an_automatic_multiplier_gives_the_artifacts_of_its_number(prepared, arguments, found, tmp_path, monkeypatch):
+    monkeypatch.setenv("FACTSMITH_HOME", str(found.home))
     with monkeypatch.context() as patch:
         patch.setattr(Checkpoint, "load", lambda *_, **__: pytest.fail("a model was loaded"))
         again = prepared()
@@ -85,20 +107,19 @@ def test_an_automatic_multiplier_gives_the_artifacts_of_its_number(prepared, arg
 
     monkeypatch.setenv("FACTSMITH_HOME", str(tmp_path / "there"))
     precompute(compose(arguments("corpus.dynamic_multiplier=8")))
-    assert contents(Store(tmp_path / "there")).items() <= contents(store).items()
+    assert contents(Store(tmp_path / "there")).items() <= contents(found.store).items()
 
 
 def test_a_covariance_that_is_there_is_not_added_up_again_and_gives_the_same_bytes(
-    prepared, arguments, store, tmp_path, monkeypatch
+    prepared, arguments, found, tmp_path, monkeypatch
 ):
-    prepared()
     monkeypatch.setenv("FACTSMITH_HOME", str(tmp_path / "there"))
     for multiplier in (3, 6):
         precompute(compose(arguments(f"corpus.dynamic_multiplier={multiplier}")))
     prepared()
-    found = {one.address: one.manifest.content for one in artifacts(Store(tmp_path / "there"), "leverage")}
-    assert found == {one.address: one.manifest.content for one in artifacts(store, "leverage")}
-    assert len(found) == 10
+    made = {one.address: one.manifest.content for one in artifacts(Store(tmp_path / "there"), "leverage")}
+    assert made == {one.address: one.manifest.content for one in artifacts(found.store, "leverage")}
+    assert len(made) == 10
 
 
 def test_an_interrupted_run_uses_the_keys_and_leverages_that_are_there(prepared, store, tmp_path, monkeypatch):
@@ -158,15 +179,15 @@ def test_a_corpus_that_ends_before_is_used_as_far_as_it_goes(prepared, arguments
     assert "corpus.auto.held_out" in str(caught.value)
 
 
-def test_mlflow_has_the_curves_and_what_they_led_to(prepared, home):
-    report = prepared()
-    client = MlflowClient(f"sqlite:///{home / 'mlflow.db'}")
+def test_mlflow_has_the_curves_and_what_they_led_to(found):
+    report = found.report
+    client = MlflowClient(f"sqlite:///{found.home / 'mlflow.db'}")
     run = client.get_run(report.mlflow_run_id)
     assert run.data.metrics["dynamic_multiplier"] == 8
     assert run.data.tags["corpus.dynamic_multiplier"] == "8"
     assert run.data.params["corpus.dynamic_multiplier"] == "auto"
     history = client.get_metric_history(report.mlflow_run_id, "leverage/layer_1")
-    assert {one.step: one.value for one in history} == measured(Store(home))[1]
+    assert {one.step: one.value for one in history} == measured(found.store)[1]
     assert "leverage.png" in {one.path for one in client.list_artifacts(report.mlflow_run_id)}
 
 
@@ -199,7 +220,7 @@ def test_keys_must_be_kept_to_find_a_number(arguments):
 HELD_OUT = "corpus.auto.held_out"  # A report reads it in any case.
 
 
-@pytest.mark.parametrize("kept", ["true", "false"])
+@pytest.mark.parametrize("kept", [pytest.param("true", marks=pytest.mark.slow), "false"])
 def test_a_report_by_hand(arguments, home, store, kept, monkeypatch, tmp_path):
     given = arguments("corpus.dynamic_multiplier=5", "corpus.auto.held_out=800", f"corpus.keep_keys={kept}")
     report = precompute(compose(given, reads=[HELD_OUT]), report=True)

@@ -222,7 +222,7 @@ def test_curves_have_the_number_of_edits_as_step(pipeline, home):
     assert tables == {"sequence/trajectory.parquet", "sequence/measures.parquet", "sequence/facts.parquet"}
 
 
-@pytest.mark.parametrize("kept", ["true", "false"])
+@pytest.mark.parametrize("kept", ["true", pytest.param("false", marks=pytest.mark.slow)])
 def test_safety_is_measured_along_the_same_directions_whatever_the_method(pipeline, store, kept):
     """Full and low-rank preservation of the same tokens share the principal directions of C0."""
     given = ones(2, "corpus.dynamic_multiplier=20", f"corpus.keep_keys={kept}")

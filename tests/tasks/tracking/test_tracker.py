@@ -73,33 +73,39 @@ def test_what_cannot_be_written_is_reported_at_the_end(home, monkeypatch):
 
 _BEGINS = """
 import sys, time
+from contextlib import ExitStack
 from pathlib import Path
 from factsmith.tasks.tracking.dead_runs import alive
 from factsmith.tasks.tracking.tracker import Tracker, connect, open_experiment
 home = Path(sys.argv[1])
-tracker = Tracker(home, experiment="factsmith", name="killed", flow="run", settings={})
-with alive(home, tracker.run_id, {"uri": tracker.uri, "prefect": sys.argv[2] or None}):
-    print(tracker.run_id, flush=True)
+with ExitStack() as lives:
+    for prefect in (None, "a-flow-run"):
+        tracker = Tracker(home, experiment="factsmith", name="killed", flow="run", settings={})
+        lives.enter_context(alive(home, tracker.run_id, {"uri": tracker.uri, "prefect": prefect}))
+        print(tracker.run_id, flush=True)
     time.sleep(120)
 """
 
 
-@pytest.mark.parametrize("prefect", ["", "a-flow-run"])
-def test_a_killed_run_does_not_stay_running(home, prefect):
+def test_a_killed_run_does_not_stay_running(home):
     begin(home).end(failed=False)
-    process = subprocess.Popen([sys.executable, "-c", _BEGINS, str(home), prefect], stdout=subprocess.PIPE, text=True)
-    run_id = process.stdout.readline().strip()
-    (sign,) = (home / "runs").glob("*.json")
+    process = subprocess.Popen([sys.executable, "-c", _BEGINS, str(home)], stdout=subprocess.PIPE, text=True)
+    ids = [process.stdout.readline().strip() for _ in range(2)]
+    signs = list((home / "runs").glob("*.json"))
+    assert len(signs) == 2
     statuses = {run.id: run.status for run in past_runs(home)}
-    assert statuses[run_id] == "RUNNING"  # as it is
-    os.utime(sign, (2_000_000_000, 2_000_000_000))
+    assert [statuses[one] for one in ids] == ["RUNNING"] * 2  # as they are
+    for sign in signs:
+        os.utime(sign, (2_000_000_000, 2_000_000_000))
     process.send_signal(signal.SIGKILL)
     process.wait()
     statuses = {run.id: run.status for run in past_runs(home)}
-    assert statuses[run_id] == "KILLED"
+    assert [statuses[one] for one in ids] == ["KILLED"] * 2
     client = MlflowClient(module.tracking_uri(home))
-    assert client.get_run(run_id).info.end_time == 2_000_000_000_000  # when it was last known to live
-    assert sign.exists() == bool(prefect)  # Prefect has not been told yet
+    for one in ids:
+        assert client.get_run(one).info.end_time == 2_000_000_000_000  # when it was last known to live
+    (left,) = (home / "runs").glob("*.json")
+    assert json.loads(left.read_text())["prefect"] == "a-flow-run"  # Prefect has not been told yet
 
 
 def test_a_dead_run_of_another_mlflow_waits_for_it(home, monkeypatch):
