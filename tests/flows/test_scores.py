@@ -35,7 +35,7 @@ def _home(tmp_path_factory, _mlflow_tables):
 @pytest.mark.parametrize(
     ("method", "size", "batches", "least"),
     [
-        ("memit", 16, 5, 92), ("memit", 64, 2, 87), ("memit-f", 16, 5, 92),
+        ("memit", 16, 3, 92), ("memit-f", 16, 3, 92),
         pytest.param("memit", 16, 10, 92, marks=pytest.mark.slow),
         pytest.param("memit", 64, 4, 87, marks=pytest.mark.slow),
         pytest.param("memit-f", 16, 10, 92, marks=pytest.mark.slow),
@@ -64,7 +64,7 @@ def test_an_automatic_multiplier_does_as_well_as_the_largest(size, batches):
 @pytest.mark.parametrize(
     ("method", "batches"),
     [
-        ("memit", 3),
+        ("memit", 1),
         pytest.param("memit", 6, marks=pytest.mark.slow),
         pytest.param("emmet", 6, marks=pytest.mark.slow),
     ],
@@ -87,7 +87,7 @@ SETTINGS = [f"{name}={value}" for name, value in load_choice("experiment", EXPER
 @pytest.mark.parametrize(
     ("sizes", "given"),
     [
-        ({""}, [*SETTINGS, "method.batch_size=16", "dataset.batches=5"]),
+        ({""}, [*SETTINGS, "method.batch_size=16", "dataset.batches=3"]),
         pytest.param({"1", "16", "64"}, [f"experiment={EXPERIMENT}"], marks=pytest.mark.slow),
     ],
 )
