@@ -70,7 +70,7 @@ def count_what_is_built(ready: Path, other_ready: Path, out: Path, arguments: li
     built = []
 
     def publish_slowly(self, draft, seconds):
-        time.sleep(0.2)  # The other process arrives while this one builds.
+        time.sleep(0.1)  # The other process arrives while this one builds.
         publish(self, draft, seconds)
         built.append(draft.recipe.address)
 

@@ -30,7 +30,7 @@ def facts_file(tmp_path: Path, *records: object) -> Path:
 # ------------------------------------------------------------------------------------------------------- answers
 
 
-def test_json_is_all_there_is_on_stdout(factsmith, prefect_server, arguments):
+def test_json_is_all_there_is_on_stdout_and_tables_name_what_matters(factsmith, prefect_server, arguments):
     result = factsmith("run", "--json", *arguments())
     assert result.code == 0, result
     document = json.loads(result.out)
@@ -45,9 +45,6 @@ def test_json_is_all_there_is_on_stdout(factsmith, prefect_server, arguments):
         assert {"ES", "PS", "NS", "S"} <= set(document["metrics"][phase])
         assert all(-100 <= value <= 100 for value in document["metrics"][phase].values())
 
-
-def test_tables_name_what_matters(factsmith, prefect_server, arguments):
-    factsmith("run", *arguments())
     result = factsmith("run", *arguments())
     assert result.code == 0
     for word in ("before", "after", "ES", "PS", "NS", "S", "9 cached", "factsmith ui", "covariance"):

@@ -47,7 +47,7 @@ def imported(factsmith, plain_flows, arguments, home):
     return call
 
 
-def test_light_commands_import_nothing_heavy(imported):
+def test_light_commands_import_nothing_heavy_and_a_plan_neither_prefect_nor_mlflow(imported, arguments):
     for words in (
         ["conf"],
         ["conf", "--json"],
@@ -60,9 +60,6 @@ def test_light_commands_import_nothing_heavy(imported):
         out, heavy = imported(words)
         assert out, words
         assert not heavy, words
-
-
-def test_a_plan_imports_neither_prefect_nor_mlflow(imported, arguments):
     out, heavy = imported(["plan", *arguments()])
     assert "cached" in out
     assert set(heavy) <= {"torch", "transformers"}
