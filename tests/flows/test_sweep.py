@@ -93,6 +93,7 @@ def test_a_cell_that_fails_while_it_runs_is_reported_and_the_others_run(sweep):
 
 
 def test_cells_may_run_at_once_to_the_same_scores(prefect_server, home, arguments, monkeypatch, tmp_path):
+    smaller = arguments("corpus.dynamic_multiplier=2", "method=memit,emmet", "dataset.batches=1")
     grid = arguments("corpus.dynamic_multiplier=2,5", "method=memit,emmet", "dataset.batches=1")
     with monkeypatch.context() as patch:
         run_as_functions(patch)
@@ -101,10 +102,10 @@ def test_cells_may_run_at_once_to_the_same_scores(prefect_server, home, argument
         two = run_sweep(open_sweep(grid, jobs=3))
     assert one.run_id is two.run_id is None
     monkeypatch.setenv("FACTSMITH_HOME", str(tmp_path / "third"))
-    three = run_sweep(open_sweep(grid, jobs=3))
-    for report in (two, three):
+    three = run_sweep(open_sweep(smaller, jobs=2))  # in Prefect
+    for report, same in ((two, one.cells), (three, one.cells[:2])):
         assert not failures(report)
-        for first, other in zip(one.cells, report.cells, strict=True):
+        for first, other in zip(same, report.cells, strict=True):
             # Which facts share a pass depends on which cell comes first, and with it the last bits of a value vector.
             assert other.metrics["after"] == pytest.approx(first.metrics["after"], abs=1e-2)
     with get_client(sync_client=True) as client:
@@ -116,9 +117,16 @@ def test_cells_may_run_at_once_to_the_same_scores(prefect_server, home, argument
     assert [list(row.values()) for row in rows[0]] == tables[0].rows
 
 
-@pytest.mark.parametrize("prefect", ["prefect_server", "plain_flows"])
-@pytest.mark.parametrize("which", ["method=memit", "method=emmet"], ids=["first", "last"])
-def test_a_sweep_that_is_stopped_does_not_wait_for_its_cells(which, prefect, request, home, arguments, monkeypatch):
+@pytest.mark.parametrize(
+    ("prefect", "which"),
+    [
+        ("prefect_server", "method=memit"),
+        ("plain_flows", "method=emmet"),
+        pytest.param("prefect_server", "method=emmet", marks=pytest.mark.slow),
+        pytest.param("plain_flows", "method=memit", marks=pytest.mark.slow),
+    ],
+)
+def test_a_sweep_that_is_stopped_does_not_wait_for_its_cells(prefect, which, request, home, arguments, monkeypatch):
     """Whether Ctrl-C comes while cells are still handed out or when all of them run."""
     request.getfixturevalue(prefect)
     stopped = []
