@@ -22,7 +22,10 @@ from factsmith.tasks.decoder.quiet import quiet_transformers
 __all__ = ["Decoder", "Part", "StopForward"]
 
 _PASS_COST_OF_A_CPU = 32
+"""Single facts take a third less time with any number from 16 to 96 than with 0. Many facts take the same time."""
+
 _PASS_COST_OF_A_GPU = 512
+"""Estimated from what it takes to launch the kernels of a block and to read its weights. Not measured yet."""
 
 Part = Literal["mlp", "attention"]
 """The part of a block whose output is added to the residual stream."""
