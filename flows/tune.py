@@ -215,5 +215,5 @@ def _editing_yaml(settings: Settings, report: TuneReport) -> str:
 
 
 def _absolute(path: str) -> str:
-    folder = Path(path).expanduser()
-    return str(folder.resolve()) if path != EMBEDDED and folder.is_dir() else path
+    local = Path(path).expanduser()
+    return str(local.resolve()) if path != EMBEDDED and local.exists() else path

@@ -34,6 +34,7 @@ __all__ = [
     "check_tensors",
     "check_token_ids",
     "check_types",
+    "named",
     "own_dtype",
     "refuse_adapter",
     "refuse_incomplete",
@@ -125,7 +126,7 @@ def refuse_incomplete(path: Path, info: Mapping[str, Any], layout: Layout) -> No
     unexpected = {name for name in info["unexpected_keys"] if not layout.is_buffer(name)}
     if missing or unexpected:
         parts = [("missing", missing), ("unexpected", unexpected)]
-        got = "; ".join(f"{len(names)} {what}: {_named(names)}" for what, names in parts if names)
+        got = "; ".join(f"{len(names)} {what}: {named(names)}" for what, names in parts if names)
         raise InputError(
             f"The tensors of {path} are not those of a {layout.model_type} model with this config.json.",
             got=got,
@@ -152,7 +153,8 @@ def _remedy(missing: Collection[str], unexpected: Collection[str]) -> str:
     return "use the config.json that was saved with these weights, or save the model again with save_pretrained"
 
 
-def _named(names: Iterable[str]) -> str:
+def named(names: Iterable[str]) -> str:
+    """The first few of ``names``, for a message."""
     shown = sorted(names)
     return ", ".join(shown[:_MOST_NAMED]) + (", ..." if len(shown) > _MOST_NAMED else "")
 
@@ -321,7 +323,7 @@ def check_token_ids(tokenizer: PreTrainedTokenizerFast, rows: int, where: str) -
     if unusable := beyond - set(tokenizer.all_special_tokens) | beyond & always:
         raise InputError(
             f"The tokenizer of {where} has tokens for which the model has no embedding.",
-            got=_named(map(repr, unusable)),
+            got=named(map(repr, unusable)),
             expected=f"token ids below {rows:,}, the number of rows of the embedding",
             remedy="call model.resize_token_embeddings(len(tokenizer)) and train the new rows, or take the tokens out "
             "of the tokenizer",

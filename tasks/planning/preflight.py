@@ -47,7 +47,8 @@ def open_run(
         differences: settings that differ from those of the choices, for the run's name.
 
     Raises:
-        InputError: the input cannot be used. Nothing has been written.
+        InputError: the input cannot be used. Nothing has been written but the checkpoint of a GGUF file, if it is one
+            that can be edited.
     """
     store = Store(home())
     run = Run(settings, store)

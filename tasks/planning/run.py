@@ -19,6 +19,8 @@ from factsmith.tasks.facts.record import Record
 from factsmith.tasks.facts.selection import select_records
 from factsmith.tasks.model.checkpoint import Checkpoint, open_checkpoint, open_model, refuse_revision
 from factsmith.tasks.model.embedded import ASSETS
+from factsmith.tasks.model.gguf import is_gguf
+from factsmith.tasks.model.gguf_stage import open_gguf
 from factsmith.tasks.model.model import Model
 from factsmith.tasks.model.settings import EMBEDDED
 from factsmith.tasks.pipeline.progress import progress
@@ -75,6 +77,9 @@ class Run:
         if settings.path == EMBEDDED:
             refuse_revision(EMBEDDED, settings.revision)
             return open_checkpoint(ASSETS)
+        if is_gguf(settings.path):
+            refuse_revision(settings.path, settings.revision)
+            return open_gguf(self.workspace, settings.path)
         return open_model(settings.path, settings.revision)
 
     @cached_property
