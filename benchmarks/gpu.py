@@ -23,10 +23,11 @@ import random
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import psutil
@@ -44,6 +45,7 @@ from factsmith.flows.precompute import Prepared, prepare
 from factsmith.tasks.decoder.batching import pad
 from factsmith.tasks.edit.sequence import SequenceWriter
 from factsmith.tasks.evaluation.stage import evaluation
+from factsmith.tasks.pipeline.workspace import StageReport
 from factsmith.tasks.planning.plan import StagePlan, plan
 from factsmith.tasks.planning.run import Run
 
@@ -277,7 +279,7 @@ class Bench:
         make_corpus(folder / "corpus.jsonl", 2500)
         self.arguments = [
             "model=local", f"model.path={folder / 'model'}", "corpus=local", f"corpus.path={folder / 'corpus.jsonl'}",
-            "dataset=embedded", f"method.layers={chosen.layers[self.small]}", "method.ridge=auto",
+            "dataset=embedded", f"method.layers={chosen.layers[self.small]}", "method.preservation_weight=1000",
             f"runtime.device={device}", "method.value.stop_loss=0", "dataset.split=all",
         ]  # fmt: skip
         self.machine = measure_machine(device, folder, clock)
@@ -309,28 +311,27 @@ class Bench:
             prepared = prepare(run)
             edits = write(run, prepared)
             evaluation(run.workspace, run.model, run.families, run.batches, edits)
-        self.add_stages(run, plans)
+        self.add_stages(run.workspace.reports, plans)
         return prepared, run
 
     def tf32(self) -> None:
         """The same value vectors with products in TF32."""
-        if self.clock.left <= 0:
-            self.left_out.append("values (TF32)")
+        if not self.has_time("values (TF32)"):
             return
         run = self.opened("method.value.tf32=true", f"method.batch_size={self.facts}", "dataset.batches=1")
         with run.logged("bench", flow="edit"):
             write(run, prepare(run))
-        self.add_stages(run, {}, only="values", of=" (TF32)")
+        self.add_stages([one for one in run.workspace.reports if one.name == "values"], of=" (TF32)")
 
     def sequence(self, method: str, history: str) -> None:
         name = f"{method}, one fact after the other, history {history}"
-        if self.clock.left <= 0:
-            self.left_out.append(name)
+        if not self.has_time(name):
             return
         run = self.opened(f"method={method}", "method.batch_size=1", f"method.sequence.history={history}")
         with run.logged("bench", flow="edit"):
             prepared = prepare(run)
-        self.add_stages(run, {}, only="factor" if method != "memit" else "", of=f" ({method})")
+        if method != "memit":
+            self.add_stages([one for one in run.workspace.reports if one.name == "factor"], of=f" ({method})")
         times = edits_in_sequence(run, prepared, 4 if self.small else 100, self.clock)
         if len(times) > 2:
             self.rows.append(Row(f"{name}: an edit", sum(times[1:]) / len(times[1:])))
@@ -338,28 +339,29 @@ class Bench:
             self.rows.append(Row(f"{name}: an edit, the last 10 of {len(times)}", sum(times[-10:]) / 10))
 
     def opened(self, *arguments: str) -> Run:
-        weight = [] if "method=memit-f" in arguments else ["corpus.dynamic_multiplier=10"]
-        given = [*self.arguments, *weight, "method.preservation_weight=1000", *arguments]
-        if weight == []:
-            given.remove("method.ridge=auto")
-        return Run(compose(given), Store(self.folder / "home"))
+        of_c0 = [] if "method=memit-f" in arguments else ["corpus.dynamic_multiplier=10", "method.ridge=auto"]
+        return Run(compose([*self.arguments, *of_c0, *arguments]), Store(self.folder / "home"))
 
-    def add_stages(self, run: Run, plans: dict[str, StagePlan], *, only: str | None = None, of: str = "") -> None:
+    def add_stages(
+        self, reports: Sequence[StageReport], plans: Mapping[str, StagePlan] = MappingProxyType({}), *, of: str = ""
+    ) -> None:
         dtype = str(self.dtype).removeprefix("torch.")
-        for report in run.workspace.reports:
-            if only is not None and report.name != only:
-                continue
-            planned = plans.get(report.name)
+        for report in reports:
             row = Row(f"{report.name}{of}", report.seconds)
-            if planned:
+            if planned := plans.get(report.name):
                 row.flop, row.bytes, row.floor = planned.flop, planned.bytes, floor(planned, self.machine, dtype)
             self.rows.append(row)
 
     def optional(self, name: str, work: Callable[[], object]) -> None:
-        if self.clock.left > 0:
+        if self.has_time(name):
             self.rows.append(Row(name, self.clock.seconds(work)))
-        else:
+
+    def has_time(self, name: str) -> bool:
+        """Whether there is time for the work ``name``. If not, it is noted as left out."""
+        if self.clock.left <= 0:
             self.left_out.append(name)
+            return False
+        return True
 
 
 # -------------------------------------------------------------------------------------------------- the report

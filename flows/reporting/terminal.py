@@ -185,10 +185,8 @@ def plan_table(stages: Sequence[StagePlan], settings: Settings, unstored: Sequen
     """What each stage would build, its cost, and what is not stored because it is quicker to compute again."""
     caption = "FLOP and memory are estimates. Memory does not include Python and its libraries."
     if unstored:
-        caption += (
-            f"\n{' and '.join(unstored).capitalize()} are not stored: this device computes them again in less time "
-        )
-        caption += "than it reads them."
+        names = " and ".join(unstored).capitalize()
+        caption += f"\n{names} are not stored: this device computes them again in less time than it reads them."
     table = Table(
         title=f"{settings.method.name} on {settings.model.name}: what a run would do",
         title_justify="left",

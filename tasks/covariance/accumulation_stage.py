@@ -171,6 +171,13 @@ def _grouped(units: Iterable[dict[int, Tensor]], size: int) -> Iterator[dict[int
         yield pending
 
 
+def _added(total: Moments, *others: Moments) -> Moments:
+    """``total``, to which ``others`` have been added in their order."""
+    for other in others:
+        total.add(other)
+    return total
+
+
 class _PartialSums:
     """Moments of some layers over the first rows of the key stream.
 
@@ -214,10 +221,7 @@ class _PartialSums:
 
     def take(self, layer: int) -> Moments:
         """The moments of a layer over all rows: those of the devices, added in their order. They are not kept here."""
-        total, *others = (part.pop(layer) for part in self.parts)
-        for other in others:
-            total.add(other)
-        return total
+        return _added(*(part.pop(layer) for part in self.parts))
 
     def save(self) -> None:
         """Publish a checkpoint and remove the earlier one."""
@@ -225,11 +229,8 @@ class _PartialSums:
         with self._store.draft(recipe) as draft:
             tensors: dict[str, Tensor] = {}
             for layer, moments in self.moments.items():
-                total = moments
-                if others := self.parts[1:]:
-                    total = moments.copy()
-                    for part in others:
-                        total.add(part[layer])
+                others = [part[layer] for part in self.parts[1:]]
+                total = _added(moments.copy(), *others) if others else moments
                 tensors |= {f"layer.{layer}.sum": total.sum, f"layer.{layer}.outer": total.outer}
             save_tensors(draft.path / _TENSORS, tensors)
             draft.summary = {"layers": list(self.moments), "tokens": self.rows}

@@ -10,7 +10,7 @@ import torch
 from factsmith.tasks.model.cost import ModelCost
 from factsmith.tasks.pipeline.settings import RuntimeSettings
 
-__all__ = ["Limits", "limits"]
+__all__ = ["Limits", "fitting_limits", "limits"]
 
 _TOKENS_ON_A_CPU = 8192
 _MEMORY_ON_A_CPU = 2**31
@@ -50,14 +50,11 @@ def limits(runtime: RuntimeSettings, device: torch.device, cost: Callable[[], Mo
     """
     tokens, memory = runtime.tokens_per_pass, runtime.memory_mb and runtime.memory_mb * 2**20
     if tokens is None or memory is None:
-        fitting = _on_gpu(device, cost(), item) if device.type == "cuda" else Limits(_TOKENS_ON_A_CPU, _MEMORY_ON_A_CPU)
+        fitting = Limits(_TOKENS_ON_A_CPU, _MEMORY_ON_A_CPU)
+        if device.type == "cuda":
+            fitting = fitting_limits(torch.cuda.get_device_properties(device).total_memory, cost(), item)
         tokens, memory = tokens or fitting.most_tokens, memory or fitting.memory
     return Limits(tokens, memory)
-
-
-def _on_gpu(device: torch.device, cost: ModelCost, item: int) -> Limits:
-    total = torch.cuda.get_device_properties(device).total_memory
-    return fitting_limits(total, cost, item)
 
 
 def fitting_limits(total: int, cost: ModelCost, item: int) -> Limits:

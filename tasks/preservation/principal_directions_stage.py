@@ -88,8 +88,7 @@ def principal_directions(
     series = direction_series(kind, source.series.digest if source else None, tokens)
 
     def build(draft: Draft, layer: int) -> None:
-        sources: list[Artifact] = []
-        statistics = read_statistics(sources, source, layer, tokens, workspace.device)
+        statistics, sources = read_statistics(source, layer, tokens, workspace.device)
         draft.read_from(*sources)
         assert statistics is not None
         product, width, total = _covariance(statistics)

@@ -116,16 +116,18 @@ def factor(
     held: dict[int, Mapping[str, Tensor]] = {}
     stored = workspace.is_worth_storing(kind.cost.flop, kind.cost.bytes)
 
-    def make(layer: int, sources: list[Artifact]) -> Factor:
-        statistics = read_statistics(sources, source, layer, budget.most, workspace.device)
+    def make(layer: int) -> tuple[Factor, list[Artifact]]:
+        def weight() -> Tensor:
+            return model.decoder.weight(layer).detach().to(workspace.device)
+
+        statistics, sources = read_statistics(source, layer, budget.most, workspace.device)
         try:
-            return kind.factorise(statistics, lambda: model.decoder.weight(layer).detach().to(workspace.device), layer)
+            return kind.factorise(statistics, weight, layer), sources
         except FactorisationError as error:
             raise _explained(error, f"Layer {layer} of {model.name}", budget) from None
 
     def build(draft: Draft, layer: int) -> None:
-        sources: list[Artifact] = []
-        found = make(layer, sources)
+        found, sources = make(layer)
         draft.read_from(*sources)
         if stored:
             save_tensors(draft.path / kind.file, found.tensors)
@@ -137,7 +139,7 @@ def factor(
 
     found, any_built = layer_artifacts(workspace, "factor", series, layers, build)
     return Outcome(
-        Factors(series, found, kind, model.name, workspace.device, lambda layer: make(layer, []).tensors, held),
+        Factors(series, found, kind, model.name, workspace.device, lambda layer: make(layer)[0].tensors, held),
         series.address,
         any_built,
         {
@@ -152,29 +154,27 @@ def factor(
 
 
 def read_statistics(
-    sources: list[Artifact], source: FactorSource, layer: int, count: int, device: torch.device
-) -> Statistics:
-    """What a layer's factor is made from.
+    source: FactorSource, layer: int, count: int, device: torch.device
+) -> tuple[Statistics, list[Artifact]]:
+    """What a layer's factor is made from, and the artifacts that hold it.
 
     Args:
-        sources: the artifacts that hold it are added to it.
         source: the result of the stage that made it.
         layer: the layer.
         count: number of keys, if they are read themselves.
         device: where the tensors go.
     """
     if source is None:
-        return None
+        return None, []
     if isinstance(source, Covariances):
         artifact = source.layers[layer]
-        sources.append(artifact)
-        return KeyMoments(**source.moments(layer, device), count=artifact.summary["tokens"])
-    parts = []
+        return KeyMoments(**source.moments(layer, device), count=artifact.summary["tokens"]), [artifact]
+    parts, shards = [], list[Artifact]()
     for shard, rows in source.rows(layer, count):
-        sources.append(shard)
+        shards.append(shard)
         parts.append(rows)
     keys: Tensor = torch.from_numpy(np.concatenate(parts))
-    return keys.to(device)
+    return keys.to(device), shards
 
 
 def _more(needed: int, budget: TokenBudget) -> str:
