@@ -1,4 +1,4 @@
-"""Flow ``locate``: find the layers that carry a model's facts, which are the layers to edit."""
+"""Flows ``known`` and ``locate``: which facts a model knows, and the layers that carry them."""
 
 from __future__ import annotations
 
@@ -6,14 +6,39 @@ from prefect import flow
 
 from factsmith.flows.reporting.figures import effects_by_role
 from factsmith.flows.reporting.page import open_page
-from factsmith.flows.reporting.reports import LocateReport
+from factsmith.flows.reporting.reports import KnownReport, LocateReport
 from factsmith.tasks.locate.effects import LAST_SUBJECT, LAST_TOKEN
+from factsmith.tasks.locate.recall_stage import known as find_known
 from factsmith.tasks.locate.stage import TABLE
 from factsmith.tasks.locate.stage import locate as trace_facts
 from factsmith.tasks.model.stage import model
 from factsmith.tasks.planning.settings import Settings
 
-__all__ = ["locate"]
+__all__ = ["known", "locate"]
+
+
+@flow(name="known")
+def known(settings: Settings) -> KnownReport:
+    """Find the facts of the dataset that a model knows.
+
+    Args:
+        settings: the settings, resolved. Method, corpus and trace are not read.
+    """
+    with open_page(settings, "known", editing=False) as run:
+        workspace = run.workspace
+        model(workspace, run.model)
+        found = find_known(workspace, run.model, run.true_records)
+        workspace.tracker.metrics(
+            {"facts": found.facts, "recalled": len(found.recalled), "preferred": len(found.preferred)}
+        )
+        return KnownReport(
+            run_id=workspace.flow_run,
+            mlflow_run_id=workspace.tracker.run_id,
+            stages=workspace.reports,
+            facts=found.facts,
+            recalled=found.recalled,
+            preferred=found.preferred,
+        )
 
 
 @flow(name="locate")

@@ -28,6 +28,7 @@ __all__ = [
     "Arguments",
     "AsJson",
     "check_runs",
+    "check_writable",
     "complete",
     "compose_arguments",
     "preflight",
@@ -73,6 +74,21 @@ def compose_arguments(arguments: list[str] | None, **options: Any) -> Settings:
     from factsmith.flows.configuration.composition import compose
 
     return compose(arguments or [], **options)
+
+
+def check_writable(file: Path | None) -> None:
+    """Check that a file that the user asks for can be written, before the work for it begins.
+
+    Raises:
+        InputError: its folder does not exist or cannot be written to, or it is a folder.
+    """
+    if file is None:
+        return
+    parent = file.absolute().parent
+    if file.is_dir():
+        raise InputError(f"{file} cannot be written.", got="a folder", expected="a file")
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise InputError(f"{file} cannot be written.", got=f"{parent} is not a writable folder")
 
 
 def check_runs() -> None:

@@ -11,7 +11,7 @@ import typer
 from factsmith.artifacts.errors import FactsmithError, causes
 from factsmith.flows.cli.information import conf, pretrain
 from factsmith.flows.cli.pipeline import edit, evaluate, plan, precompute, run
-from factsmith.flows.cli.proposals import locate, tune
+from factsmith.flows.cli.proposals import known, locate, tune
 from factsmith.flows.cli.runs import compare, runs
 from factsmith.flows.cli.services import serve, ui
 from factsmith.flows.cli.store import store_app
@@ -49,7 +49,7 @@ def factsmith(
 
 
 for command in (
-    run, sweep, plan, precompute, edit, evaluate, runs, compare, locate, tune, serve, ui, conf, pretrain,
+    run, sweep, plan, precompute, edit, evaluate, runs, compare, known, locate, tune, serve, ui, conf, pretrain,
 ):  # fmt: skip
     app.command()(command)
 app.add_typer(store_app, name="store")

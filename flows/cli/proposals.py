@@ -1,15 +1,48 @@
-"""Commands that propose settings: which layers to edit, and with which constants."""
+"""Commands that propose settings: which facts to try, which layers to edit, and with which constants."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from factsmith.flows.cli.common import Arguments, AsJson, complete, compose_arguments, preflight, show
+from factsmith.flows.cli.common import Arguments, AsJson, check_writable, complete, compose_arguments, preflight, show
 
-__all__ = ["locate", "tune"]
+__all__ = ["known", "locate", "tune"]
+
+
+def known(
+    arguments: Arguments = None,
+    preferred: Annotated[
+        bool,
+        typer.Option("--preferred", help="facts whose target_true is likelier than target_new"),
+    ] = False,
+    out: Annotated[Path | None, typer.Option(help="write their case ids to this file, for dataset.cases=FILE")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Find the facts that a model knows: target_true is its first choice at every token."""
+    from factsmith.flows.configuration.composition import UNUSED_BY_LOCATE
+
+    settings = compose_arguments(arguments, stand_ins={**UNUSED_BY_LOCATE, "trace": {}})
+    check_writable(out)
+    preflight(settings, dataset=True, editing=False)
+    from factsmith.flows.locate import known as flow
+
+    report = complete(flow, settings)
+    cases = report.preferred if preferred else report.recalled
+    if out is not None:
+        out.write_text(json.dumps(cases), encoding="utf-8")
+    if as_json:
+        typer.echo(report.model_dump_json())
+        return
+    typer.echo(
+        f"{settings.model.name} knows {len(report.recalled):,} of {report.facts:,} facts: target_true is its first "
+        f"choice at every token.\nIt prefers target_true to target_new in {len(report.preferred):,} of them."
+    )
+    if out is not None:
+        typer.echo(f"Use {len(cases):,} of them: dataset.cases={out}")
 
 
 def locate(arguments: Arguments = None, as_json: AsJson = False) -> None:

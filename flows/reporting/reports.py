@@ -18,6 +18,7 @@ from factsmith.tasks.tracking.runs import RECORDS
 __all__ = [
     "CellReport",
     "HeldOut",
+    "KnownReport",
     "LayerReport",
     "LocateReport",
     "PrecomputeReport",
@@ -174,6 +175,26 @@ class SweepReport(_Frozen):
     metrics: list[str]
     mean: tuple[str, list[str]] | None
     cells: list[CellReport]
+
+
+class KnownReport(_Frozen):
+    """The outcome of ``known``.
+
+    Attributes:
+        run_id: id of the flow run in Prefect; ``None`` in a run without Prefect.
+        mlflow_run_id: id of the run in MLflow.
+        stages: the stages, in order.
+        facts: number of facts with a true object.
+        recalled: case ids of facts whose true object is the model's first choice at every token.
+        preferred: case ids of facts whose true object has a lower mean NLL per token than the new object.
+    """
+
+    run_id: str | None
+    mlflow_run_id: str
+    stages: list[StageReport]
+    facts: int
+    recalled: list[int]
+    preferred: list[int]
 
 
 class LocateReport(_Frozen):

@@ -23,7 +23,7 @@ Family = list[tuple[int, PastRun]]
 
 _COLOURS = {"FINISHED": "green", "FAILED": "red"}
 _CAPTION = "noise: the interval of the difference contains zero\nintervals are not corrected for multiple comparisons"
-_NO_FACTS = ("precompute", "locate")
+_NO_FACTS = ("precompute", "known", "locate")
 
 
 def grouped(runs: Sequence[PastRun]) -> list[Family]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -11,15 +11,14 @@ import pyarrow.compute as pc
 from factsmith.artifacts.artifact import Artifact, Draft
 from factsmith.artifacts.errors import InputError
 from factsmith.artifacts.formats import load_table, save_json, save_table
-from factsmith.artifacts.recipe import Series, digest_of
+from factsmith.artifacts.recipe import Series
 from factsmith.artifacts.rows import Row, RowSeries, holders
 from factsmith.artifacts.store import Store
-from factsmith.tasks.decoder.likelihood import continuation_likelihoods
-from factsmith.tasks.decoder.text import EncodedPrompt, encode_prompt
 from factsmith.tasks.facts.record import Record
 from factsmith.tasks.facts.request import EditRequest
 from factsmith.tasks.locate.effects import LAST_SUBJECT, SCHEMA, SEVERED, average, probabilities, rows_of
 from factsmith.tasks.locate.proposal import critical_layers, mediated
+from factsmith.tasks.locate.recall_stage import digest, encoded, recall, with_true_object
 from factsmith.tasks.locate.runs import Traced
 from factsmith.tasks.locate.settings import TraceSettings
 from factsmith.tasks.locate.trace import trace
@@ -33,8 +32,6 @@ __all__ = ["TABLE", "Location", "locate"]
 TABLE = "effects.parquet"
 """The file with rows of ``effects.SCHEMA``."""
 
-_RECALL = "recall.parquet"
-_FACTS_PER_RECALL = 256
 _FACTS_PER_TRACE = 32
 
 
@@ -79,7 +76,7 @@ def locate(
     Raises:
         InputError: the model knows none of the facts.
     """
-    facts = {_digest(fact): fact for fact in _facts(records)}
+    facts = {digest(fact): fact for fact in (with_true_object(record.request) for record in records)}
     known, tried, recalled = _known(workspace, model, facts, settings.facts, dataset)
     fingerprint = model.fingerprint
     series = Series(
@@ -134,66 +131,34 @@ def locate(
     )
 
 
-def _facts(records: Sequence[Record]) -> list[EditRequest]:
-    """Each record's fact as the model may know it: with the true object in place of the new one."""
-    requests = [record.request for record in records]
-    return [replace(one, target_new=one.target_true) for one in requests if one.target_true is not None]
-
-
-def _columns(fact: EditRequest) -> dict[str, str]:
-    return {"subject": fact.subject, "template": fact.template, "object": fact.target_new}
-
-
-def _digest(fact: EditRequest) -> str:
-    # With the usual blank, artifacts keep the names of earlier versions.
-    return digest_of(_columns(fact) if fact.joined == " " else {**_columns(fact), "separator": fact.joined})
-
-
 def _known(
     workspace: Workspace, model: Model, facts: dict[str, EditRequest], wanted: int, dataset: str
 ) -> tuple[list[str], int, int]:
     """The first ``wanted`` facts that the model knows, how many were tried, and how many had to be run."""
-    fingerprint = model.fingerprint
-    series = RowSeries(workspace.store, Series("recall", 1, fingerprint.parameters, fingerprint.inputs))
-    digests = list(facts)
-    known: list[str] = []
+    found: list[str] = []
     tried = run = 0
-
-    def build(draft: Draft, digests: list[str]) -> None:
-        prompts = [_encoded(model, facts[digest]) for digest in digests]
-        found = continuation_likelihoods(model.decoder, prompts, most_tokens=model.limits.most_tokens)
-        rows = [
-            {**_columns(facts[digest]), "fact": digest, "nll": one.nll, "tokens": one.tokens, "correct": one.correct}
-            for digest, one in zip(digests, found, strict=True)
-        ]
-        save_table(draft.path / _RECALL, pa.Table.from_pylist(rows))
-        draft.summary = {"facts": len(digests), "known": sum(one.exact for one in found)}
-        draft.made = {**workspace.made, **model.made}
-
-    for first in range(0, len(digests), _FACTS_PER_RECALL):
-        group = digests[first : first + _FACTS_PER_RECALL]
-        rows, built = series.get_or_build(group, build, at_once=_FACTS_PER_RECALL)
+    for part, built in recall(workspace, model, facts):
         run += built
-        answers = {row["fact"]: row for table in _tables(rows, group, _RECALL) for row in table.to_pylist()}
-        for digest in group:
+        for fact, likelihood in part.items():
             tried += 1
-            if answers[digest]["correct"] == answers[digest]["tokens"]:
-                known.append(digest)
-            if len(known) == wanted:
-                return known, tried, run
-    if not known:
+            if likelihood.exact:
+                found.append(fact)
+            if len(found) == wanted:
+                return found, tried, run
+    if not found:
         raise InputError(
             f"Model {model.name} knows none of the {tried} facts of dataset={dataset}.",
             expected="a fact whose target_true the model gives after the prompt",
             remedy="use facts that it knows, or raise dataset.limit",
         )
-    return known, tried, run
+    return found, tried, run
 
 
 def _summarise(store: Store, series: Series, known: list[str], rows: dict[str, Row]) -> tuple[Artifact, bool]:
     def build(draft: Draft) -> None:
         draft.read_from(*holders(rows[digest] for digest in known))
-        everything = pa.concat_tables(_tables(rows, known, TABLE))
+        tables = [load_table(one.path / TABLE) for one in holders(rows[digest] for digest in known)]
+        everything = pa.concat_tables(tables)
         # An artifact may hold other facts too, in an order that depends on the run that asked first.
         table = pa.concat_tables([everything.filter(pc.equal(everything["fact"], digest)) for digest in known])
         save_table(draft.path / TABLE, table)
@@ -214,14 +179,6 @@ def _summarise(store: Store, series: Series, known: list[str], rows: dict[str, R
     return store.get_or_build(location.member(facts=known), build)
 
 
-def _tables(rows: dict[str, Row], digests: Sequence[str], name: str) -> list[pa.Table]:
-    return [load_table(artifact.path / name) for artifact in holders(rows[digest] for digest in digests)]
-
-
-def _encoded(model: Model, fact: EditRequest) -> EncodedPrompt:
-    return encode_prompt(model.tokenizer, fact.template, fact.subject, fact.target_new, fact.separator)
-
-
 def _traced(model: Model, fact: EditRequest) -> Traced:
-    prompt = _encoded(model, fact)
+    prompt = encoded(model, fact)
     return Traced(prompt.tokens[: len(prompt.tokens) - prompt.continued], prompt.first, prompt.lookup, prompt.labels[0])

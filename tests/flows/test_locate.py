@@ -81,6 +81,31 @@ def test_neither_layers_nor_a_corpus_need_be_given(factsmith, plain_flows, gpt2_
     assert "target_true" in message
 
 
+def test_known_facts_are_told_apart(factsmith, plain_flows, refused, home, tmp_path):
+    """The true object is the first choice, is only likelier than the new one, or is neither."""
+    from factsmith.tasks.model.embedded.world import World
+
+    lines = []
+    for case, record in enumerate(World().records()[:3]):
+        asked = record["requested_rewrite"]
+        true, new = asked["target_true"]["str"], asked["target_new"]["str"]
+        objects = [(true, new), (new, "nothing of the kind"), (new, true)][case]
+        fact = {"case_id": case, "subject": asked["subject"], "prompt": asked["prompt"]}
+        lines.append(json.dumps({**fact, "target_true": objects[0], "target_new": objects[1]}))
+    facts, cases = tmp_path / "facts.jsonl", tmp_path / "cases.json"
+    facts.write_text("\n".join(lines))
+    given = ["known", "dataset=facts", f"dataset.path={facts}"]
+    document = json.loads(factsmith(*given, "--json", "--out", str(cases)).out)
+    assert (document["facts"], document["recalled"], document["preferred"]) == (3, [0], [0, 1])
+    assert json.loads(cases.read_text()) == [0]
+    result = factsmith(*given, "--preferred", "--out", str(cases))
+    assert "knows 1 of 3 facts" in result.out
+    assert json.loads(cases.read_text()) == [0, 1]
+    assert "known" in factsmith("runs").out
+    assert "is not a writable folder" in refused(*given, "--out", str(tmp_path / "none" / "cases.json"), clean=False)
+    assert "trace.facts would have no effect" in refused(*given, "trace.facts=3", clean=False)
+
+
 def test_the_command_prints_what_to_do(factsmith, plain_flows):
     given = ["trace.facts=3", "trace.samples=2", "dataset.limit=3"]
     result = factsmith("locate", *given)
