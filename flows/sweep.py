@@ -206,6 +206,7 @@ def _scored(run: Run, scores: Scores, curves: Curves, prepared: Prepared) -> dic
         "metrics": {"before": scores.before, "after": scores.after},
         "trajectory": curves,
         "intervals": {name: (found.low, found.high) for name, found in intervals(after).items()},
+        "intervals_over": after.resampling.over,
     }
 
 

@@ -47,8 +47,9 @@ def compare(
 ) -> None:
     """Compare runs: settings that differ, scores, and which differences are more than noise.
 
-    The first run is compared with each of the others. Brackets hold 95 % bootstrap intervals over facts: paired by fact
-    if two runs scored the same facts, independent otherwise. A difference is noise if its interval contains zero.
+    The first run is compared with each of the others. Brackets hold 95 % bootstrap intervals: paired if two runs scored
+    the same facts, independent otherwise. Batches are resampled if their facts share an edit, and facts otherwise. A
+    difference is noise if its interval contains zero.
     Intervals are computed for each metric separately and are not corrected for multiple comparisons.
     """
     names = given or []

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, computed_field
 from factsmith.artifacts.errors import InputError
 from factsmith.flows.configuration.composition import past_settings
 from factsmith.tasks.evaluation.family import load_families
+from factsmith.tasks.evaluation.resampling import Resampled
 from factsmith.tasks.evaluation.summary import (
     PHASES,
     Interval,
@@ -19,6 +20,7 @@ from factsmith.tasks.evaluation.summary import (
     differences,
     intervals,
     record_values,
+    resampled_together,
 )
 from factsmith.tasks.tracking.runs import PastRun
 from factsmith.tasks.tracking.tracker import flatten
@@ -64,6 +66,10 @@ class ComparedRun(BaseModel):
         shared: number of these facts that the first run scored too.
         paired: whether both runs scored exactly the same facts. They are then compared fact by fact, and otherwise as
             independent samples.
+        intervals_over: what the intervals of the edited model's scores resample: facts, batches, or facts within the
+            same edits.
+        differences_over: what the intervals of the differences from the first run resample; of two runs that divide the
+            same facts differently, batches that no batch of either run crosses.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -74,6 +80,8 @@ class ComparedRun(BaseModel):
     facts: int
     shared: int
     paired: bool
+    intervals_over: Resampled
+    differences_over: Resampled
 
 
 class Score(BaseModel):
@@ -99,9 +107,11 @@ class Score(BaseModel):
 class Comparison(BaseModel):
     """Runs side by side, as ``--json`` prints it. Lists are in the order of ``runs``.
 
-    An interval estimates how much a number would vary with another sample of as many facts (percentile bootstrap over
-    facts). With few facts it is too narrow, and if all facts agree its width is zero. Intervals are not corrected for
-    multiple comparisons: if two runs do not differ, one of twenty metrics is expected to show a difference.
+    An interval estimates how much a number would vary with another sample of as many facts (percentile bootstrap). If
+    the facts of a batch share an edit, whole batches are resampled; with few batches, or for scores of the unedited
+    model, single facts. With few facts an interval is too narrow, and if all facts agree its width is zero. Intervals
+    are not corrected for multiple comparisons: if two runs do not differ, one of twenty metrics is expected to show a
+    difference.
 
     Attributes:
         runs: the runs. The others are compared with the first.
@@ -166,6 +176,8 @@ def compare(runs: Sequence[ScoredRun]) -> Comparison:
                 facts=len(run.facts),
                 shared=len(run.facts & first.facts),
                 paired=run.facts == first.facts,
+                intervals_over=run.values["after"].resampling.over,
+                differences_over=resampled_together(first.values["after"], run.values["after"]),
             )
             for run in runs
         ],

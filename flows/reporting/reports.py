@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from factsmith.artifacts.formats import load_table
 from factsmith.flows.reporting.curves import Curves
 from factsmith.tasks.evaluation.answers_stage import Answer
+from factsmith.tasks.evaluation.resampling import Resampled
 from factsmith.tasks.evaluation.stage import Scores
 from factsmith.tasks.evaluation.summary import intervals, record_values
 from factsmith.tasks.pipeline.workspace import StageReport
@@ -46,7 +47,8 @@ class Report(_Frozen):
         mlflow_run_id: id of the run in MLflow.
         stages: the stages, in order.
         metrics: metrics by phase (``before``, ``after``), in percent; empty if nothing was scored.
-        intervals: 95 % bootstrap interval over records of each metric after the edit, in percent.
+        intervals: 95 % bootstrap interval of each metric after the edit, in percent.
+        intervals_over: what these intervals resample: facts, batches, or facts within the same edits.
         records: number of records that each metric rests on.
         trajectory: the curves of a sequence's scores; empty for independent batches.
         dynamic_multiplier: d_m of C0, as given or as found by the search; ``None`` if the run reports none.
@@ -59,6 +61,7 @@ class Report(_Frozen):
     stages: list[StageReport]
     metrics: dict[str, dict[str, float | None]]
     intervals: dict[str, tuple[float, float]] = {}
+    intervals_over: Resampled | None = None
     records: dict[str, int] = {}
     trajectory: Curves = {}
     answers: list[Answer] = []
@@ -83,6 +86,7 @@ class Report(_Frozen):
             run_id=run.workspace.flow_run,
             mlflow_run_id=run.workspace.tracker.run_id,
             intervals={name: (one.low, one.high) for name, one in intervals(after).items()} if after else {},
+            intervals_over=after.resampling.over if after else None,
             records=after.counts if after else {},
             dynamic_multiplier=None if tokens is None else tokens / run.model.key_width,
             stages=run.workspace.reports,
@@ -136,7 +140,8 @@ class CellReport(_Frozen):
         dynamic_multiplier: d_m: number of tokens that C0 covers, in multiples of d_k; 0 if the cell failed.
         metrics: metrics by phase (``before``, ``after``), in percent; empty if the cell failed.
         trajectory: the curves of a sequence's scores; empty for independent batches.
-        intervals: 95 % bootstrap interval over records of each metric after the edit.
+        intervals: 95 % bootstrap interval of each metric after the edit.
+        intervals_over: what these intervals resample, as in ``Report``; ``None`` if the cell failed.
         stages: the stages, in order.
         seconds: time taken, in seconds.
         error: why the cell failed; ``None`` if it did not.
@@ -150,6 +155,7 @@ class CellReport(_Frozen):
     metrics: dict[str, dict[str, float | None]] = {}
     trajectory: Curves = {}
     intervals: dict[str, tuple[float, float]] = {}
+    intervals_over: Resampled | None = None
     stages: list[StageReport] = []
     seconds: float = 0.0
     error: str | None = None

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from factsmith.flows.reporting.text_table import TextTable
+from factsmith.tasks.evaluation.resampling import EXPLAINED
 from factsmith.tasks.tracking.runs import PastRun
 
 if TYPE_CHECKING:
@@ -110,10 +111,13 @@ def comparison_tables(comparison: Comparison) -> list[TextTable]:
     """Tables of the runs, of the settings that differ, and of the scores of each phase."""
     ids = [run.id[:8] for run in comparison.runs]
     title = "runs" if comparison.settings else "runs with the same settings"
-    runs = TextTable(title, ["run", "name", "facts", "shared", "bootstrap"], labels=2, wrapped=["name"])
+    over = {run.intervals_over for run in comparison.runs} | {run.differences_over for run in comparison.runs}
+    caption = "\n".join(text for one, text in EXPLAINED.items() if one in over - {"facts"})
+    columns = ["run", "name", "facts", "shared", "bootstrap"]
+    runs = TextTable(title, columns, labels=2, wrapped=["name"], caption=caption)
     for place, run in enumerate(comparison.runs):
-        drawn = [str(run.shared), "paired" if run.paired else "independent"]
-        runs.add(ids[place], run.name, str(run.facts), *(drawn if place else ["", ""]))
+        drawn = [str(run.shared), f"{'paired' if run.paired else 'independent'}, {run.differences_over}"]
+        runs.add(ids[place], run.name, str(run.facts), *(drawn if place else ["", run.intervals_over]))
     found = [runs]
     if comparison.settings:
         settings = TextTable("settings that differ", ["setting", *ids], labels=1 + len(ids), wrapped=ids)

@@ -9,8 +9,8 @@ from __future__ import annotations
 import csv
 import io
 import tempfile
-from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from factsmith.flows.configuration.grid import MULTIPLIER
@@ -18,6 +18,7 @@ from factsmith.flows.reporting.figures import score_by_multiplier
 from factsmith.flows.reporting.reports import CellReport, SweepReport
 from factsmith.flows.reporting.sequences import log_sequences, sequence_tables, write_sequences
 from factsmith.flows.reporting.text_table import TextTable
+from factsmith.tasks.evaluation.resampling import EXPLAINED
 from factsmith.tasks.tracking.tracker import Tracker
 
 __all__ = ["Curve", "curves", "failures", "log_sweep", "sweep_tables", "write_sweep"]
@@ -108,10 +109,10 @@ def _by_multiplier(report: SweepReport) -> Iterator[TextTable]:
     name = report.mean[0]
     multipliers = _all_asked(report)
     table = TextTable(
-        f"{report.name}: {name} by d_m, percent, and 95 % interval over records",
+        f"{report.name}: {name} by d_m, percent, and 95 % interval",
         [*_headings(report), *multipliers],
         labels=len(_headings(report)),
-        caption=f"! below {THRESHOLD:.0%} of the score at the largest d_m",
+        caption=f"! below {THRESHOLD:.0%} of the score at the largest d_m\n{_resampled(report)}",
     )
     for variant, by_batch in curves(report).items():
         for batch, curve in by_batch.items():
@@ -172,7 +173,8 @@ def _cells(report: SweepReport) -> TextTable:
     varied = [axis[0] for axis in report.axes]
     name, parts = report.mean or (None, report.metrics)
     columns = [*(key.rpartition(".")[2] for key in varied), "facts", *parts, *([name] if name else []), "s"]
-    table = TextTable(f"{report.name}: percent, with 95 % intervals over records", columns, labels=len(varied))
+    title = f"{report.name}: percent, with 95 % intervals"
+    table = TextTable(title, columns, labels=len(varied), caption=_resampled(report) if name else "")
     for cell in report.cells:
         if cell.error:
             continue
@@ -189,15 +191,18 @@ def _csv(report: SweepReport) -> str:
     varied = [key for axis in report.axes for key in axis]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*varied, "facts", "tokens", "phase", "metric", "value", "low", "high", "mlflow_run_id", "error"])
+    scored = ["facts", "tokens", "phase", "metric", "value", "low", "high", "over"]
+    writer.writerow([*varied, *scored, "mlflow_run_id", "error"])
     for cell in report.cells:
         place = [cell.place[key] for key in varied]
         if cell.error:
-            writer.writerow([*place, "", "", "", "", "", "", "", cell.mlflow_run_id or "", cell.error])
+            writer.writerow([*place, *("" for _ in scored), cell.mlflow_run_id or "", cell.error])
         for phase, metrics in cell.metrics.items():
             for metric, value in metrics.items():
                 if value is not None:
-                    ends = cell.intervals.get(metric, ("", "")) if phase == "after" else ("", "")
+                    ends: Sequence[object] = ["", "", ""]
+                    if phase == "after" and metric in cell.intervals:
+                        ends = [*cell.intervals[metric], cell.intervals_over]
                     writer.writerow(
                         [*place, cell.facts, cell.tokens, phase, metric, value, *ends, cell.mlflow_run_id, ""]
                     )
@@ -258,6 +263,13 @@ def _point(report: SweepReport, cell: CellReport) -> tuple[float, float, float] 
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.1f}"
+
+
+def _resampled(report: SweepReport) -> str:
+    """What the intervals of the cells resample: one line for each kind, with the number of its cells if they differ."""
+    found = Counter(cell.intervals_over for cell in report.cells if cell.intervals_over)
+    lines = [EXPLAINED[over] + (f" ({count} cells)" if len(found) > 1 else "") for over, count in found.items()]
+    return "\n".join(lines)
 
 
 def failures(report: SweepReport) -> list[str]:

@@ -53,12 +53,16 @@ _MOST_ROWS = 20
 def scores_table(report: Report, settings: Settings) -> Table:
     """Metrics before and after, in percent, each with its interval and, if they differ, the number of its records."""
     from factsmith.tasks.evaluation.family import load_families
+    from factsmith.tasks.evaluation.resampling import EXPLAINED
 
+    notes = [EXPLAINED[report.intervals_over]] if report.intervals_over else []
     same = {count for name, count in report.records.items() if name in report.intervals} == {report.facts}
+    if not same:
+        notes.append("of: the number of facts that have the metric")
     table = Table(
         title=f"{settings.method.name} on {settings.model.name}: {report.facts} facts, scores in percent",
         title_justify="left",
-        caption=None if same else "of: the number of facts that have the metric",
+        caption="\n".join(notes) or None,
         caption_justify="left",
     )
     table.add_column("")

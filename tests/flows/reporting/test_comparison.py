@@ -95,7 +95,11 @@ def test_runs_on_other_facts_are_not_paired():
     assert not paired.noise
     assert apart.difference.low < -10 < 10 < apart.difference.high
     assert apart.noise
-    assert [row[4] for row in comparison_tables(found)[0].rows] == ["", "paired", "independent"]
+    assert [row[4] for row in comparison_tables(found)[0].rows] == [
+        "facts",
+        "paired, facts",
+        "independent, facts",
+    ]
 
 
 def test_facts_in_another_order_are_the_same_facts():
