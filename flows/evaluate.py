@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
+from dataclasses import replace
 
 from prefect import flow
 
 from factsmith.artifacts.artifact import Artifact
+from factsmith.artifacts.errors import InputError
 from factsmith.flows.configuration.parameters import RunSettings
 from factsmith.flows.edit import write
 from factsmith.flows.precompute import finish, prepare
-from factsmith.flows.reporting.curves import Curves
+from factsmith.flows.reporting.curves import KL, Curves
+from factsmith.flows.reporting.drift import DriftMeasure, drift_metrics, drift_report
 from factsmith.flows.reporting.figures import before_and_after
 from factsmith.flows.reporting.page import open_page, show_scores
 from factsmith.flows.reporting.reports import Report
 from factsmith.flows.reporting.trajectory import log_trajectory
 from factsmith.tasks.edit.stage import past_edits
+from factsmith.tasks.evaluation.drift_stage import drift
 from factsmith.tasks.evaluation.stage import Scores, evaluation, prompt_table
 from factsmith.tasks.evaluation.trajectory_stage import trajectory
 from factsmith.tasks.model.stage import model
@@ -23,22 +28,25 @@ from factsmith.tasks.pipeline.environment import home
 from factsmith.tasks.planning.run import Run
 from factsmith.tasks.tracking.runs import EDITS, RECORDS, SCORE, find_run
 
-__all__ = ["evaluate", "score"]
+__all__ = ["Scored", "evaluate", "score"]
+
+logger = logging.getLogger(__name__)
+
+Scored = tuple[Scores, Curves, list[DriftMeasure]]
+"""The scores before and after the edit, the curves of a sequence (none for independent batches), and the drift (none if
+it is not measured)."""
 
 _DECIMALS = 2
 """Decimals of a score in MLflow, whose pages show every digit. ``records.parquet`` has them all."""
 
 
-def score(run: Run, edits: Sequence[Artifact], *, figure: bool = True) -> tuple[Scores, Curves]:
-    """Score the edits: evaluation and, for a sequence, trajectory. Logs both to MLflow.
+def score(run: Run, edits: Sequence[Artifact], *, figure: bool = True) -> Scored:
+    """Score the edits: evaluation and, for a sequence, trajectory; then their drift. Logs all of it to MLflow.
 
     Args:
         run: the run.
         edits: the edits that ``write`` returned.
         figure: whether to log a figure of the scores.
-
-    Returns:
-        The scores before and after the edit, and the curves of a sequence, which are empty for independent batches.
     """
     workspace, batches, families = run.workspace, run.batches, run.families
     final = edits[-1:] if batches.in_sequence else edits
@@ -62,9 +70,35 @@ def score(run: Run, edits: Sequence[Artifact], *, figure: bool = True) -> tuple[
     if batches.in_sequence:
         found = trajectory(workspace, run.model, run.corpus, run.budget, families, batches, edits)
         curves = log_trajectory(workspace.tracker, found, means)
+    moved = _drift(run, edits, curves) if run.settings.measures_drift else []
     if figure:
         workspace.tracker.figure(before_and_after(scores.before, scores.after), "before_after.png")
-    return scores, curves
+    return scores, curves, moved
+
+
+def _drift(run: Run, edits: Sequence[Artifact], curves: Curves) -> list[DriftMeasure]:
+    """The drift of the first edits of independent batches, or of the last edit of a sequence. Logs it to MLflow.
+
+    The drift of all edits of a sequence becomes one of its ``curves``.
+    """
+    settings, batches, tracker = run.settings.drift, run.batches, run.workspace.tracker
+    try:
+        corpus = run.corpus
+    except InputError as error:  # An earlier run is scored, whose corpus is not needed for anything else.
+        logger.warning("drift is not measured: %s", error)
+        return []
+    measured = edits if batches.in_sequence else edits[: settings.edits]
+    found = drift(run.workspace, run.model, corpus, run.budget, settings, measured)
+    if batches.scored is not None:
+        counts = [batches.counts[number - 1] for number in batches.scored]
+        for one in found:
+            if one.measure == "KL":
+                curves[KL] = dict(zip(counts, one.by_edit, strict=True))
+                tracker.curves({KL: curves[KL]})
+        found = [replace(one, by_edit=one.by_edit[-1:]) for one in found]
+    measures = drift_report(found)
+    tracker.metrics(drift_metrics(measures))
+    return measures
 
 
 @flow(name="evaluate")
@@ -84,6 +118,6 @@ def evaluate(settings: RunSettings, run: str | None = None) -> Report:
         edits = past_edits(store, past, current.model, dataset, current.batches)
         current.workspace.tracker.document(past.edits, EDITS)
         model(current.workspace, current.model)
-        scores, curves = score(current, edits)
+        scores, curves, moved = score(current, edits)
         show_scores(current, scores)
-        return Report.of(current, scores, curves)
+        return Report.of(current, scores, curves, moved)

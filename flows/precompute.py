@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from prefect import flow
@@ -10,6 +11,7 @@ from prefect import flow
 from factsmith.flows.configuration.parameters import RunSettings
 from factsmith.flows.reporting.conditioning import check_report, conditioning, log_choice, log_leverages
 from factsmith.flows.reporting.curves import Curves
+from factsmith.flows.reporting.drift import DriftMeasure
 from factsmith.flows.reporting.page import open_page, show_scores
 from factsmith.flows.reporting.reports import PrecomputeReport, Report
 from factsmith.tasks.corpus.stage import tokens
@@ -84,7 +86,13 @@ def _statistics(run: Run, source: KeySource, count: int) -> FactorSource:
     return covariance(run.workspace, stored, count) if run.preservation.source == "covariance" else stored
 
 
-def finish(run: Run, prepared: Prepared, scores: Scores | None = None, trajectory: Curves | None = None) -> Report:
+def finish(
+    run: Run,
+    prepared: Prepared,
+    scores: Scores | None = None,
+    trajectory: Curves | None = None,
+    drift: Sequence[DriftMeasure] = (),
+) -> Report:
     """The report of a run. Also logs how the token count was found, and shows the scores on the run's pages.
 
     This is logged after the scores, because MLflow's comparison starts with the metric that was logged first.
@@ -93,7 +101,7 @@ def finish(run: Run, prepared: Prepared, scores: Scores | None = None, trajector
         log_choice(run, prepared.leverages)
     if scores:
         show_scores(run, scores)
-    return Report.of(run, scores, trajectory, tokens=prepared.tokens)
+    return Report.of(run, scores, trajectory, drift, tokens=prepared.tokens)
 
 
 @flow(name="precompute")

@@ -6,13 +6,11 @@ from prefect import flow
 
 from factsmith.flows.configuration.parameters import RunSettings
 from factsmith.flows.edit import write
-from factsmith.flows.evaluate import score
+from factsmith.flows.evaluate import Scored, score
 from factsmith.flows.precompute import Prepared, finish, prepare
 from factsmith.flows.reporting.conditioning import log_choice
-from factsmith.flows.reporting.curves import Curves
 from factsmith.flows.reporting.page import open_page
 from factsmith.flows.reporting.reports import Report
-from factsmith.tasks.evaluation.stage import Scores
 from factsmith.tasks.pipeline.page import subflow
 from factsmith.tasks.planning.run import Run
 
@@ -34,7 +32,7 @@ def run(settings: RunSettings) -> Report:
         return finish(current, prepared, *scored)
 
 
-def run_part(part: Run, name: str, *, flow: str, parent: str) -> tuple[Scores, Curves, Prepared]:
+def run_part(part: Run, name: str, *, flow: str, parent: str) -> tuple[Scored, Prepared]:
     """A run that is a part of a larger one: a cell of ``sweep`` or a trial of ``tune``.
 
     Args:
@@ -45,7 +43,7 @@ def run_part(part: Run, name: str, *, flow: str, parent: str) -> tuple[Scores, C
     """
     with part.logged(name, flow=flow, parent=parent):
         prepared = prepare(part)
-        scores, curves = score(part, write(part, prepared), figure=False)
+        scored = score(part, write(part, prepared), figure=False)
         if prepared.leverages:
             log_choice(part, prepared.leverages, figure=False)
-        return scores, curves, prepared
+        return scored, prepared

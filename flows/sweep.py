@@ -23,6 +23,7 @@ from factsmith.flows.cells import RunPool, Sweep, open_sweep
 from factsmith.flows.configuration.grid import Cell
 from factsmith.flows.precompute import Prepared
 from factsmith.flows.reporting.curves import Curves
+from factsmith.flows.reporting.drift import DriftMeasure
 from factsmith.flows.reporting.page import name_flow_run, show_tables
 from factsmith.flows.reporting.reports import CellReport, SweepReport
 from factsmith.flows.reporting.sweeps import log_sweep, sweep_tables
@@ -181,7 +182,8 @@ def _run_cell(run: Run, cell: Cell, parent: str) -> CellReport:
     started = time.perf_counter()
     error, found = None, {}
     try:
-        found = _scored(run, *run_part(run, cell.name, flow="cell", parent=parent))
+        scored, prepared = run_part(run, cell.name, flow="cell", parent=parent)
+        found = _found(run, *scored, prepared)
     except FactsmithError as failure:
         error = str(failure)
     except Exception as failure:  # A bug of ours must not stop the other cells.
@@ -197,7 +199,7 @@ def _run_cell(run: Run, cell: Cell, parent: str) -> CellReport:
     )
 
 
-def _scored(run: Run, scores: Scores, curves: Curves, prepared: Prepared) -> dict[str, Any]:
+def _found(run: Run, scores: Scores, curves: Curves, drift: list[DriftMeasure], prepared: Prepared) -> dict[str, Any]:
     after = record_values(load_table(scores.artifact.path / RECORDS), "after", run.families)
     return {
         "facts": scores.artifact.summary["records"],
@@ -205,6 +207,7 @@ def _scored(run: Run, scores: Scores, curves: Curves, prepared: Prepared) -> dic
         "dynamic_multiplier": prepared.tokens / run.model.key_width,
         "metrics": {"before": scores.before, "after": scores.after},
         "trajectory": curves,
+        "drift": drift,
         "intervals": {name: (found.low, found.high) for name, found in intervals(after).items()},
         "intervals_over": after.resampling.over,
     }

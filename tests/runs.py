@@ -132,5 +132,17 @@ def count_scoring(monkeypatch) -> list[int]:
     return calls
 
 
-KINDS = ["model", "tokens", "keys", "covariance", "factor", "contexts", "values", "edit", "scores", "evaluation"]
+KINDS = [
+    "model",
+    "tokens",
+    "keys",
+    "covariance",
+    "factor",
+    "contexts",
+    "values",
+    "edit",
+    "scores",
+    "evaluation",
+    "drift",
+]
 """Kinds of artifacts of a run, in the order in which they are published."""

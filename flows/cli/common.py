@@ -171,6 +171,10 @@ def show_report(report: Report, settings: Settings, as_json: bool, out: Path | N
                 f"Collapsed: after {edits:,} edits, the perplexity of held-out text is at least {COLLAPSE:g} times its "
                 "initial value."
             )
+    if report.drift:
+        from factsmith.flows.reporting.drift import drift_table
+
+        show(drift_table(report.drift))
     if isinstance(report, PrecomputeReport):
         show(conditioning_table(report.layers))
     if report.answers:

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = ["UNUSED_BY_LOCATE", "compose", "compose_again", "compose_cell", "compose_parts", "parse", "past_settings"]
 
-UNUSED_BY_LOCATE: Mapping[str, Any] = {"method": {"layers": [0]}, "corpus": {"path": None}}
+UNUSED_BY_LOCATE: Mapping[str, Any] = {"method": {"layers": [0]}, "corpus": {"path": None}, "drift": {}}
 """Stand-ins for required settings, for runs that neither edit nor read a corpus."""
 
 
@@ -160,7 +160,7 @@ def _composed(
     return _validated(content), [*changed, *given_settings(own, {})]
 
 
-_SCORING = ("runtime.", "tracking.")
+_SCORING = ("drift.", "runtime.", "tracking.")
 _LOCATIONS = ("model.path", "dataset.path", "dataset.metrics")
 
 
@@ -169,7 +169,7 @@ def compose_again(content: Mapping[str, Any], arguments: Sequence[str]) -> Setti
 
     Args:
         content: the settings of the earlier run, nested.
-        arguments: how to score: metrics, ``runtime.*``, ``tracking.*``, and where model and dataset are now.
+        arguments: how to score: metrics, ``drift.*``, ``runtime.*``, ``tracking.*``; where model and dataset are now.
 
     Raises:
         InputError: an argument that would make it another run, or that is not understood.
@@ -180,7 +180,7 @@ def compose_again(content: Mapping[str, Any], arguments: Sequence[str]) -> Setti
         if not name.startswith(_SCORING) and name not in _LOCATIONS:
             raise InputError(
                 f"{name} was decided when the edit was made.",
-                expected=f"{', '.join(_LOCATIONS)}, runtime.* or tracking.*",
+                expected=f"{', '.join(_LOCATIONS)}, drift.*, runtime.* or tracking.*",
                 remedy="leave out the run, and give all settings of the edit to make and score",
             )
     earlier = OmegaConf.create(with_new_names(content))

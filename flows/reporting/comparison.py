@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from pydantic import BaseModel, ConfigDict, computed_field
 
 from factsmith.artifacts.errors import InputError
 from factsmith.flows.configuration.composition import past_settings
+from factsmith.flows.reporting.curves import DRIFT
 from factsmith.tasks.evaluation.family import load_families
 from factsmith.tasks.evaluation.resampling import Resampled
 from factsmith.tasks.evaluation.summary import (
@@ -41,6 +42,7 @@ class ScoredRun:
         settings: the settings, flat, as text.
         metrics: the metrics of the run, in display order.
         values: the value of each metric for each fact, by phase.
+        drift: the measures of the edited model's drift, by name.
     """
 
     id: str
@@ -49,6 +51,7 @@ class ScoredRun:
     settings: Mapping[str, str]
     metrics: Sequence[str]
     values: Mapping[str, RecordValues]
+    drift: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def facts(self) -> set[str]:
@@ -119,6 +122,8 @@ class Comparison(BaseModel):
         scores: scores by phase and metric; null for a run that lacks the metric. ``before`` is left out if it
             is the same for all runs.
         means: the metrics that are harmonic means of others.
+        drift: measures of the edited models' drift on held-out text; null for a run that was not measured. Runs with
+            another corpus or other token counts may be measured on another text.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -127,6 +132,7 @@ class Comparison(BaseModel):
     settings: dict[str, list[str | None]]
     scores: dict[str, dict[str, list[Score | None]]]
     means: list[str]
+    drift: dict[str, list[float | None]]
 
 
 def scored(run: PastRun) -> ScoredRun:
@@ -158,6 +164,7 @@ def scored(run: PastRun) -> ScoredRun:
         settings=flatten(run.content),
         metrics=metrics,
         values={phase: record_values(records, phase, families) for phase in PHASES},
+        drift={name.removeprefix(DRIFT): value for name, value in run.metrics.items() if name.startswith(DRIFT)},
     )
 
 
@@ -183,6 +190,9 @@ def compare(runs: Sequence[ScoredRun]) -> Comparison:
         ],
         settings={name: values for name, values in settings.items() if len(set(values)) > 1},
         scores={phase: _scores(runs, phase) for phase in PHASES if phase == "after" or before_differs},
+        drift={
+            name: [run.drift.get(name) for run in runs] for name in sorted({name for run in runs for name in run.drift})
+        },
         means=list(dict.fromkeys(name for run in runs for name in run.values["after"].means)),
     )
 

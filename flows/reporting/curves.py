@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from factsmith.tasks.evaluation.summary import FIRST
 
-__all__ = ["ALL_FACTS", "COLLAPSE", "FIRST_FACTS", "PERPLEXITY", "Curves", "collapse", "evenly"]
+__all__ = ["ALL_FACTS", "COLLAPSE", "DRIFT", "FIRST_FACTS", "KL", "PERPLEXITY", "Curves", "collapse", "evenly"]
 
 Curves = dict[str, dict[int, float]]
 """Values by the name of a curve and the number of edits."""
@@ -18,6 +18,12 @@ FIRST_FACTS = f"sequence/first_{FIRST}/{{}}"
 """The curve of a metric of the first facts that were written."""
 
 PERPLEXITY = "sequence/perplexity"
+
+KL = "sequence/KL"
+"""The curve of the mean KL(unedited || edited) of next tokens of held-out text, in nats."""
+
+DRIFT = "drift/after/"
+"""What the name of a measure of drift starts with in MLflow, for the edited model."""
 
 COLLAPSE = 10.0
 """A model has collapsed when the perplexity of held-out text is at least this many times the unedited model's."""

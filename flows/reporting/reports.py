@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from factsmith.artifacts.formats import load_table
 from factsmith.flows.reporting.curves import Curves
+from factsmith.flows.reporting.drift import DriftMeasure
 from factsmith.tasks.evaluation.answers_stage import Answer
 from factsmith.tasks.evaluation.resampling import Resampled
 from factsmith.tasks.evaluation.stage import Scores
@@ -52,6 +54,7 @@ class Report(_Frozen):
         records: number of records that each metric rests on.
         trajectory: the curves of a sequence's scores; empty for independent batches.
         dynamic_multiplier: d_m of C0, as given or as found by the search; ``None`` if the run reports none.
+        drift: how far the predictions of held-out text have moved; empty if that was not measured.
         answers: the answers to each fact's prompt before and after ``edit``.
     """
 
@@ -64,12 +67,19 @@ class Report(_Frozen):
     intervals_over: Resampled | None = None
     records: dict[str, int] = {}
     trajectory: Curves = {}
+    drift: list[DriftMeasure] = []
     answers: list[Answer] = []
     facts: int = Field(0, exclude=True, description="number of facts that were scored")
 
     @classmethod
     def of(
-        cls, run: Run, scores: Scores | None = None, trajectory: Curves | None = None, *, tokens: int | None = None
+        cls,
+        run: Run,
+        scores: Scores | None = None,
+        trajectory: Curves | None = None,
+        drift: Sequence[DriftMeasure] = (),
+        *,
+        tokens: int | None = None,
     ) -> Report:
         """The report of a run.
 
@@ -77,6 +87,7 @@ class Report(_Frozen):
             run: the run.
             scores: its scores, if it was scored.
             trajectory: the curves of a sequence.
+            drift: the drift of its edits.
             tokens: number of tokens that C0 covers.
         """
         after = None
@@ -92,6 +103,7 @@ class Report(_Frozen):
             stages=run.workspace.reports,
             metrics={"before": scores.before, "after": scores.after} if scores else {},
             trajectory=trajectory or {},
+            drift=list(drift),
             facts=scores.artifact.summary["records"] if scores else 0,
         )
 
@@ -142,6 +154,7 @@ class CellReport(_Frozen):
         trajectory: the curves of a sequence's scores; empty for independent batches.
         intervals: 95 % bootstrap interval of each metric after the edit.
         intervals_over: what these intervals resample, as in ``Report``; ``None`` if the cell failed.
+        drift: how far the predictions of held-out text have moved; empty if that was not measured.
         stages: the stages, in order.
         seconds: time taken, in seconds.
         error: why the cell failed; ``None`` if it did not.
@@ -156,6 +169,7 @@ class CellReport(_Frozen):
     trajectory: Curves = {}
     intervals: dict[str, tuple[float, float]] = {}
     intervals_over: Resampled | None = None
+    drift: list[DriftMeasure] = []
     stages: list[StageReport] = []
     seconds: float = 0.0
     error: str | None = None

@@ -124,7 +124,13 @@ def comparison_tables(comparison: Comparison) -> list[TextTable]:
         for name, values in comparison.settings.items():
             settings.add(name, *("-" if value is None else value for value in values))
         found.append(settings)
-    return [*found, *(_scores_table(comparison, phase, ids) for phase in comparison.scores)]
+    found += [_scores_table(comparison, phase, ids) for phase in comparison.scores]
+    if comparison.drift:
+        drift = TextTable("drift on held-out text", ["", *ids])
+        for name, numbers in comparison.drift.items():
+            drift.add(name, *("-" if value is None else f"{value:.4g}" for value in numbers))
+        found.append(drift)
+    return found
 
 
 def _scores_table(comparison: Comparison, phase: str, ids: Sequence[str]) -> TextTable:

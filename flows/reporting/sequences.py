@@ -7,7 +7,7 @@ import io
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from factsmith.flows.reporting.curves import ALL_FACTS, COLLAPSE, FIRST_FACTS, PERPLEXITY, Curves, collapse, evenly
+from factsmith.flows.reporting.curves import ALL_FACTS, COLLAPSE, FIRST_FACTS, KL, PERPLEXITY, Curves, collapse, evenly
 from factsmith.flows.reporting.figures import trajectories_figure
 from factsmith.flows.reporting.reports import CellReport, SweepReport
 from factsmith.flows.reporting.text_table import TextTable
@@ -21,7 +21,7 @@ _COLUMNS = 5
 
 
 def sequence_tables(report: SweepReport) -> Iterator[TextTable]:
-    """One table per curve: a score of all facts so far, the score of the first facts, and perplexity."""
+    """One table per curve: a score of all facts so far, the score of the first facts, perplexity and KL."""
     varied = [axis[0] for axis in report.axes]
     for curve, title in _titles(report).items():
         counts = _shown({count for cell in report.cells for count in cell.trajectory.get(curve, {})})
@@ -31,7 +31,7 @@ def sequence_tables(report: SweepReport) -> Iterator[TextTable]:
             labels=len(varied),
             caption=f"collapse: edits after which perplexity is at least {COLLAPSE:g} times that of the unedited model",
         )
-        digits = "#.4g" if curve == PERPLEXITY else ".1f"
+        digits = "#.4g" if curve in (PERPLEXITY, KL) else ".1f"
         for cell in report.cells:
             if points := cell.trajectory.get(curve):
                 values = [f"{points[count]:{digits}}" if count in points else "" for count in counts]
@@ -72,12 +72,18 @@ def _shown(counts: Collection[int]) -> list[int]:
 
 
 def _titles(report: SweepReport) -> dict[str, str]:
-    """Titles of the curves to show: those of the mean, or of each metric if there is no mean, and perplexity."""
+    """Titles of the curves to show: those of the mean, or of each metric if there is no mean, perplexity and KL."""
     found = {}
     for name in [report.mean[0]] if report.mean else report.metrics:
         found[ALL_FACTS.format(name)] = f"{name} of all facts, percent"
         found[FIRST_FACTS.format(name)] = f"{name} of the first {FIRST} facts, percent"
-    return {**found, PERPLEXITY: "perplexity of held-out text"}
+    found |= {PERPLEXITY: "perplexity of held-out text", KL: "KL of held-out text, nats"}
+    return {curve: title for curve, title in found.items() if curve != KL or _measured(report, curve)}
+
+
+def _measured(report: SweepReport, curve: str) -> bool:
+    """Whether some cell has the curve. Sequences of earlier versions, and with drift.edits=0, have no KL."""
+    return any(curve in cell.trajectory for cell in report.cells)
 
 
 def _name(report: SweepReport, cell: CellReport) -> str:

@@ -18,6 +18,7 @@ from factsmith.flows.reporting.figures import score_by_multiplier
 from factsmith.flows.reporting.reports import CellReport, SweepReport
 from factsmith.flows.reporting.sequences import log_sequences, sequence_tables, write_sequences
 from factsmith.flows.reporting.text_table import TextTable
+from factsmith.tasks.evaluation.drift import MEASURES
 from factsmith.tasks.evaluation.resampling import EXPLAINED
 from factsmith.tasks.tracking.tracker import Tracker
 
@@ -172,9 +173,12 @@ def _cells(report: SweepReport) -> TextTable:
     """A table with one row per cell."""
     varied = [axis[0] for axis in report.axes]
     name, parts = report.mean or (None, report.metrics)
-    columns = [*(key.rpartition(".")[2] for key in varied), "facts", *parts, *([name] if name else []), "s"]
+    drift = ["KL"] if any(cell.drift for cell in report.cells) else []
+    columns = [*(key.rpartition(".")[2] for key in varied), "facts", *parts, *([name] if name else []), *drift, "s"]
     title = f"{report.name}: percent, with 95 % intervals"
-    table = TextTable(title, columns, labels=len(varied), caption=_resampled(report) if name else "")
+    notes = [_resampled(report)] if name else []
+    notes += [f"KL: {MEASURES[one]}" for one in drift]
+    table = TextTable(title, columns, labels=len(varied), caption="\n".join(notes))
     for cell in report.cells:
         if cell.error:
             continue
@@ -182,6 +186,8 @@ def _cells(report: SweepReport) -> TextTable:
         if name:
             point = _point(report, cell)
             values.append("-" if point is None else "{:.1f} {:.0f}-{:.0f}".format(*point))
+        moved = {one.measure: f"{one.after:.2g}" for one in cell.drift}
+        values += [moved.get(one, "-") for one in drift]
         table.add(*(cell.place[key] for key in varied), str(cell.facts), *values, f"{cell.seconds:.1f}")
     return table
 
@@ -206,6 +212,11 @@ def _csv(report: SweepReport) -> str:
                     writer.writerow(
                         [*place, cell.facts, cell.tokens, phase, metric, value, *ends, cell.mlflow_run_id, ""]
                     )
+        for one in cell.drift:
+            for phase, moved in (("before", one.before), ("after", one.after)):
+                if moved is not None:
+                    row = [cell.facts, cell.tokens, phase, f"drift: {one.measure}", moved, "", "", ""]
+                    writer.writerow([*place, *row, cell.mlflow_run_id, ""])
     return text.getvalue()
 
 

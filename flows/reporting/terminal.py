@@ -122,8 +122,8 @@ def _answer(answer: str | None) -> str:
 
 
 def trajectory_table(curves: Curves, settings: Settings) -> Table:
-    """Scores and perplexity by the number of edits, with at most twenty rows. The last one is always shown."""
-    from factsmith.flows.reporting.curves import ALL_FACTS, FIRST_FACTS, PERPLEXITY, evenly
+    """Scores, perplexity and KL by the number of edits, with at most twenty rows. The last one is always shown."""
+    from factsmith.flows.reporting.curves import ALL_FACTS, FIRST_FACTS, KL, PERPLEXITY, evenly
     from factsmith.tasks.evaluation.family import load_families
     from factsmith.tasks.evaluation.summary import FIRST
 
@@ -137,7 +137,7 @@ def trajectory_table(curves: Curves, settings: Settings) -> Table:
         shown |= {metric: ALL_FACTS.format(metric) for metric in metrics}
         if family.mean:
             shown[f"{family.mean[0]}, first {FIRST}"] = FIRST_FACTS.format(family.mean[0])
-    shown = {heading: name for heading, name in {**shown, "perplexity": PERPLEXITY}.items() if name in curves}
+    shown = {heading: name for heading, name in {**shown, "perplexity": PERPLEXITY, "KL": KL}.items() if name in curves}
     for heading in shown:
         table.add_column(heading, justify="right")
     counts = sorted({count for name in shown.values() for count in curves[name]})

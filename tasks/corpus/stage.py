@@ -21,7 +21,7 @@ from factsmith.tasks.pipeline.progress import progress
 from factsmith.tasks.pipeline.stage import Outcome, stage
 from factsmith.tasks.pipeline.workspace import Workspace
 
-__all__ = ["SHARD_TOKENS", "TokenStream", "held_out_blocks", "last_reached", "token_series", "tokens"]
+__all__ = ["SHARD_TOKENS", "TokenStream", "held_out_blocks", "last_reached", "last_within", "token_series", "tokens"]
 
 SHARD_TOKENS = 2**16
 """A shard ends with the document that brings it to this many tokens."""
@@ -141,18 +141,24 @@ def held_out_blocks(
         table = pa.concat_tables([load_table(shard.path / BLOCKS) for shard in shards])
         begun = table.filter(pc.less(table["start"], first))["document"].to_pylist()[-1:]
         other_document = pc.invert(pc.is_in(table["document"], value_set=pa.array(begun, pa.int64())))
-        later = table.filter(pc.and_(pc.greater_equal(table["start"], first), other_document))["tokens"].to_pylist()
         # A block of one token predicts nothing.
-        held_out = [tokens for tokens in later if len(tokens) > 1]
+        predicts = pc.greater(pc.list_value_length(table["tokens"]), 1)
+        later = pc.and_(pc.greater_equal(table["start"], first), pc.and_(other_document, predicts))
+        held_out = table.filter(later)["tokens"]
         if len(held_out) >= most or stream.shards[-1].summary["last"]:
-            return shards, held_out[:most]
+            return shards, held_out.slice(0, most).to_pylist()
         wanted = stream.count + 1
 
 
 def last_reached(store: Store, model: Model, corpus: Corpus, *positions: int) -> int:
     """The last of ``positions`` that the corpus extends beyond; the smallest if it extends beyond none."""
     stream, _ = _read(store, model, corpus, 0, max(positions) + 1)
-    return max((one for one in positions if one < stream.count), default=min(positions))
+    return last_within(stream.count, *positions)
+
+
+def last_within(available: int, *positions: int) -> int:
+    """The last of ``positions`` that is among ``available`` tokens; the smallest if none is."""
+    return max((one for one in positions if one < available), default=min(positions))
 
 
 def _read(

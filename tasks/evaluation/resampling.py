@@ -31,8 +31,8 @@ EXPLAINED: dict[Resampled, str] = {
     "facts": "intervals: bootstrap over facts",
     "batches": "intervals: bootstrap over batches, because the facts of a batch share an edit",
     "facts within edits": (
-        f"intervals: bootstrap over facts within the same edits; fewer than {FEWEST} batches do not show\n"
-        "how much edits differ, so another edit may differ by more than the interval"
+        f"intervals: bootstrap over facts within the same edits (fewer than {FEWEST} batches); "
+        "another edit may differ by more"
     ),
 }
 """A line for people that says what was resampled."""

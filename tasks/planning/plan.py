@@ -2,7 +2,7 @@
 
 The costs are estimates from shapes: FLOP of matrix products, bytes written, and the most memory that a stage holds at
 once besides Python and its libraries. Those of value vectors and evaluation are upper bounds, because facts may stop
-early and prompts may share passes.
+early and prompts may share passes. That of drift is one if the corpus has less text.
 """
 
 from __future__ import annotations
@@ -13,10 +13,13 @@ from functools import cached_property
 
 from factsmith.artifacts.recipe import Recipe, Series
 from factsmith.artifacts.rows import RowSeries
+from factsmith.tasks.corpus.stage import last_within
 from factsmith.tasks.decoder.text import encode_prompt
 from factsmith.tasks.edit.sequence_shards_stage import batch_digests, stored_batches
 from factsmith.tasks.edit.sequence_stage import sequence_edits, sequence_series, state_series
 from factsmith.tasks.edit.stage import edit_recipe, edit_series
+from factsmith.tasks.evaluation.drift import SCORES_IN_MEMORY
+from factsmith.tasks.evaluation.drift_stage import EDITS_AT_ONCE, drift_series
 from factsmith.tasks.evaluation.family import MetricFamily
 from factsmith.tasks.evaluation.stage import score_series
 from factsmith.tasks.evaluation.trajectory_stage import HELD_OUT, perplexity_series
@@ -58,7 +61,8 @@ class _RunPlanner(PrecomputePlanner):
         method = self.settings.method
         vectors = value_series(self.fingerprint, self.layers[-1], method.value, contexts.digest)
         edits = [self.edit_recipe(contexts, vectors, batch) for batch in self.run.batches.batches]
-        return [templates, self.values(vectors), self.edits(edits), self.evaluation(edits)]
+        measured = self.drift(edits[: self.settings.drift.edits])
+        return [templates, self.values(vectors), self.edits(edits), self.evaluation(edits), *measured]
 
     def in_sequence(self, contexts: str) -> list[StagePlan]:
         """The plans of principal directions, edit, evaluation and trajectory."""
@@ -99,7 +103,8 @@ class _RunPlanner(PrecomputePlanner):
         trajectory = StagePlan(
             "trajectory", missing + blocks, total, "records and blocks", flop, memory=self.pass_memory()
         )
-        return [directions, edit, self.evaluation(list(recipes.values())[-1:]), trajectory]
+        last = list(recipes.values())
+        return [directions, edit, self.evaluation(last[-1:]), trajectory, *self.drift(last)]
 
     def edit_recipe(self, contexts: Recipe, vectors: Series, batch: Sequence[Record]) -> Recipe:
         series = edit_series(
@@ -166,6 +171,24 @@ class _RunPlanner(PrecomputePlanner):
         missing, flop = self._unscored([(None, batches.records), *written])
         total = 2 * len(batches.records) * len(self.run.families)
         return StagePlan("evaluation", missing, total, "records", flop, memory=self.pass_memory())
+
+    def drift(self, edits: Sequence[Recipe]) -> list[StagePlan]:
+        """The plan of drift, if it is measured."""
+        if not self.settings.measures_drift:
+            return []
+        cost, blocks, budget = self.cost, self.settings.drift.blocks, self.run.budget
+        missing = len(edits)
+        available, ended = self.read
+        if ended or available > max(budget.most, budget.any_method):  # Otherwise the text has not been read yet.
+            first = last_within(available, budget.most, budget.any_method)
+            stored = RowSeries(self.store, drift_series(self.fingerprint, self.run.corpus, first, blocks)).find()
+            missing = sum(edit.digest not in stored for edit in edits)
+        positions = blocks * self.settings.corpus.block_length
+        shared, passes = self.layers[0], missing + -(-missing // EDITS_AT_ONCE)
+        flop = cost.block_flop(shared, positions) * (passes - missing)
+        flop += (cost.block_flop(cost.blocks - shared, positions) + cost.logits_flop(positions)) * passes
+        memory = self.pass_memory() + SCORES_IN_MEMORY
+        return [StagePlan("drift", missing, len(edits), "edits", flop, missing * positions * 32, memory)]
 
     def _unscored(self, phases: Sequence[tuple[str | None, Sequence[Record]]]) -> tuple[int, float]:
         """The number and the FLOP of missing scores.

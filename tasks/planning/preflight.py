@@ -56,7 +56,7 @@ def open_run(
         check_input(run, dataset=dataset, editing=editing, out=out, past=past)
         name = title(run, flow, differences, dataset=dataset, editing=editing)
         note = description(run, flow, differences, dataset=dataset, editing=editing)
-        unused = frozenset({"trace"}) if editing else frozenset({"method", "corpus"})
+        unused = frozenset({"trace"}) if editing else frozenset({"method", "corpus", "drift"})
         with run.logged(name, flow=flow, unused=unused, note=note):
             if dataset and editing:
                 run.log_dataset()
@@ -112,7 +112,7 @@ def check_input(
 
 def _check_corpus(run: Run) -> None:
     _ = run.layers
-    if run.settings.method.reads == "nothing" and not run.settings.method.in_sequence:
+    if not run.settings.reads_corpus:
         return
     length = run.settings.corpus.block_length
     if length > run.model.context_length:

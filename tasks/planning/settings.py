@@ -8,6 +8,7 @@ from pydantic import Field
 
 from factsmith.tasks.corpus.settings import CorpusSettings
 from factsmith.tasks.edit.settings import MethodSettings
+from factsmith.tasks.evaluation.settings import DriftSettings
 from factsmith.tasks.facts.settings import DatasetSettings
 from factsmith.tasks.locate.settings import TraceSettings
 from factsmith.tasks.model.settings import ModelSettings
@@ -19,20 +20,32 @@ RENAMED = {"dataset.suite": "dataset.format"}
 """Settings that had another name in an earlier version: the old name and the new one."""
 
 
+_READS_CORPUS = ReadIf("method.reads", but=("nothing",), needs="a method that uses keys of a corpus") | ReadIf(
+    "method.in_sequence", (True,)
+)
+
+
 class Settings(Section):
     """The settings of a run, resolved."""
 
     model: ModelSettings
-    corpus: Annotated[
-        CorpusSettings,
-        ReadIf("method.reads", but=("nothing",), needs="a method that uses keys of a corpus")
-        | ReadIf("method.in_sequence", (True,)),
-    ]
+    corpus: Annotated[CorpusSettings, _READS_CORPUS]
     method: MethodSettings
     dataset: DatasetSettings
+    drift: Annotated[DriftSettings, _READS_CORPUS] = Field(default_factory=DriftSettings)
     trace: TraceSettings = Field(default_factory=TraceSettings)
     runtime: RuntimeSettings = Field(default_factory=RuntimeSettings)
     tracking: TrackingSettings = Field(default_factory=TrackingSettings)
+
+    @property
+    def reads_corpus(self) -> bool:
+        """Whether the run reads a corpus."""
+        return _READS_CORPUS.holds(self)
+
+    @property
+    def measures_drift(self) -> bool:
+        """Whether drift is measured: it is asked for, and there is a corpus to measure it on."""
+        return self.drift.edits > 0 and self.reads_corpus
 
     @property
     def finds_tokens(self) -> bool:
