@@ -13,35 +13,33 @@ from factsmith.artifacts.errors import InputError
 from factsmith.flows.configuration.parameters import RunSettings
 from factsmith.flows.edit import write
 from factsmith.flows.precompute import finish, prepare
-from factsmith.flows.reporting.curves import KL, Curves
+from factsmith.flows.reporting.curves import ALL_FACTS, KL, Curves
 from factsmith.flows.reporting.drift import DriftMeasure, drift_metrics, drift_report
 from factsmith.flows.reporting.figures import before_and_after
-from factsmith.flows.reporting.page import open_page, show_scores
-from factsmith.flows.reporting.reports import Report
+from factsmith.flows.reporting.page import open_page, show_abilities, show_scores
+from factsmith.flows.reporting.reports import Report, Scored
 from factsmith.flows.reporting.trajectory import log_trajectory
+from factsmith.tasks.abilities.measures import Ability
+from factsmith.tasks.abilities.stage import ANSWERS, abilities
 from factsmith.tasks.edit.stage import past_edits
 from factsmith.tasks.evaluation.drift_stage import drift
-from factsmith.tasks.evaluation.stage import Scores, evaluation, prompt_table
+from factsmith.tasks.evaluation.stage import evaluation, prompt_table
 from factsmith.tasks.evaluation.trajectory_stage import trajectory
 from factsmith.tasks.model.stage import model
 from factsmith.tasks.pipeline.environment import home
 from factsmith.tasks.planning.run import Run
 from factsmith.tasks.tracking.runs import EDITS, RECORDS, SCORE, find_run
 
-__all__ = ["Scored", "evaluate", "score"]
+__all__ = ["evaluate", "measure", "score"]
 
 logger = logging.getLogger(__name__)
-
-Scored = tuple[Scores, Curves, list[DriftMeasure]]
-"""The scores before and after the edit, the curves of a sequence (none for independent batches), and the drift (none if
-it is not measured)."""
 
 _DECIMALS = 2
 """Decimals of a score in MLflow, whose pages show every digit. ``records.parquet`` has them all."""
 
 
 def score(run: Run, edits: Sequence[Artifact], *, figure: bool = True) -> Scored:
-    """Score the edits: evaluation and, for a sequence, trajectory; then their drift. Logs all of it to MLflow.
+    """Score the edits: evaluation, for a sequence trajectory, drift, and abilities on request. Logs them to MLflow.
 
     Args:
         run: the run.
@@ -73,7 +71,8 @@ def score(run: Run, edits: Sequence[Artifact], *, figure: bool = True) -> Scored
     moved = _drift(run, edits, curves) if run.settings.measures_drift else []
     if figure:
         workspace.tracker.figure(before_and_after(scores.before, scores.after), "before_after.png")
-    return scores, curves, moved
+    measured, along = measure(run, edits)
+    return Scored(scores, curves | along, measured, moved)
 
 
 def _drift(run: Run, edits: Sequence[Artifact], curves: Curves) -> list[DriftMeasure]:
@@ -101,6 +100,30 @@ def _drift(run: Run, edits: Sequence[Artifact], curves: Curves) -> list[DriftMea
     return measures
 
 
+def measure(run: Run, edits: Sequence[Artifact]) -> tuple[list[Ability], Curves]:
+    """Measure the general abilities that the settings ask for. Logs them to MLflow.
+
+    Args:
+        run: the run.
+        edits: the edits that ``write`` returned.
+
+    Returns:
+        The abilities before and after the edit, and their curves along a sequence.
+    """
+    if run.abilities is None:
+        return [], {}
+    tracker = run.workspace.tracker
+    found = abilities(run.workspace, run.model, run.abilities, *run.asked_edits(edits))
+    by_phase = {f"after/{one.name}": one.after for one in found.found} | {
+        f"before/{one.name}": one.before for one in found.found
+    }
+    tracker.metrics({name: round(value, _DECIMALS) for name, value in by_phase.items()})
+    tracker.file(found.artifact.path / ANSWERS)
+    curves = {ALL_FACTS.format(name): points for name, points in found.along.items()}
+    tracker.curves(curves)
+    return found.found, curves
+
+
 @flow(name="evaluate")
 def evaluate(settings: RunSettings, run: str | None = None) -> Report:
     """Score the edit that the settings describe. Artifacts that this needs and that do not exist yet are built first.
@@ -113,11 +136,12 @@ def evaluate(settings: RunSettings, run: str | None = None) -> Report:
     with open_page(settings, "evaluate", past=past) as current:
         if past is None:
             prepared = prepare(current)
-            return finish(current, prepared, *score(current, write(current, prepared)))
+            return finish(current, prepared, score(current, write(current, prepared)))
         store, dataset = current.workspace.store, current.settings.dataset.name
         edits = past_edits(store, past, current.model, dataset, current.batches)
         current.workspace.tracker.document(past.edits, EDITS)
         model(current.workspace, current.model)
-        scores, curves, moved = score(current, edits)
-        show_scores(current, scores)
-        return Report.of(current, scores, curves, moved)
+        scored = score(current, edits)
+        show_scores(current, scored.scores)
+        show_abilities(current, scored.abilities)
+        return Report.of(current, scored)

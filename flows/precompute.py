@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from prefect import flow
 
 from factsmith.flows.configuration.parameters import RunSettings
 from factsmith.flows.reporting.conditioning import check_report, conditioning, log_choice, log_leverages
-from factsmith.flows.reporting.curves import Curves
-from factsmith.flows.reporting.drift import DriftMeasure
-from factsmith.flows.reporting.page import open_page, show_scores
-from factsmith.flows.reporting.reports import PrecomputeReport, Report
+from factsmith.flows.reporting.page import open_page, show_abilities, show_scores
+from factsmith.flows.reporting.reports import PrecomputeReport, Report, Scored
 from factsmith.tasks.corpus.stage import tokens
 from factsmith.tasks.covariance.accumulation_stage import accumulate
 from factsmith.tasks.covariance.leverage_stage import Leverages, leverage
 from factsmith.tasks.covariance.spectrum_stage import spectrum
 from factsmith.tasks.covariance.stage import Covariances, covariance
-from factsmith.tasks.evaluation.stage import Scores
 from factsmith.tasks.keys.stage import KeySource, keys, whole_shards
 from factsmith.tasks.model.stage import model
 from factsmith.tasks.planning.run import Run
@@ -86,22 +82,17 @@ def _statistics(run: Run, source: KeySource, count: int) -> FactorSource:
     return covariance(run.workspace, stored, count) if run.preservation.source == "covariance" else stored
 
 
-def finish(
-    run: Run,
-    prepared: Prepared,
-    scores: Scores | None = None,
-    trajectory: Curves | None = None,
-    drift: Sequence[DriftMeasure] = (),
-) -> Report:
+def finish(run: Run, prepared: Prepared, scored: Scored | None = None) -> Report:
     """The report of a run. Also logs how the token count was found, and shows the scores on the run's pages.
 
     This is logged after the scores, because MLflow's comparison starts with the metric that was logged first.
     """
     if prepared.leverages:
         log_choice(run, prepared.leverages)
-    if scores:
-        show_scores(run, scores)
-    return Report.of(run, scores, trajectory, drift, tokens=prepared.tokens)
+    if scored:
+        show_scores(run, scored.scores)
+        show_abilities(run, scored.abilities)
+    return Report.of(run, scored, tokens=prepared.tokens)
 
 
 @flow(name="precompute")

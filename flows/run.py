@@ -6,11 +6,11 @@ from prefect import flow
 
 from factsmith.flows.configuration.parameters import RunSettings
 from factsmith.flows.edit import write
-from factsmith.flows.evaluate import Scored, score
+from factsmith.flows.evaluate import score
 from factsmith.flows.precompute import Prepared, finish, prepare
 from factsmith.flows.reporting.conditioning import log_choice
 from factsmith.flows.reporting.page import open_page
-from factsmith.flows.reporting.reports import Report
+from factsmith.flows.reporting.reports import Report, Scored
 from factsmith.tasks.pipeline.page import subflow
 from factsmith.tasks.planning.run import Run
 
@@ -29,7 +29,7 @@ def run(settings: RunSettings) -> Report:
         prepared = subflow(workspace, "precompute", lambda: prepare(current))
         edits = subflow(workspace, "edit", lambda: write(current, prepared))
         scored = subflow(workspace, "evaluate", lambda: score(current, edits))
-        return finish(current, prepared, *scored)
+        return finish(current, prepared, scored)
 
 
 def run_part(part: Run, name: str, *, flow: str, parent: str) -> tuple[Scored, Prepared]:

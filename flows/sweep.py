@@ -22,14 +22,11 @@ from factsmith.artifacts.store import Store
 from factsmith.flows.cells import RunPool, Sweep, open_sweep
 from factsmith.flows.configuration.grid import Cell
 from factsmith.flows.precompute import Prepared
-from factsmith.flows.reporting.curves import Curves
-from factsmith.flows.reporting.drift import DriftMeasure
 from factsmith.flows.reporting.page import name_flow_run, show_tables
-from factsmith.flows.reporting.reports import CellReport, SweepReport
+from factsmith.flows.reporting.reports import CellReport, Scored, SweepReport
 from factsmith.flows.reporting.sweeps import log_sweep, sweep_tables
 from factsmith.flows.run import run_part
 from factsmith.tasks.evaluation.family import load_families
-from factsmith.tasks.evaluation.stage import Scores
 from factsmith.tasks.evaluation.summary import intervals, record_values
 from factsmith.tasks.pipeline.environment import home
 from factsmith.tasks.pipeline.page import ProgressArtifacts
@@ -183,7 +180,7 @@ def _run_cell(run: Run, cell: Cell, parent: str) -> CellReport:
     error, found = None, {}
     try:
         scored, prepared = run_part(run, cell.name, flow="cell", parent=parent)
-        found = _found(run, *scored, prepared)
+        found = _scored(run, scored, prepared)
     except FactsmithError as failure:
         error = str(failure)
     except Exception as failure:  # A bug of ours must not stop the other cells.
@@ -199,15 +196,17 @@ def _run_cell(run: Run, cell: Cell, parent: str) -> CellReport:
     )
 
 
-def _found(run: Run, scores: Scores, curves: Curves, drift: list[DriftMeasure], prepared: Prepared) -> dict[str, Any]:
+def _scored(run: Run, scored: Scored, prepared: Prepared) -> dict[str, Any]:
+    scores = scored.scores
     after = record_values(load_table(scores.artifact.path / RECORDS), "after", run.families)
     return {
         "facts": scores.artifact.summary["records"],
         "tokens": prepared.tokens,
         "dynamic_multiplier": prepared.tokens / run.model.key_width,
         "metrics": {"before": scores.before, "after": scores.after},
-        "trajectory": curves,
-        "drift": drift,
+        "trajectory": scored.curves,
+        "drift": scored.drift,
+        "abilities": scored.abilities,
         "intervals": {name: (found.low, found.high) for name, found in intervals(after).items()},
         "intervals_over": after.resampling.over,
     }

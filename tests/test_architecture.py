@@ -26,6 +26,7 @@ TASK_ROOMS = [
     "values",
     "edit",
     "evaluation",
+    "abilities",
     "export",
     "locate",
     "planning",

@@ -175,6 +175,10 @@ def show_report(report: Report, settings: Settings, as_json: bool, out: Path | N
         from factsmith.flows.reporting.drift import drift_table
 
         show(drift_table(report.drift))
+    if report.abilities:
+        from factsmith.flows.reporting.page import abilities_table
+
+        show(abilities_table(report.abilities).terminal())
     if isinstance(report, PrecomputeReport):
         show(conditioning_table(report.layers))
     if report.answers:

@@ -47,7 +47,10 @@ def precompute(
     as_json: AsJson = False,
 ) -> None:
     """Prepare a model for editing: tokens, keys, covariance, factor."""
-    settings = compose_arguments(arguments, reads=["corpus.auto.held_out"] if report else [])
+    from factsmith.flows.configuration.composition import UNUSED_WITHOUT_SCORES
+
+    reads = ["corpus.auto.held_out"] if report else []
+    settings = compose_arguments(arguments, stand_ins=UNUSED_WITHOUT_SCORES, reads=reads)
     checked = preflight(settings, dataset=False)
     if report:
         from factsmith.flows.reporting.conditioning import check_report
@@ -68,7 +71,9 @@ def edit(
     A fact is an object with subject, prompt and target_new:
     {"subject": "Ada Lovelace", "prompt": "{} was born in", "target_new": "London"}
     """
-    settings = compose_arguments(_with_facts(arguments))
+    from factsmith.flows.configuration.composition import UNUSED_WITHOUT_SCORES
+
+    settings = compose_arguments(_with_facts(arguments), stand_ins=UNUSED_WITHOUT_SCORES)
     preflight(settings, dataset=True, out=out)
     from factsmith.flows.edit import edit as flow
 

@@ -34,10 +34,27 @@ from factsmith.tasks.planning.settings import Settings
 if TYPE_CHECKING:
     from factsmith.tasks.tracking.runs import PastRun
 
-__all__ = ["UNUSED_BY_LOCATE", "compose", "compose_again", "compose_cell", "compose_parts", "parse", "past_settings"]
+__all__ = [
+    "UNUSED_BY_LOCATE",
+    "UNUSED_WITHOUT_SCORES",
+    "compose",
+    "compose_again",
+    "compose_cell",
+    "compose_parts",
+    "parse",
+    "past_settings",
+]
 
-UNUSED_BY_LOCATE: Mapping[str, Any] = {"method": {"layers": [0]}, "corpus": {"path": None}, "drift": {}}
+UNUSED_BY_LOCATE: Mapping[str, Any] = {
+    "method": {"layers": [0]},
+    "corpus": {"path": None},
+    "abilities": {},
+    "drift": {},
+}
 """Stand-ins for required settings, for runs that neither edit nor read a corpus."""
+
+UNUSED_WITHOUT_SCORES: Mapping[str, Any] = {"trace": {}, "abilities": {}}
+"""The same for runs that score nothing."""
 
 
 def compose(
@@ -160,7 +177,7 @@ def _composed(
     return _validated(content), [*changed, *given_settings(own, {})]
 
 
-_SCORING = ("drift.", "runtime.", "tracking.")
+_SCORING = ("abilities", "drift", "runtime", "tracking")
 _LOCATIONS = ("model.path", "dataset.path", "dataset.metrics")
 
 
@@ -169,7 +186,8 @@ def compose_again(content: Mapping[str, Any], arguments: Sequence[str]) -> Setti
 
     Args:
         content: the settings of the earlier run, nested.
-        arguments: how to score: metrics, ``drift.*``, ``runtime.*``, ``tracking.*``; where model and dataset are now.
+        arguments: how to score: metrics, ``abilities.*``, ``drift.*``, ``runtime.*``, ``tracking.*``, and where model
+            and dataset are now.
 
     Raises:
         InputError: an argument that would make it another run, or that is not understood.
@@ -177,10 +195,10 @@ def compose_again(content: Mapping[str, Any], arguments: Sequence[str]) -> Setti
     chosen, given = parse(arguments)
     keys = [argument.partition("=")[0] for argument in arguments]
     for name in [*chosen, *(key for key in keys if key not in chosen)]:
-        if not name.startswith(_SCORING) and name not in _LOCATIONS:
+        if name.partition(".")[0] not in _SCORING and name not in _LOCATIONS:
             raise InputError(
                 f"{name} was decided when the edit was made.",
-                expected=f"{', '.join(_LOCATIONS)}, drift.*, runtime.* or tracking.*",
+                expected=f"{', '.join(_LOCATIONS)}, abilities.*, drift.*, runtime.* or tracking.*",
                 remedy="leave out the run, and give all settings of the edit to make and score",
             )
     earlier = OmegaConf.create(with_new_names(content))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 from uuid import UUID
@@ -15,7 +15,9 @@ from prefect.runtime import flow_run
 from factsmith.artifacts.signs_of_life import living
 from factsmith.flows.configuration.differences import differences
 from factsmith.flows.reporting.text_table import TextTable
+from factsmith.tasks.abilities.measures import ACCURACY, METRICS, Ability
 from factsmith.tasks.evaluation.stage import Scores
+from factsmith.tasks.evaluation.summary import PHASES
 from factsmith.tasks.pipeline.environment import SERVED
 from factsmith.tasks.pipeline.markdown import markdown_table
 from factsmith.tasks.pipeline.page import page_log
@@ -23,7 +25,7 @@ from factsmith.tasks.planning.preflight import open_run
 from factsmith.tasks.planning.run import Run
 from factsmith.tasks.planning.settings import Settings
 
-__all__ = ["name_flow_run", "open_page", "show_scores", "show_tables"]
+__all__ = ["abilities_table", "name_flow_run", "open_page", "show_abilities", "show_scores", "show_tables"]
 
 _MLFLOW = "http://127.0.0.1:5000"
 """Where `factsmith ui` shows MLflow, unless told otherwise."""
@@ -84,13 +86,47 @@ def show_scores(run: Run, scores: Scores) -> None:
         create_table_artifact(table=table, key=key, description=f"{tracker.name}: scores in percent")
 
 
-def show_tables(name: str, tables: Iterable[TextTable]) -> None:
-    """Show the tables of the sweep ``name`` on its page in Prefect."""
+def show_abilities(run: Run, found: Sequence[Ability]) -> None:
+    """Show general abilities before and after the edit: on the page in Prefect and in the description in MLflow."""
+    if found:
+        table = abilities_table(found)
+        run.workspace.tracker.note(table.markdown())
+        show_tables(run.settings.model.name, [table], kind="abilities")
+
+
+def abilities_table(found: Sequence[Ability]) -> TextTable:
+    """General abilities in percent: two rows per task and way of answering."""
+    by_part: dict[tuple[str, str], dict[str, Ability]] = {}
+    for one in found:
+        by_part.setdefault((one.task, one.way), {})[one.metric] = one
+    numbers = [name for name in METRICS if name != ACCURACY]
+    edits = found[0].edits
+    caption = "(n): number of examples; change: 95 % interval of the change of accuracy, over examples"
+    table = TextTable(
+        "general abilities, percent",
+        ["task", "way", "", ACCURACY, "change", *numbers],
+        labels=3,
+        caption=caption + (f"; after: mean over the edits of {edits} batches" if edits > 1 else ""),
+    )
+    for (task, way), its in by_part.items():
+        first = its[ACCURACY]
+        before, after = (
+            [f"{getattr(its[name], phase):z.1f}" if name in its else "" for name in numbers] for phase in PHASES
+        )
+        table.add(task, way, "before", f"{first.before:.1f}", "", *before)
+        low, high = first.change
+        table.add(f"({first.examples})", "", "after", f"{first.after:.1f}", f"{low:+z.0f}..{high:+z.0f}", *after)
+        table.end_section()
+    return table
+
+
+def show_tables(name: str, tables: Iterable[TextTable], *, kind: str = "sweep") -> None:
+    """Show the tables of ``name``, a sweep or a model, on its page in Prefect."""
     if not flow_run.id:
         return
     for table in tables:
         rows = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
-        create_table_artifact(table=rows, key=_key("sweep", name, table.title), description=table.title)
+        create_table_artifact(table=rows, key=_key(kind, name, table.title), description=table.title)
 
 
 def _key(*names: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from factsmith.artifacts.formats import load_table
 from factsmith.flows.reporting.curves import Curves
 from factsmith.flows.reporting.drift import DriftMeasure
+from factsmith.tasks.abilities.measures import Ability
 from factsmith.tasks.evaluation.answers_stage import Answer
 from factsmith.tasks.evaluation.resampling import Resampled
 from factsmith.tasks.evaluation.stage import Scores
@@ -27,6 +28,7 @@ __all__ = [
     "PrecomputeReport",
     "Report",
     "SCORES",
+    "Scored",
     "SweepReport",
     "Trial",
     "TuneReport",
@@ -35,6 +37,23 @@ __all__ = [
 
 SCORES = ("ES", "PS", "NS", "S")
 """The metrics that ``tune`` shows."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What scoring an edited model gives.
+
+    Attributes:
+        scores: the scores before and after the edit.
+        curves: the curves of a sequence; empty for independent batches.
+        abilities: general abilities before and after the edit; empty if none are measured.
+        drift: how far the predictions of held-out text have moved; empty if that was not measured.
+    """
+
+    scores: Scores
+    curves: Curves = field(default_factory=dict)
+    abilities: list[Ability] = field(default_factory=list)
+    drift: list[DriftMeasure] = field(default_factory=list)
 
 
 class _Frozen(BaseModel):
@@ -56,6 +75,7 @@ class Report(_Frozen):
         dynamic_multiplier: d_m of C0, as given or as found by the search; ``None`` if the run reports none.
         drift: how far the predictions of held-out text have moved; empty if that was not measured.
         answers: the answers to each fact's prompt before and after ``edit``.
+        abilities: general abilities before and after the edit: one entry per task, way of answering and metric.
     """
 
     run_id: str | None
@@ -69,28 +89,19 @@ class Report(_Frozen):
     trajectory: Curves = {}
     drift: list[DriftMeasure] = []
     answers: list[Answer] = []
+    abilities: list[Ability] = []
     facts: int = Field(0, exclude=True, description="number of facts that were scored")
 
     @classmethod
-    def of(
-        cls,
-        run: Run,
-        scores: Scores | None = None,
-        trajectory: Curves | None = None,
-        drift: Sequence[DriftMeasure] = (),
-        *,
-        tokens: int | None = None,
-    ) -> Report:
+    def of(cls, run: Run, scored: Scored | None = None, *, tokens: int | None = None) -> Report:
         """The report of a run.
 
         Args:
             run: the run.
-            scores: its scores, if it was scored.
-            trajectory: the curves of a sequence.
-            drift: the drift of its edits.
+            scored: its scores, if it was scored.
             tokens: number of tokens that C0 covers.
         """
-        after = None
+        scores, after = scored.scores if scored else None, None
         if scores:
             after = record_values(load_table(scores.artifact.path / RECORDS), "after", run.families)
         return cls(
@@ -102,8 +113,9 @@ class Report(_Frozen):
             dynamic_multiplier=None if tokens is None else tokens / run.model.key_width,
             stages=run.workspace.reports,
             metrics={"before": scores.before, "after": scores.after} if scores else {},
-            trajectory=trajectory or {},
-            drift=list(drift),
+            trajectory=scored.curves if scored else {},
+            drift=scored.drift if scored else [],
+            abilities=scored.abilities if scored else [],
             facts=scores.artifact.summary["records"] if scores else 0,
         )
 
@@ -155,6 +167,7 @@ class CellReport(_Frozen):
         intervals: 95 % bootstrap interval of each metric after the edit.
         intervals_over: what these intervals resample, as in ``Report``; ``None`` if the cell failed.
         drift: how far the predictions of held-out text have moved; empty if that was not measured.
+        abilities: general abilities before and after the edit; empty if none were measured.
         stages: the stages, in order.
         seconds: time taken, in seconds.
         error: why the cell failed; ``None`` if it did not.
@@ -170,6 +183,7 @@ class CellReport(_Frozen):
     intervals: dict[str, tuple[float, float]] = {}
     intervals_over: Resampled | None = None
     drift: list[DriftMeasure] = []
+    abilities: list[Ability] = []
     stages: list[StageReport] = []
     seconds: float = 0.0
     error: str | None = None

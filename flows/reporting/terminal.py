@@ -237,6 +237,7 @@ _STAGE_OF = {
     "effects": "locate",
     "location": "locate",
     "perplexity": "trajectory",
+    "predictions": "abilities",
     "recall": "locate",
     "scores": "evaluation",
     "sequence": "edit",

@@ -126,12 +126,13 @@ class Dataset:
             raise
 
 
-def find_dataset(name: str, revision: str | None) -> Dataset:
+def find_dataset(name: str, revision: str | None, *, setting: str = "corpus.repository") -> Dataset:
     """The dataset ``name``. Its revision is resolved to a commit now.
 
     Args:
         name: ``owner/name`` on the hub, or a folder.
         revision: branch, tag or commit on the hub; ``None`` for its main branch.
+        setting: the setting that gives the name, for messages.
 
     Raises:
         InputError: there is no such dataset or revision, or the hub does not answer.
@@ -145,6 +146,6 @@ def find_dataset(name: str, revision: str | None) -> Dataset:
         raise InputError(f"{name} is a file, not a dataset.", remedy=f"set corpus=local corpus.path={name}")
     if not is_identifier(name):
         raise InputError(f"There is no dataset {name!r}.", expected="owner/name on the hub, or an existing folder")
-    snapshot = resolve(Repository("dataset", name, revision, "corpus.repository"))
+    snapshot = resolve(Repository("dataset", name, revision, setting))
     folder = snapshot.fetch(_CARDS)  # This also caches the list of all files, which offline runs need.
     return Dataset(name, snapshot, folder if is_offline_mode() else None)

@@ -6,6 +6,7 @@ a BOS or makes a leading space a token of its own.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ from factsmith.tasks.decoder.words import Separator, separator_between
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-__all__ = ["PLACEHOLDER", "EncodedPrompt", "encode_prompt"]
+__all__ = ["PLACEHOLDER", "EncodedPrompt", "encode_prompt", "text_after"]
 
 PLACEHOLDER = "{}"
 """The place of the subject in a template."""
@@ -84,3 +85,12 @@ def encode_prompt(
         lookup=overlapping[-1] if overlapping else -1,
         first=overlapping[0] if overlapping else -1,
     )
+
+
+def text_after(tokenizer: PreTrainedTokenizerFast, prompt: Sequence[int], generated: Sequence[int]) -> str:
+    """The text of ``generated`` after ``prompt``. If it were decoded alone, it could lose its leading space."""
+    before, whole = (
+        str(tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+        for tokens in ([*prompt], [*prompt, *generated])
+    )
+    return whole[len(before) :]

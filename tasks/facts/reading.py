@@ -6,16 +6,17 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from factsmith.artifacts.errors import InputError, similar
 from factsmith.tasks.facts.files import json_records, parse_json, read_text, table_rows
-from factsmith.tasks.facts.record import Record
 from factsmith.tasks.facts.texts import TemplateError, filled, invisible, problem_of, stripped, template_of
 
-__all__ = ["RawRecord", "parse_records", "read_json"]
+__all__ = ["RawRecord", "parse_raw", "parse_records", "read_json"]
 
 logger = logging.getLogger(__name__)
+
+R = TypeVar("R")
 
 _MOST_NAMED = 10
 """Most records or fields that one message names."""
@@ -135,30 +136,49 @@ class RawRecord:
 
 def parse_records(
     path: Path,
-    parse: Callable[[RawRecord], Record],
+    parse: Callable[[RawRecord], R],
     *,
     unused: Iterable[str] = (),
     others: Mapping[str, Iterable[str]] | None = None,
-) -> list[Record]:
+) -> list[R]:
     """The records of a JSON list, of JSON lines or of a table (``.csv``, ``.tsv``).
 
+    The arguments are those of ``parse_raw``.
+
+    Raises:
+        InputError: there is no such file, it has no records, it does not have the format of its suffix, or as in
+            ``parse_raw``.
+    """
+    return parse_raw(_read(path), path, parse, unused=unused, others=others)
+
+
+def parse_raw(
+    raws: Iterable[RawRecord],
+    path: Path | str,
+    parse: Callable[[RawRecord], R],
+    *,
+    unused: Iterable[str] = (),
+    others: Mapping[str, Iterable[str]] | None = None,
+) -> list[R]:
+    """The records that ``parse`` makes from objects.
+
     Args:
-        path: the file.
+        raws: the objects, in order.
+        path: where they come from, for messages.
         parse: makes a record from an object. The fields that it asks for are the known ones.
         unused: further fields of the format, which nothing needs.
         others: fields of other formats, by format. The warning about such fields names the format.
 
     Raises:
-        InputError: there is no such file, it has no records, it does not have the format of its suffix, or a record
-            cannot be parsed or has a field that looks like a misspelt known one. The message names the first such
-            record, and tells how many there are.
+        InputError: a record cannot be parsed or has a field that looks like a misspelt known one. The message names the
+            first such record, and tells how many there are.
     """
-    records: list[Record] = []
+    records: list[R] = []
     errors: dict[int, InputError] = {}
     asked, present = set(unused), dict[str, int]()
     unseen: list[str] = []
     elsewhere = {field for fields in (others or {}).values() for field in fields}
-    for raw in _read(path):
+    for raw in raws:
         try:
             records.append(parse(raw))
             _check_misspelt(raw, {*asked, *raw.asked}, elsewhere)

@@ -13,6 +13,7 @@ from functools import cached_property
 
 from factsmith.artifacts.recipe import Recipe, Series
 from factsmith.artifacts.rows import RowSeries
+from factsmith.tasks.abilities.stage import prediction_series
 from factsmith.tasks.corpus.stage import last_within
 from factsmith.tasks.decoder.text import encode_prompt
 from factsmith.tasks.edit.sequence_shards_stage import batch_digests, stored_batches
@@ -61,7 +62,7 @@ class _RunPlanner(PrecomputePlanner):
         method = self.settings.method
         vectors = value_series(self.fingerprint, self.layers[-1], method.value, contexts.digest)
         edits = [self.edit_recipe(contexts, vectors, batch) for batch in self.run.batches.batches]
-        measured = self.drift(edits[: self.settings.drift.edits])
+        measured = [*self.drift(edits[: self.settings.drift.edits]), *self.abilities(edits)]
         return [templates, self.values(vectors), self.edits(edits), self.evaluation(edits), *measured]
 
     def in_sequence(self, contexts: str) -> list[StagePlan]:
@@ -103,8 +104,9 @@ class _RunPlanner(PrecomputePlanner):
         trajectory = StagePlan(
             "trajectory", missing + blocks, total, "records and blocks", flop, memory=self.pass_memory()
         )
-        last = list(recipes.values())
-        return [directions, edit, self.evaluation(last[-1:]), trajectory, *self.drift(last)]
+        every = list(recipes.values())
+        measured = [*self.drift(every), *self.abilities(every)]
+        return [directions, edit, self.evaluation(every[-1:]), trajectory, *measured]
 
     def edit_recipe(self, contexts: Recipe, vectors: Series, batch: Sequence[Record]) -> Recipe:
         series = edit_series(
@@ -189,6 +191,21 @@ class _RunPlanner(PrecomputePlanner):
         flop += (cost.block_flop(cost.blocks - shared, positions) + cost.logits_flop(positions)) * passes
         memory = self.pass_memory() + SCORES_IN_MEMORY
         return [StagePlan("drift", missing, len(edits), "edits", flop, missing * positions * 32, memory)]
+
+    def abilities(self, edits: Sequence[Recipe]) -> list[StagePlan]:
+        """The plan of the abilities; empty if none are measured."""
+        if (asked := self.run.abilities) is None:
+            return []
+        weights = [None, *(recipe.digest for recipe in self.run.asked_edits(edits)[0])]
+        missing, total, flop = 0, 0, 0.0
+        for task, examples, way in asked.parts():
+            for edit in weights:
+                stored = RowSeries(self.store, prediction_series(self.fingerprint, task, way, edit)).find()
+                lacking = [one.prompt for one in examples if one.digest not in stored]
+                missing, total = missing + len(lacking), total + len(examples)
+                passes = (one for prompt in lacking for one in way.passes(self.run.model.tokenizer, task, prompt))
+                flop += sum(itertools.starmap(self._pass_flop, passes))
+        return [StagePlan("abilities", missing, total, "answers", flop, memory=self.pass_memory())]
 
     def _unscored(self, phases: Sequence[tuple[str | None, Sequence[Record]]]) -> tuple[int, float]:
         """The number and the FLOP of missing scores.

@@ -56,7 +56,7 @@ def open_run(
         check_input(run, dataset=dataset, editing=editing, out=out, past=past)
         name = title(run, flow, differences, dataset=dataset, editing=editing)
         note = description(run, flow, differences, dataset=dataset, editing=editing)
-        unused = frozenset({"trace"}) if editing else frozenset({"method", "corpus", "drift"})
+        unused = frozenset({"trace"}) if editing else frozenset({"method", "corpus", "abilities", "drift"})
         with run.logged(name, flow=flow, unused=unused, note=note):
             if dataset and editing:
                 run.log_dataset()
@@ -93,6 +93,8 @@ def check_input(
     _ = model.device_map, model.tokenizer
     if dataset:
         _ = run.families
+        if editing:
+            _ = run.abilities
     if past is not None:
         past_edits(run.workspace.store, past, model, run.settings.dataset.name, run.batches)
     elif editing:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 from factsmith.artifacts.errors import InputError
 from factsmith.artifacts.recipe import digest_of
 from factsmith.artifacts.store import Store
+from factsmith.tasks.abilities.reading import select_examples
+from factsmith.tasks.abilities.stage import Asked
+from factsmith.tasks.abilities.task import load_tasks
 from factsmith.tasks.corpus.budget import TokenBudget
 from factsmith.tasks.corpus.corpus import Corpus, open_corpus
 from factsmith.tasks.evaluation.family import MetricFamily, load_families
@@ -29,6 +32,8 @@ from factsmith.tasks.planning.settings import Settings
 from factsmith.tasks.preservation.kind import PreservationKind, load_kind
 
 __all__ = ["Run"]
+
+T = TypeVar("T")
 
 _TOKEN_COUNTS = {"dynamic_multiplier", "tokens", "key_dtype", "keep_keys", "auto"}
 """Corpus settings that do not change the documents."""
@@ -188,6 +193,33 @@ class Run:
             InputError: there is no family of that name.
         """
         return load_families(self.settings.dataset.metrics)
+
+    @cached_property
+    def abilities(self) -> Asked | None:
+        """The examples that measure general abilities; ``None`` if the run measures none.
+
+        Raises:
+            InputError: there is no such task, or its examples cannot be used.
+        """
+        settings = self.settings.abilities
+        if not settings.tasks:
+            return None
+        if self._lender is not None and settings == self._lender.settings.abilities:
+            return self._lender.abilities
+        tasks = [(task, select_examples(task, settings)) for task in load_tasks(settings.tasks)]
+        return Asked(tasks, settings.answers)
+
+    def asked_edits(self, edits: Sequence[T]) -> tuple[Sequence[T], list[int] | None]:
+        """The edits whose abilities are measured, and how many facts each of them holds if they are a sequence.
+
+        Args:
+            edits: one for each batch, or one for each number of batches at which a sequence is scored.
+        """
+        settings, batches = self.settings.abilities, self.batches
+        if batches.scored is None:
+            return edits[: settings.edits], None
+        counts = [batches.counts[number - 1] for number in batches.scored]
+        return (edits, counts) if settings.along else (edits[-1:], counts[-1:])
 
     @cached_property
     def given_contexts(self) -> tuple[str, ...] | None:

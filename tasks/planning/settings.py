@@ -6,6 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from factsmith.tasks.abilities.settings import AbilitySettings
 from factsmith.tasks.corpus.settings import CorpusSettings
 from factsmith.tasks.edit.settings import MethodSettings
 from factsmith.tasks.evaluation.settings import DriftSettings
@@ -32,6 +33,7 @@ class Settings(Section):
     corpus: Annotated[CorpusSettings, _READS_CORPUS]
     method: MethodSettings
     dataset: DatasetSettings
+    abilities: AbilitySettings = Field(default_factory=AbilitySettings)
     drift: Annotated[DriftSettings, _READS_CORPUS] = Field(default_factory=DriftSettings)
     trace: TraceSettings = Field(default_factory=TraceSettings)
     runtime: RuntimeSettings = Field(default_factory=RuntimeSettings)

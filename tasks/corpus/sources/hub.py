@@ -228,18 +228,19 @@ class HubCorpus:
         )
 
 
-def parquet_rows(files: list[str], field: str) -> Iterator[dict[str, Any]]:
-    """The rows of one column of Parquet files. They are read one row group at a time, in the calling thread.
+def parquet_rows(files: list[str], field: str | None = None) -> Iterator[dict[str, Any]]:
+    """The rows of Parquet files, read one row group at a time, in the calling thread.
 
     The reader of `datasets` lets Arrow prefetch in background threads. A process that exits while these threads run
     crashes or hangs (pyarrow 25, apache/arrow#45214). That reader also reads more than the column.
 
     Args:
         files: paths or URLs that fsspec supports.
-        field: name of the column.
+        field: name of the column; ``None`` for all columns.
     """
+    columns = None if field is None else [field]
     for file in files:
         with fsspec.open(file, "rb") as opened, pq.ParquetFile(opened, pre_buffer=False) as parquet:
             for group in range(parquet.num_row_groups):
-                table = parquet.read_row_group(group, columns=[field], use_threads=False)
+                table = parquet.read_row_group(group, columns=columns, use_threads=False)
                 yield from table.to_pylist()

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import pyarrow as pa
 
-from factsmith.tasks.decoder.text import encode_prompt
+from factsmith.tasks.decoder.text import encode_prompt, text_after
 from factsmith.tasks.decoder.words import within_word
 from factsmith.tasks.evaluation.family import ASKED, Asked, MetricFamily, Passes, mean_by_kind
 from factsmith.tasks.facts.record import Record
@@ -68,7 +68,7 @@ class Greedy(MetricFamily):
         )
         measured: list[dict[str, Any]] = []
         for one, prompt, generated in zip(asked, prompts, continued, strict=True):
-            answer = _text_after(decoder.tokenizer, prompt, generated)
+            answer = text_after(decoder.tokenizer, prompt, generated)
             correct = opens_with(answer, one.answer, one.prompt)
             measured.append({"answer": answer, "correct": correct} if generated else {})
         return self.table(asked, measured)
@@ -86,15 +86,6 @@ def _answer_length(tokenizer: PreTrainedTokenizerFast, asked: Asked) -> int:
     return encode_prompt(
         tokenizer, asked.prompt, target=asked.answer, separator=asked.record.request.separator
     ).continued
-
-
-def _text_after(tokenizer: PreTrainedTokenizerFast, prompt: Sequence[int], generated: Sequence[int]) -> str:
-    """The text of ``generated`` after ``prompt``. If it were decoded alone, it could lose its leading space."""
-    before, whole = (
-        str(tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False))
-        for tokens in ([*prompt], [*prompt, *generated])
-    )
-    return whole[len(before) :]
 
 
 def opens_with(answer: str, wanted: str, prompt: str) -> bool:
