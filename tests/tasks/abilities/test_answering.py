@@ -7,7 +7,6 @@ import torch
 
 from factsmith.tasks.abilities.answering import SCHEMA, WAYS, first_label
 from factsmith.tasks.abilities.task import load_tasks
-from factsmith.tasks.evaluation.summary import DRAWS  # noqa: F401
 from tests.conftest import load, load_plain
 
 SST2, MMLU, COLA = load_tasks(["sst2", "mmlu", "cola"])

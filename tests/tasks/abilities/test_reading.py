@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -88,20 +91,41 @@ def test_the_selection_is_drawn_by_a_seed(tmp_path):
     assert sorted(map(len, drawn.values())) == [10, 10, 20, 30]
 
 
+PROGRAM = """
+import json
+from factsmith.tasks.abilities.reading import select_examples
+from factsmith.tasks.abilities.settings import AbilitySettings
+from factsmith.tasks.abilities.task import load_tasks
+
+(task,) = load_tasks(["sst2"])
+print(json.dumps({one.prompt: one.label for one in select_examples(task, AbilitySettings(tasks=["sst2"]))}))
+"""
+
+
 def test_the_hub_has_them_too(hub, tmp_path):
-    (task,) = load_tasks(["sst2"])
+    """In a process of its own, since addresses are read when libraries are imported."""
     folder = tmp_path / "repository" / "sst2"
     folder.mkdir(parents=True)
     rows = {"sentence": ["so dull", "a fine film"], "label": [0, 1], "idx": [0, 1]}
     pq.write_table(pa.table(rows), folder / "validation-00000-of-00001.parquet")
-    (folder.parent / "README.md").write_text(
-        "---\nconfigs:\n- config_name: sst2\n  data_files:\n  - split: validation\n    path: sst2/validation-*\n---\n"
-    )
+    pq.write_table(pa.table(rows), folder / "test-00000-of-00001.parquet")
+    card = "configs:\n- config_name: sst2\n  data_files:\n"
+    card += "".join(f"  - split: {one}\n    path: sst2/{one}-*\n" for one in ("validation", "test"))
+    (folder.parent / "README.md").write_text(f"---\n{card}---\n")
     hub.publish("datasets/nyu-mll/glue", folder.parent)
-    found = select_examples(task, AbilitySettings(tasks=["sst2"]))
-    assert {one.prompt: one.label for one in found} == {
+    given = {
+        "HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "cache"), "HF_UPDATE_DOWNLOAD_COUNTS": "0",
+        "NO_PROXY": "127.0.0.1",
+    }  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM], env={**os.environ, **given}, capture_output=True, text=True, timeout=120,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {
         "Review :so dull\nSentiment :": 0, "Review :a fine film\nSentiment :": 1,
     }  # fmt: skip
+    assert {name for name in hub.fetched() if name.endswith("parquet")} == {"validation-00000-of-00001.parquet"}
 
 
 def test_a_hub_that_is_not_there_is_told_with_the_remedy(hub):
