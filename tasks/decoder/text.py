@@ -58,8 +58,12 @@ def encode_prompt(
     subject: str | None = None,
     target: str | None = None,
     separator: Separator = "auto",
+    *,
+    special: bool = True,
 ) -> EncodedPrompt:
     """Encode ``template`` with ``subject`` in its placeholder, followed by the separator and ``target``.
+
+    With ``special``, the tokenizer adds its special tokens, such as a BOS. A text in a chat template has them already.
 
     The subject's tokens are those that overlap it, so a token with a leading space counts if it also contains the
     subject's first letter. A token belongs to the continuation if it contains any text after the prompt.
@@ -73,7 +77,11 @@ def encode_prompt(
     if target is not None:
         text += separator_between(prompt, target.lstrip(), separator) + target.lstrip()
     encoding = tokenizer(
-        text, return_offsets_mapping=True, return_special_tokens_mask=True, return_attention_mask=False
+        text,
+        add_special_tokens=special,
+        return_offsets_mapping=True,
+        return_special_tokens_mask=True,
+        return_attention_mask=False,
     )
     # A special token after the text, such as an EOS, would end the text that is to be continued.
     count = max((place + 1 for place, added in enumerate(encoding["special_tokens_mask"]) if not added), default=None)

@@ -110,6 +110,17 @@ class MetricFamily(ABC):
             Rows of ``schema``, in the order of ``asked``.
         """
 
+    def recipe(self, tokenizer: PreTrainedTokenizerFast) -> Mapping[str, Any]:
+        """Everything besides model, records and ``version`` that determines the rows."""
+        return self.parameters
+
+    def check(self, tokenizer: PreTrainedTokenizerFast, records: Sequence[Record]) -> None:
+        """Check that the model and the records allow to compute the metrics at all.
+
+        Raises:
+            InputError: they do not.
+        """
+
     @abstractmethod
     def by_record(self, rows: pa.Table) -> pa.Table:
         """A table of ``record``, ``metric``, ``value``: each record's mean of each metric that its rows give.

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.compute as pc
+from transformers import PreTrainedTokenizerFast
 
 from factsmith.artifacts.artifact import Artifact, Draft
 from factsmith.artifacts.formats import load_table, save_json, save_table
@@ -56,9 +57,11 @@ class Scores:
     after: dict[str, float | None]
 
 
-def score_series(model: Fingerprint, family: MetricFamily, edit: str | None) -> Series:
+def score_series(
+    model: Fingerprint, tokenizer: PreTrainedTokenizerFast, family: MetricFamily, edit: str | None
+) -> Series:
     """The series of all scores of a metric family under the weights of an edit, given by its digest, or of none."""
-    parameters = {"metric": family.name, "version": family.version, **family.parameters, **model.parameters}
+    parameters = {"metric": family.name, "version": family.version, **family.recipe(tokenizer), **model.parameters}
     return Series("scores", 2, parameters, {**model.inputs, **({"edit": edit} if edit else {})})
 
 
@@ -193,7 +196,7 @@ def score_records(
     advance: Callable[[int], None],
 ) -> RecordScores:
     """Scores of ``records`` under the weights of ``edit``, or the unedited weights."""
-    series = score_series(model.fingerprint, family, edit.digest if edit else None)
+    series = score_series(model.fingerprint, model.tokenizer, family, edit.digest if edit else None)
     by_digest = {record.digest(family.kinds): record for record in records}
 
     def build(draft: Draft, digests: list[str]) -> None:

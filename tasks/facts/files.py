@@ -20,8 +20,8 @@ SEPARATOR = "|"
 
 _LINES = {".jsonl", ".ndjson"}
 _COLUMNS = ("subject", "prompt", "target_new")
-_OPTIONAL_COLUMNS = ("target_true", "paraphrase_prompts", "neighborhood_prompts", "generation_prompts")
-_LISTS = ("paraphrase_prompts", "neighborhood_prompts", "generation_prompts")
+_LISTS = ("paraphrase_prompts", "neighborhood_prompts", "generation_prompts", "questions")
+_OPTIONAL_COLUMNS = ("target_true", *_LISTS)
 
 
 def read_text(path: Path) -> str:

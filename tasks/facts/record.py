@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
 from factsmith.artifacts.recipe import digest_of
+from factsmith.tasks.decoder.text import PLACEHOLDER
 from factsmith.tasks.decoder.words import separator_between
 from factsmith.tasks.facts.request import EditRequest
 
@@ -20,11 +22,12 @@ class Record:
         request: the fact to write.
         prompts: prompts by kind. ``rewrite`` and ``paraphrase`` ask for the request's targets, ``neighborhood`` asks
             about other subjects, ``portability`` asks about a consequence of the new fact, and ``generation`` is
-            continued freely.
+            continued freely. ``question``, ``question_paraphrase`` and ``question_neighborhood`` are asked in a chat.
         place: index of the record in the file or dataset, for messages.
         answers: by kind, the correct answer to each prompt; only for kinds whose answers are not the request's targets.
         relation: name of the relation between subject and object, if the dataset gives it. Different prompts may ask
             for the same relation.
+        question: the fact as a question, with ``{}`` in place of the subject, if there is one.
     """
 
     request: EditRequest
@@ -32,6 +35,28 @@ class Record:
     place: int = field(compare=False)
     answers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     relation: str | None = None
+    question: str | None = None
+
+    def asked_as(self, forms: Sequence[str], neighbors: Mapping[str, str] = MappingProxyType({})) -> Record:
+        """The record with questions.
+
+        Args:
+            forms: the fact as questions, each with ``{}`` in place of the subject. The first is the question, the
+                others are its paraphrases. If there are none, the record stays as it is.
+            neighbors: questions about other subjects, each with its answer, which must not change.
+        """
+        if not forms:
+            return self
+        question, *paraphrases = (form.replace(PLACEHOLDER, self.request.subject, 1) for form in forms)
+        prompts = {
+            "question": (question,),
+            "question_paraphrase": tuple(paraphrases),
+            "question_neighborhood": tuple(neighbors),
+        }
+        answers = {"question_neighborhood": tuple(neighbors.values())}
+        return replace(
+            self, prompts={**self.prompts, **prompts}, answers={**self.answers, **answers}, question=forms[0]
+        )
 
     def digest(self, kinds: Sequence[str]) -> str:
         """Digest of everything that a score on prompts of ``kinds`` depends on, except the model and the metric."""

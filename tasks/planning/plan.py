@@ -217,7 +217,8 @@ class _RunPlanner(PrecomputePlanner):
             (family, record)
             for family in self.run.families
             for edit, records in phases
-            for stored in [RowSeries(self.store, score_series(self.fingerprint, family, edit)).find()]
+            for scores in [score_series(self.fingerprint, self.run.model.tokenizer, family, edit)]
+            for stored in [RowSeries(self.store, scores).find()]
             for record in records
             if record.digest(family.kinds) not in stored
         ]

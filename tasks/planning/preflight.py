@@ -95,6 +95,9 @@ def check_input(
         _ = run.families
         if editing:
             _ = run.abilities
+    if dataset and (editing or past is not None):
+        for family in run.families:
+            family.check(model.tokenizer, run.batches.records)
     if past is not None:
         past_edits(run.workspace.store, past, model, run.settings.dataset.name, run.batches)
     elif editing:

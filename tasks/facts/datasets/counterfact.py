@@ -6,14 +6,16 @@ Records of later editions have ``portability``: a question about a consequence o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 
+from factsmith.tasks.chat.questions import question_forms, subject_in
+from factsmith.tasks.decoder.text import PLACEHOLDER
 from factsmith.tasks.facts.reading import RawRecord, parse_records
 from factsmith.tasks.facts.record import Record
 from factsmith.tasks.facts.request import EditRequest
 from factsmith.tasks.facts.settings import DatasetSettings
 
-__all__ = ["UNUSED", "load", "parse", "portability", "scored"]
+__all__ = ["UNUSED", "load", "parse", "portability", "scored", "with_questions"]
 
 UNUSED = ("pararel_idx", "attribute_prompts")
 """Fields of the format that no metric needs."""
@@ -21,7 +23,7 @@ UNUSED = ("pararel_idx", "attribute_prompts")
 
 def load(settings: DatasetSettings) -> list[Record]:
     """The records of a CounterFact file (a JSON list or JSON lines)."""
-    return parse_records(settings.required_path(), parse, unused=UNUSED)
+    return with_questions(parse_records(settings.required_path(), parse, unused=UNUSED))
 
 
 def parse(raw: RawRecord) -> Record:
@@ -60,7 +62,29 @@ def scored(raw: RawRecord, request: EditRequest, relation: str | None = None) ->
         question, answer = portability(raw)
         prompts["portability"] = (question,)
         answers["portability"] = (answer,)
-    return Record(request, prompts, raw.index, answers, relation)
+    questions = [raw.template(one, request.subject, field="questions") for one in raw.texts("questions")]
+    return Record(request, prompts, raw.index, answers, relation).asked_as(questions)
+
+
+def with_questions(records: Sequence[Record]) -> list[Record]:
+    """The records, of which those without questions have those of their relation, if it is known.
+
+    A neighbour is asked about by the same question. Its subject is recovered from the first neighbourhood prompt that
+    has the form of a prompt of the relation, as the records' own prompts have them.
+    """
+    prompts: dict[str | None, set[str]] = {}
+    for record in records:
+        prompts.setdefault(record.relation, set()).add(record.request.template)
+    return [
+        one if one.question else _asked_as(one, question_forms(one.relation), prompts[one.relation]) for one in records
+    ]
+
+
+def _asked_as(record: Record, forms: Sequence[str], prompts: Collection[str]) -> Record:
+    true = record.request.target_true
+    subjects = (subject_in(prompt, prompts) for prompt in record.prompts["neighborhood"])
+    neighbor = next(filter(None, subjects), None) if forms else None
+    return record.asked_as(forms, {forms[0].replace(PLACEHOLDER, neighbor, 1): true} if neighbor and true else {})
 
 
 def portability(raw: RawRecord) -> tuple[str, str]:

@@ -7,7 +7,8 @@ objects of named parts. A part is a list of ``{"prompt": ..., "ground_truth": ..
 may be lists of equal lengths. Both may also be flat: ``locality_prompt`` and ``locality_ground_truth``. An answer may
 be a list of spellings, of which the first is used. A prompt without an answer is left out.
 
-``locality`` becomes the neighbourhood, with answers of its own.
+``locality`` becomes the neighbourhood, with answers of its own. Prompts of the fact that end in a question mark are
+also its questions in a chat.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ def _parse(raw: RawRecord) -> Record:
     rephrased = raw.first("rephrase_prompts", "rephrase_prompt", "rephrase")
     paraphrases = _texts(raw, rephrased, raw.value(rephrased))
     locality, portability = _asked(raw, "locality"), _asked(raw, "portability")
-    return Record(
+    record = Record(
         request,
         {
             "rewrite": (request.prompt,),
@@ -67,6 +68,8 @@ def _parse(raw: RawRecord) -> Record:
             "portability": tuple(answer for _, answer in portability),
         },
     )
+    asks = request.template.endswith("?")
+    return record.asked_as([request.template, *(one for one in paraphrases if one.endswith("?"))] if asks else [])
 
 
 def _asked(raw: RawRecord, name: str) -> list[tuple[str, str]]:

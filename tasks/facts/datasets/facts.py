@@ -2,7 +2,8 @@
 
 The file is a JSON list, JSON lines or a table (``.csv``, ``.tsv``). A record needs ``subject``, ``prompt`` and
 ``target_new``. The prompt contains the subject as whole words, or ``{}`` in its place. For scoring, a record may add
-``target_true``, ``paraphrase_prompts``, ``neighborhood_prompts``, ``generation_prompts`` and ``portability``. A warning
+``target_true``, ``paraphrase_prompts``, ``neighborhood_prompts``, ``generation_prompts``, ``portability`` and
+``questions`` (the fact as a question, and that question in other words; each with the subject or ``{}``). A warning
 names other fields. One that looks like a misspelt known field is refused. In a table, prompts in one cell are separated
 by ``|``. Records in CounterFact's own schema are read too.
 """
@@ -29,7 +30,7 @@ def load(settings: DatasetSettings) -> list[Record]:
     path = settings.required_path()
     records = parse_records(path, _parse, unused=counterfact.UNUSED, others={"easyedit": easyedit.FIELDS})
     refuse_conflicts(records, path)
-    return records
+    return counterfact.with_questions(records)
 
 
 def _parse(raw: RawRecord) -> Record:

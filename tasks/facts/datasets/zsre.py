@@ -5,7 +5,7 @@ A record has ``subject``, ``src`` (the question, which contains the subject), ``
 the T5 model that the dataset was made with) and ``alt`` (a false answer) are not used here. The target is the first of
 ``answers``, as in Meng et al. 2022a and 2022b. The unedited model's answer is not known, so a request has no true
 object. ``loc`` is asked as in their code: it keeps its "nq question: " and gets a question mark at the end (EasyEdit
-adds none).
+adds none). In a chat it is asked without "nq question: ".
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ __all__ = ["UNUSED", "load", "parse"]
 
 UNUSED = ("pred", "alt", "answers", "cond", "portability", "case_id")
 """Fields of the format that are not needed for every target."""
+
+_MARK = "nq question: "
 
 
 def load(settings: DatasetSettings) -> list[Record]:
@@ -44,7 +46,9 @@ def parse(raw: RawRecord, target: str) -> Record:
         "paraphrase": (raw.text("rephrase"),),
         "neighborhood": (f"{raw.text('loc').removesuffix('?')}?",),
     }
-    return Record(request, prompts, raw.index, answers={"neighborhood": (raw.text("loc_ans"),)})
+    (rephrased,), (other,), answer = prompts["paraphrase"], prompts["neighborhood"], raw.text("loc_ans")
+    record = Record(request, prompts, raw.index, answers={"neighborhood": (answer,)})
+    return record.asked_as([request.template, rephrased], {other.removeprefix(_MARK): answer})
 
 
 def _first_answer(raw: RawRecord) -> str:

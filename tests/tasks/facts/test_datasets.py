@@ -46,8 +46,11 @@ def test_the_first_answer_is_written_and_nothing_is_asked_that_follows_from_anot
         "rewrite": ("What instrument was Ariadne musica intended for?",),
         "paraphrase": ("What was the instrument composed for Ariadne musica?",),
         "neighborhood": ("nq question: who has the talismans in sailor moon s?",),
+        "question": ("What instrument was Ariadne musica intended for?",),
+        "question_paraphrase": ("What was the instrument composed for Ariadne musica?",),
+        "question_neighborhood": ("who has the talismans in sailor moon s?",),
     }
-    assert record.answers == {"neighborhood": ("Haruka",)}
+    assert record.answers == {"neighborhood": ("Haruka",), "question_neighborhood": ("Haruka",)}
 
 
 def test_portability_is_asked_where_the_alternative_is_written(tmp_path):
@@ -121,7 +124,7 @@ def test_records_of_counterfact_may_carry_a_portability_question(tmp_path, forma
     assert [record.prompts.get("portability") for record in found] == [
         ("What are the sections of what it is for?",), None, None,
     ]  # fmt: skip
-    assert [record.answers for record in found] == [{"portability": ("strings and brass",)}, {}, {}]
+    assert [record.answers.get("portability") for record in found] == [("strings and brass",), None, None]
     other["portability"] = {"New Question": "What is?"}
     with pytest.raises(InputError, match=r"Record 1 of .* field 'portability\.New Answer' is missing"):
         load_records(dataset(tmp_path, format_name, [one, other]))

@@ -235,6 +235,10 @@ def test_real_counterfact(shared):
     asked = [record for record in records if "portability" in record.prompts]
     assert len(asked) == 1003
     assert {len(record.prompts["portability"]) == len(record.answers["portability"]) == 1 for record in asked} == {True}
+    assert records[0].prompts["question"] == ("What is the native language of Danielle Darrieux?",)
+    assert records[0].prompts["question_neighborhood"] == ("What is the native language of Léon Blum?",)
+    assert all(record.question and record.prompts["question_paraphrase"] for record in records)
+    assert sum(bool(record.prompts["question_neighborhood"]) for record in records) > 1890
 
 
 # --------------------------------------------------------------------------------------------------------- tables
@@ -495,3 +499,29 @@ def test_no_blank_separates_prompt_and_object_in_a_script_without_blanks(tmp_pat
     assert mixed.digest == load_records(facts(tmp_path, [chinese], separator="none"))[0].request.digest
     english = [load_records(facts(tmp_path, [FACT], separator=one))[0].request for one in ("auto", "blank", "none")]
     assert english[0].digest == english[1].digest != english[2].digest
+
+
+def test_questions_are_asked_as_given_or_as_their_relation_has_them(tmp_path):
+    given = {"subject": "Ada Lovelace", "prompt": "{} lives in", "target_new": "Cairo"}
+    questions = ["Where does {} live?", "In which city is the home of Ada Lovelace?"]
+    city = {"prompt": "{} is located in", "relation_id": "P17", "target_new": {"str": "Chad"}}
+    rewrite = {**city, "subject": "Bonn", "target_true": {"str": "Germany"}}
+    neighbors = ["Ulm lies in", "Kiel, which has ports, is located in", "Köln, in"]
+    other = {"requested_rewrite": {**rewrite, "prompt": "{}, in", "subject": "Jena"}, "neighborhood_prompts": []}
+    schema = {"requested_rewrite": rewrite, "neighborhood_prompts": neighbors, "paraphrase_prompts": []}
+    own, none, related, alone = load_records(facts(tmp_path, [{**given, "questions": questions}, given, schema, other]))
+
+    assert own.question == "Where does {} live?"
+    assert own.prompts["question"] == ("Where does Ada Lovelace live?",)
+    assert own.prompts["question_paraphrase"] == ("In which city is the home of Ada Lovelace?",)
+    assert none.question is None
+    assert "question" not in none.prompts
+    assert related.prompts["question"] == ("In which country is Bonn?",)
+    assert len(related.prompts["question_paraphrase"]) == 2
+    # No prompt of the file has the form of the first, and of the second it would find "Kiel, which has ports,".
+    assert related.prompts["question_neighborhood"] == ("In which country is Köln?",)
+    assert related.answers["question_neighborhood"] == ("Germany",)
+    assert alone.prompts["question_neighborhood"] == ()
+
+    with pytest.raises(InputError, match=r"the subject is not in the prompt .*'questions'"):
+        load_records(facts(tmp_path, [{**given, "questions": ["Where does she live?"]}]))
