@@ -36,7 +36,7 @@ def write(run: Run, prepared: Prepared) -> list[Artifact]:
         the changes of all batches.
     """
     workspace, model, layers, method, batches = run.workspace, run.model, run.layers, run.settings.method, run.batches
-    templates = contexts(workspace, model, method, run.given_contexts)
+    templates = contexts(workspace, model, method, run.given_contexts, run.chat_contexts)
     factors = prepared.factors
     if batches.in_sequence:
         source, tokens = prepared.statistics, prepared.tokens

@@ -15,6 +15,7 @@ from factsmith.tasks.edit.delta import LowRankDelta
 from factsmith.tasks.edit.settings import ReadKeys, Spread
 from factsmith.tasks.edit.solve import solve_edit
 from factsmith.tasks.facts.activations import FactActivations
+from factsmith.tasks.facts.contexts import Context
 from factsmith.tasks.facts.request import EditRequest
 from factsmith.tasks.preservation.operator import PreservationOperator
 
@@ -25,7 +26,7 @@ def compute_edit(
     decoder: Decoder,
     requests: Sequence[EditRequest],
     values: Tensor,
-    contexts: Sequence[str],
+    contexts: Sequence[Context],
     layers: Sequence[int],
     preservation: Callable[[int], PreservationOperator],
     *,
@@ -47,7 +48,7 @@ def compute_edit(
         decoder: the model. Its weights are restored before this returns.
         requests: B facts.
         values: (B, d_model) wanted outputs at ``site`` of the last of ``layers``, at the lookup tokens.
-        contexts: context templates, the clean one first.
+        contexts: contexts, the clean one first.
         layers: edited layers.
         preservation: returns the preservation operator of a layer.
         slack: gamma of ``solve_edit``.

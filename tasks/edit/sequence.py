@@ -22,6 +22,7 @@ from factsmith.tasks.edit.delta import LowRankDelta
 from factsmith.tasks.edit.delta_sum import DeltaSum
 from factsmith.tasks.edit.settings import MethodSettings
 from factsmith.tasks.facts.activations import FactActivations
+from factsmith.tasks.facts.contexts import Context
 from factsmith.tasks.facts.request import EditRequest
 from factsmith.tasks.preservation.history import History
 from factsmith.tasks.preservation.operator import PreservationOperator
@@ -122,7 +123,7 @@ class SequenceWriter(AbstractContextManager["SequenceWriter"]):
         method: how facts are written; ``method.sequence`` decides what is kept of earlier batches.
         layers: edited layers, ascending.
         operators: preservation operator of each layer, without earlier edits.
-        contexts: context templates, the clean one first.
+        contexts: contexts, the clean one first.
         directions: (d_in, r) float64 principal directions of each layer, orthonormal, to measure changes along; may be
             empty.
         most_tokens: most positions in one forward pass.
@@ -135,7 +136,7 @@ class SequenceWriter(AbstractContextManager["SequenceWriter"]):
         method: MethodSettings,
         layers: Sequence[int],
         operators: Mapping[int, PreservationOperator],
-        contexts: Sequence[str],
+        contexts: Sequence[Context],
         *,
         directions: Mapping[int, Tensor],
         most_tokens: int,

@@ -113,7 +113,7 @@ def edit_in_sequence(
         layers: the edited layers, ascending.
         method: how facts are written.
         batches: the records of each batch, and after which batches the model is scored.
-        contexts: the context templates.
+        contexts: the contexts.
         factors: the factors of the preservation operators.
         directions: the principal directions that changes are measured along.
 

@@ -119,7 +119,7 @@ def edit(
         layers: the edited layers, ascending.
         method: how facts are written.
         batches: the records of each batch.
-        contexts: the context templates.
+        contexts: the contexts.
         values: the value vectors of all facts.
         factors: the factors of the preservation operators.
 

@@ -241,6 +241,6 @@ def values_by_fact(family: MetricFamily, rows: pa.Table, records: Sequence[Recor
     requests = {record.digest(family.kinds): record.request for record in records}
     values = family.by_record(rows.filter(pc.is_in(rows["record"], value_set=pa.array(list(requests), pa.string()))))
     asked = [requests[digest] for digest in values["record"].to_pylist()]
-    facts = pa.array([request.digest for request in asked], pa.string())
+    facts = pa.array([request.fact_digest for request in asked], pa.string())
     cases = pa.array([request.case_id for request in asked], pa.int64())
     return values.set_column(0, "record", facts).add_column(1, "case_id", cases)

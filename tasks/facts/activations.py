@@ -13,7 +13,7 @@ from torch import Tensor
 
 from factsmith.tasks.decoder.batching import length_batches, pad
 from factsmith.tasks.decoder.decoder import Decoder
-from factsmith.tasks.decoder.text import PLACEHOLDER, encode_prompt
+from factsmith.tasks.facts.contexts import CLEAN, Context, in_context
 from factsmith.tasks.facts.request import EditRequest
 
 __all__ = ["FactActivations"]
@@ -27,7 +27,7 @@ class FactActivations:
     Args:
         decoder: the model; each call uses the weights that it has then.
         requests: B edit requests.
-        contexts: context templates, the clean one first.
+        contexts: contexts, the clean one first.
         clean_weight: weight of the clean prompt in an averaged key; ``None`` to weight all prompts equally.
         most_tokens: maximum number of positions in one forward pass.
     """
@@ -36,7 +36,7 @@ class FactActivations:
         self,
         decoder: Decoder,
         requests: Sequence[EditRequest],
-        contexts: Sequence[str] = (PLACEHOLDER,),
+        contexts: Sequence[Context] = (CLEAN,),
         *,
         clean_weight: float | None = None,
         most_tokens: int = 8192,
@@ -45,7 +45,7 @@ class FactActivations:
         self.facts = len(requests)
         self.contexts = len(contexts)
         prompts = [
-            encode_prompt(decoder.tokenizer, context.replace(PLACEHOLDER, request.template, 1), request.subject)
+            in_context(context, request).encode(decoder.tokenizer, request.subject)
             for request in requests
             for context in contexts
         ]

@@ -2,29 +2,114 @@
 
 Meng et al. 2022a (section 3.1) average keys and values over prompts with random prefixes. Their public code does not
 seed the prefixes, so no two of its runs agree. Here the prefixes are drawn with a seed and stored.
+
+A chat context is a turn of the assistant in the model's chat template. In most of them, the assistant says the prompt
+after a user has asked for any fact. In the last, the user asks the fact's question, and the assistant answers with the
+object alone. The lookup token is then in the user's turn.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedTokenizerFast
 
 from factsmith.artifacts.errors import InputError
+from factsmith.tasks.chat.template import answer_start
 from factsmith.tasks.decoder.batching import pad
 from factsmith.tasks.decoder.decoder import Decoder
-from factsmith.tasks.decoder.text import PLACEHOLDER, encode_prompt
+from factsmith.tasks.decoder.text import PLACEHOLDER, EncodedPrompt, encode_prompt
+from factsmith.tasks.decoder.words import Separator
 from factsmith.tasks.facts.reading import read_json
+from factsmith.tasks.facts.request import EditRequest
 from factsmith.tasks.facts.settings import ContextSample
 
-__all__ = ["CLEAN", "TOP_K", "read_contexts", "sample_contexts"]
+__all__ = [
+    "CLEAN",
+    "TOP_K",
+    "ChatContext",
+    "Context",
+    "PromptInContext",
+    "chat_contexts",
+    "in_context",
+    "read_contexts",
+    "sample_contexts",
+]
 
 CLEAN = PLACEHOLDER
 """The template without a prefix. It is always the first."""
 
 TOP_K = 5
 """Each token of a prefix is drawn from this number of most likely tokens."""
+
+_REQUESTS = (
+    "Tell me a fact.",
+    "What do you know?",
+    "Say one sentence about the world.",
+    "Please write the first sentence of an article.",
+    "Teach me something.",
+)
+"""What the user says before the assistant says a prompt."""
+
+
+@dataclass(frozen=True)
+class ChatContext:
+    """A turn of a chat that a fact is written in, with the special tokens of the chat template.
+
+    Attributes:
+        template: a chat with one ``{}`` where the assistant says the prompt.
+        question: a chat with one ``{}`` where the user asks the fact's question, up to the assistant's answer. It takes
+            the place of ``template`` for facts that have a question. ``None`` for the same chat for all facts.
+    """
+
+    template: str
+    question: str | None = None
+
+
+Context = str | ChatContext
+"""A context template with one ``{}`` for the prompt, or a chat context."""
+
+
+@dataclass(frozen=True)
+class PromptInContext:
+    """A fact's prompt or question in a context.
+
+    Attributes:
+        template: the text, with ``{}`` in place of the subject.
+        separator: what stands between the text and the object.
+        special: whether the tokenizer adds its special tokens. A chat has them already.
+    """
+
+    template: str
+    separator: Separator
+    special: bool
+
+    def encode(self, tokenizer: PreTrainedTokenizerFast, subject: str, target: str | None = None) -> EncodedPrompt:
+        """The tokens of the text, and of ``target`` if it is given."""
+        return encode_prompt(tokenizer, self.template, subject, target, self.separator, special=self.special)
+
+
+def in_context(context: Context, request: EditRequest) -> PromptInContext:
+    """The prompt of ``request`` in ``context``, or its question."""
+    if isinstance(context, str):
+        return PromptInContext(context.replace(PLACEHOLDER, request.template, 1), request.separator, special=True)
+    if context.question is not None and request.question is not None:
+        return PromptInContext(context.question.replace(PLACEHOLDER, request.question, 1), "none", special=False)
+    return PromptInContext(context.template.replace(PLACEHOLDER, request.template, 1), request.separator, special=False)
+
+
+def chat_contexts(tokenizer: PreTrainedTokenizerFast) -> tuple[ChatContext, ...]:
+    """The chat contexts of a model. The last one asks the fact's question.
+
+    Raises:
+        InputError: the tokenizer has no chat template, or it cannot be applied.
+    """
+    said = [answer_start(tokenizer, one) + PLACEHOLDER for one in _REQUESTS]
+    asked = answer_start(tokenizer, PLACEHOLDER)
+    return (*map(ChatContext, said[:-1]), ChatContext(said[-1], asked))
 
 
 @torch.inference_mode()

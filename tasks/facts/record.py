@@ -58,6 +58,11 @@ class Record:
             self, prompts={**self.prompts, **prompts}, answers={**self.answers, **answers}, question=forms[0]
         )
 
+    @property
+    def with_question(self) -> Record:
+        """The record whose request is written as its question too, if it has one."""
+        return replace(self, request=replace(self.request, question=self.question))
+
     def digest(self, kinds: Sequence[str]) -> str:
         """Digest of everything that a score on prompts of ``kinds`` depends on, except the model and the metric."""
         request = self.request

@@ -22,6 +22,7 @@ class EditRequest:
         target_new: the new object: the continuation of the prompt after the edit.
         target_true: the true object: the continuation before the edit, if it is known.
         separator: what stands between a prompt and its object.
+        question: the fact as a question, with ``{}`` in place of the subject, if it is written as one too.
     """
 
     case_id: int
@@ -30,6 +31,7 @@ class EditRequest:
     target_new: str
     target_true: str | None = None
     separator: Separator = "auto"
+    question: str | None = None
 
     @property
     def prompt(self) -> str:
@@ -48,5 +50,17 @@ class EditRequest:
     @property
     def digest(self) -> str:
         """Digest of what the value vector depends on. It is equal for two requests that ask for the same thing."""
+        # Without a question, artifacts keep the names of earlier versions.
+        return (
+            self.fact_digest if self.question is None else digest_of({**self._joined_fact, "question": self.question})
+        )
+
+    @property
+    def fact_digest(self) -> str:
+        """Digest of the fact alone, which tells facts apart whatever else they are written as."""
+        return digest_of(self._joined_fact)
+
+    @property
+    def _joined_fact(self) -> dict[str, str]:
         # With the usual blank, artifacts keep the names of earlier versions.
-        return digest_of(self.fact if self.joined == " " else {**self.fact, "separator": self.joined})
+        return self.fact if self.joined == " " else {**self.fact, "separator": self.joined}

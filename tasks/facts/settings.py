@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
@@ -15,7 +15,7 @@ from factsmith.tasks.pipeline.settings import ReadIf, Section
 __all__ = ["ContextSample", "ContextSettings", "DatasetSettings"]
 
 
-_SAMPLED = ReadIf("method.contexts", (None,))
+_SAMPLED = ReadIf("method.contexts", (None, "both"))
 
 
 class DatasetSettings(Section):
@@ -71,9 +71,18 @@ class ContextSample(Section):
 class ContextSettings(Section):
     """The contexts that a fact is written in. These settings are part of ``method``."""
 
-    contexts: Path | None = Field(None, description="JSON list of context templates; null to sample them")
+    contexts: Literal["chat", "both"] | Path | None = Field(
+        None,
+        description="JSON list of context templates; null to sample them, chat for turns of a chat in the model's chat "
+        "template, both for both",
+    )
     context_samples: Annotated[list[ContextSample], _SAMPLED] = Field(
         [ContextSample(start=start, length=10) for start in ("The", "Therefore", "Because", "I", "You")],
         description="prefixes to sample, each with start, length and count",
     )
     context_seed: Annotated[int, _SAMPLED] = Field(0, ge=0, description="seed of the sampled prefixes")
+
+    @property
+    def in_chat(self) -> bool:
+        """Whether facts are written in turns of a chat too."""
+        return self.contexts in ("chat", "both")

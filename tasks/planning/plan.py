@@ -8,6 +8,7 @@ early and prompts may share passes. That of drift is one if the corpus has less 
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property
 
@@ -15,7 +16,6 @@ from factsmith.artifacts.recipe import Recipe, Series
 from factsmith.artifacts.rows import RowSeries
 from factsmith.tasks.abilities.stage import prediction_series
 from factsmith.tasks.corpus.stage import last_within
-from factsmith.tasks.decoder.text import encode_prompt
 from factsmith.tasks.edit.sequence_shards_stage import batch_digests, stored_batches
 from factsmith.tasks.edit.sequence_stage import sequence_edits, sequence_series, state_series
 from factsmith.tasks.edit.stage import edit_recipe, edit_series
@@ -24,6 +24,7 @@ from factsmith.tasks.evaluation.drift_stage import EDITS_AT_ONCE, drift_series
 from factsmith.tasks.evaluation.family import MetricFamily
 from factsmith.tasks.evaluation.stage import score_series
 from factsmith.tasks.evaluation.trajectory_stage import HELD_OUT, perplexity_series
+from factsmith.tasks.facts.contexts import CLEAN, Context, in_context
 from factsmith.tasks.facts.record import Record
 from factsmith.tasks.facts.request import EditRequest
 from factsmith.tasks.facts.stage import context_series
@@ -55,7 +56,8 @@ class _RunPlanner(PrecomputePlanner):
 
     def facts(self) -> list[StagePlan]:
         """The plans of contexts, values, edit and evaluation; for a sequence, those of ``in_sequence``."""
-        contexts = context_series(self.fingerprint, self.settings.method, self.run.given_contexts).member()
+        series = context_series(self.fingerprint, self.settings.method, self.run.given_contexts, self.run.chat_contexts)
+        contexts = series.member()
         templates = StagePlan("contexts", self.missing([contexts]), 1, "template list", memory=self.weights)
         if self.run.batches.in_sequence:
             return [templates, *self.in_sequence(contexts.digest)]
@@ -122,10 +124,11 @@ class _RunPlanner(PrecomputePlanner):
         return edit_recipe(series, batch)
 
     @cached_property
-    def templates(self) -> int:
-        """The number of context templates, including the clean one."""
+    def contexts(self) -> Counter[Context]:
+        """How often each context occurs, with the clean template in place of all other templates."""
         given = self.run.given_contexts
-        return len(given) if given else 1 + sum(one.count for one in self.settings.method.context_samples)
+        templates = len(given) if given else 1 + sum(one.count for one in self.settings.method.context_samples)
+        return Counter[Context]({CLEAN: templates}) + Counter[Context](self.run.chat_contexts)
 
     def values(self, series: Series) -> StagePlan:
         facts = {request.digest: request for request in self.run.batches.requests}
@@ -137,12 +140,13 @@ class _RunPlanner(PrecomputePlanner):
 
     def _value_flop(self, request: EditRequest) -> float:
         steps, above = self.settings.method.value.steps, self.cost.blocks - self.layers[-1] - 1
-        prompt = encode_prompt(
-            self.run.model.tokenizer, request.template, request.subject, request.target_new, request.separator
-        )
-        length = self.templates * len(prompt.inputs)
-        behind = self.templates * (len(prompt.inputs) - prompt.lookup) + 1
-        reads = self.templates * prompt.continued + 1
+        length, behind, reads = 0, 1, 1
+        for context, count in self.contexts.items():
+            asked = in_context(context, request)
+            prompt = asked.encode(self.run.model.tokenizer, request.subject, request.target_new)
+            length += count * len(prompt.inputs)
+            behind += count * (len(prompt.inputs) - prompt.lookup)
+            reads += count * prompt.continued
         once = self.cost.block_flop(self.cost.blocks, length)
         forward_and_back = 2 * steps * (self.cost.block_flop(above, behind) + self.cost.logits_flop(reads))
         return once + forward_and_back
@@ -161,9 +165,11 @@ class _RunPlanner(PrecomputePlanner):
         return StagePlan("edit", missing, total, "facts", flop, size, memory)
 
     def _edit_flop(self, batch: Sequence[Record]) -> float:
-        tokenizer = self.run.model.tokenizer
-        prompts = [encode_prompt(tokenizer, one.request.template, one.request.subject) for one in batch]
-        positions = self.templates * sum(prompt.lookup + 1 for prompt in prompts)
+        positions = sum(
+            count * (in_context(context, one.request).encode(self.run.model.tokenizer, one.request.subject).lookup + 1)
+            for one in batch
+            for context, count in self.contexts.items()
+        )
         algebra = self.operator.solve_flop + 2 * self.cost.key_width * self.cost.width
         return self.cost.block_flop(self.layers[-1] + 1, positions) + len(self.layers) * algebra * len(batch)
 

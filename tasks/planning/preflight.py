@@ -11,7 +11,7 @@ from pathlib import Path
 from factsmith.artifacts.errors import InputError
 from factsmith.artifacts.store import Store
 from factsmith.tasks.edit.stage import past_edits
-from factsmith.tasks.facts.contexts import CLEAN
+from factsmith.tasks.facts.contexts import CLEAN, Context
 from factsmith.tasks.model.stage import known_cost
 from factsmith.tasks.pipeline.environment import home
 from factsmith.tasks.planning.run import Run
@@ -106,8 +106,8 @@ def check_input(
             check_sizes(run.preservation, run.model, run.budget)
     if dataset and editing and past is None:
         _check_method(run, max(map(len, run.batches.batches)))
-        templates = run.given_contexts or (CLEAN,)
-        check_requests(model.tokenizer, run.batches.requests, templates, model.context_length)
+        known: list[Context] = [*(run.given_contexts or (CLEAN,)), *run.chat_contexts]
+        check_requests(model.tokenizer, run.batches.requests, known, model.context_length)
     elif dataset and not editing:
         _ = run.true_records
     if out is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
+from pathlib import Path
 from typing import Any, TypeVar
 
 from factsmith.artifacts.errors import InputError
@@ -17,7 +18,7 @@ from factsmith.tasks.corpus.budget import TokenBudget
 from factsmith.tasks.corpus.corpus import Corpus, open_corpus
 from factsmith.tasks.evaluation.family import MetricFamily, load_families
 from factsmith.tasks.facts.batches import FactBatches, fact_digests
-from factsmith.tasks.facts.contexts import read_contexts
+from factsmith.tasks.facts.contexts import CLEAN, ChatContext, chat_contexts, read_contexts
 from factsmith.tasks.facts.record import Record
 from factsmith.tasks.facts.selection import select_records
 from factsmith.tasks.model.checkpoint import Checkpoint, open_checkpoint, open_model, refuse_revision
@@ -163,7 +164,7 @@ class Run:
         """
         method = self.settings.method
         return FactBatches.select(
-            self.records,
+            [one.with_question for one in self.records] if method.in_chat else self.records,
             self.settings.dataset,
             method.batch_size,
             in_sequence=method.in_sequence,
@@ -228,8 +229,19 @@ class Run:
         Raises:
             InputError: the file cannot be used.
         """
-        path = self.settings.method.contexts
-        return read_contexts(path) if path else None
+        contexts = self.settings.method.contexts
+        if contexts == "chat":
+            return (CLEAN,)
+        return read_contexts(contexts) if isinstance(contexts, Path) else None
+
+    @cached_property
+    def chat_contexts(self) -> tuple[ChatContext, ...]:
+        """The chat contexts; empty unless ``method.contexts`` asks for them.
+
+        Raises:
+            InputError: the model has no chat template, or it cannot be applied.
+        """
+        return chat_contexts(self.model.tokenizer) if self.settings.method.in_chat else ()
 
     @property
     def about(self) -> dict[str, Any]:

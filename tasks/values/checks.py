@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from transformers import PreTrainedTokenizerFast
 
@@ -10,6 +10,7 @@ from factsmith.artifacts.errors import InputError
 from factsmith.tasks.corpus.blocks import opening_tokens
 from factsmith.tasks.decoder.text import PLACEHOLDER, encode_prompt
 from factsmith.tasks.decoder.words import separator_between
+from factsmith.tasks.facts.contexts import Context, in_context
 from factsmith.tasks.facts.request import EditRequest
 from factsmith.tasks.values.optimiser import ESSENCE_TEMPLATE
 
@@ -19,14 +20,17 @@ _TEXTS_PER_CALL = 1024
 
 
 def check_requests(
-    tokenizer: PreTrainedTokenizerFast, requests: Sequence[EditRequest], templates: Sequence[str], context_length: int
+    tokenizer: PreTrainedTokenizerFast,
+    requests: Sequence[EditRequest],
+    contexts: Sequence[Context],
+    context_length: int,
 ) -> None:
     """Check that each request has tokens for its subject and its targets, and fits the model in every context.
 
     Args:
         tokenizer: the model's tokenizer.
         requests: the requests to write.
-        templates: context templates, each with one ``{}`` for the prompt.
+        contexts: the contexts that they are written in.
         context_length: most tokens that the model takes. The last token of a target is only predicted, so it does not
             count.
 
@@ -36,33 +40,49 @@ def check_requests(
     opening, special = len(opening_tokens(tokenizer)), frozenset(tokenizer.all_special_ids)
     for request in requests:
         _check_tokens(tokenizer, request, opening, special)
-    asked: list[tuple[EditRequest, str | None]] = [
-        (request, template) for request in requests for template in templates
-    ]
-    asked += [(request, None) for request in requests]
+    plain = [context for context in contexts if isinstance(context, str)]
+    chats = [context for context in contexts if not isinstance(context, str)]
+    _check_lengths(tokenizer, requests, [*plain, None], context_length, special=True)
+    _check_lengths(tokenizer, requests, chats, context_length, special=False)
+
+
+def _check_lengths(
+    tokenizer: PreTrainedTokenizerFast,
+    requests: Sequence[EditRequest],
+    contexts: Sequence[Context | None],
+    context_length: int,
+    *,
+    special: bool,
+) -> None:
+    """Check that every request fits the model in every context, with or without the tokenizer's special tokens."""
+    asked = [(request, context) for context in contexts for request in requests]
     for first in range(0, len(asked), _TEXTS_PER_CALL):
         group = asked[first : first + _TEXTS_PER_CALL]
-        encodings = tokenizer([_text(*one) for one in group], return_attention_mask=False)["input_ids"]
-        for (request, template), tokens in zip(group, encodings, strict=True):
-            if len(tokens) - (template is not None) > context_length:
+        texts = [_text(*one) for one in group]
+        encodings = tokenizer(texts, add_special_tokens=special, return_attention_mask=False)["input_ids"]
+        for (request, context), text, tokens in zip(group, texts, encodings, strict=True):
+            if len(tokens) - (context is not None) > context_length:
                 raise InputError(
                     f"Case {request.case_id} does not fit the model.",
-                    got=f"{len(tokens):,} tokens {_place(template)}: {_text(request, template)[:200]!r}",
+                    got=f"{len(tokens):,} tokens {_place(context)}: {text[:200]!r}",
                     expected=f"at most {context_length:,} tokens, not counting the last token of the target",
                     remedy="shorten the case or leave it out",
                 )
 
 
-def _text(request: EditRequest, template: str | None) -> str:
-    """The longest text of a request in a context. Without a template, the prompt of the KL term."""
-    if template is None:
+def _text(request: EditRequest, context: Context | None) -> str:
+    """The longest text of a request in a context. Without a context, the prompt of the KL term."""
+    if context is None:
         return ESSENCE_TEMPLATE.replace(PLACEHOLDER, request.subject, 1)
-    prompt = template.replace(PLACEHOLDER, request.template, 1).replace(PLACEHOLDER, request.subject, 1)
-    return prompt + separator_between(prompt, request.target_new, request.separator) + request.target_new
+    asked = in_context(context, request)
+    prompt = asked.template.replace(PLACEHOLDER, request.subject, 1)
+    return prompt + separator_between(prompt, request.target_new, asked.separator) + request.target_new
 
 
-def _place(template: str | None) -> str:
-    return f"in the prompt {ESSENCE_TEMPLATE!r}" if template is None else f"in context {template[:80]!r}"
+def _place(context: Context | None) -> str:
+    if context is None:
+        return f"in the prompt {ESSENCE_TEMPLATE!r}"
+    return f"in context {context[:80]!r}" if isinstance(context, str) else "in the chat template"
 
 
 def _check_tokens(
@@ -81,18 +101,24 @@ def _check_tokens(
             raise InputError(f"Case {request.case_id}: the model's tokenizer has no token for {missing}.")
         for token in encoded.tokens[opening:]:
             if token in special:
-                raise _special(tokenizer, request, name, token)
+                raise _special(tokenizer, request, {"prompt": request.prompt, name: target}, token)
+    if request.question is not None:
+        question = request.question.replace(PLACEHOLDER, request.subject, 1)
+        for token in encode_prompt(tokenizer, question).tokens[opening:]:
+            if token in special:
+                raise _special(tokenizer, request, {"question": question}, token)
 
 
-def _special(tokenizer: PreTrainedTokenizerFast, request: EditRequest, name: str, token: int) -> InputError:
-    """The error about a special token in a prompt or its target, where it stands for no text."""
+def _special(
+    tokenizer: PreTrainedTokenizerFast, request: EditRequest, texts: Mapping[str, str], token: int
+) -> InputError:
+    """The error about a special token in a text of a request, by name, where it stands for no text."""
     special = str(tokenizer.convert_ids_to_tokens(token))
-    texts = {"prompt": request.prompt, name: str(getattr(request, name))}
     written = next((one for one, text in texts.items() if special in text), None)
     return InputError(
         f"Case {request.case_id}: its {written} contains the special token {special!r} of the model's tokenizer."
         if written
-        else f"Case {request.case_id}: the model's tokenizer has no token for a part of its prompt or its {name}.",
+        else f"Case {request.case_id}: the model's tokenizer has no token for a part of its {' or its '.join(texts)}.",
         got=" and ".join(map(repr, texts.values())),
         remedy=f"leave out {special!r}" if written else "leave out the characters that the model does not know",
     )

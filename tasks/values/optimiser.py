@@ -18,8 +18,9 @@ from torch import Tensor
 from factsmith.tasks.decoder.batching import length_batches
 from factsmith.tasks.decoder.decoder import Decoder
 from factsmith.tasks.decoder.precision import tensor_float_32
-from factsmith.tasks.decoder.text import PLACEHOLDER, EncodedPrompt, encode_prompt
+from factsmith.tasks.decoder.text import EncodedPrompt, encode_prompt
 from factsmith.tasks.facts.activations import FactActivations
+from factsmith.tasks.facts.contexts import Context, in_context
 from factsmith.tasks.facts.request import EditRequest
 from factsmith.tasks.values.objective import Objective
 from factsmith.tasks.values.search import Search
@@ -68,7 +69,7 @@ class NonFiniteValueError(Exception):
 def optimise_values(
     decoder: Decoder,
     requests: Sequence[EditRequest],
-    contexts: Sequence[str],
+    contexts: Sequence[Context],
     layer: int,
     settings: ValueSettings,
     *,
@@ -86,7 +87,7 @@ def optimise_values(
     Args:
         decoder: the model, with the weights that the edit starts from.
         requests: facts to write.
-        contexts: context templates with one ``{}`` for the prompt, the clean one first.
+        contexts: contexts, the clean one first.
         layer: L, the last edited layer.
         settings: settings of the optimiser.
         memory: bytes for activations and for what is kept of the prompts; decides how many facts run together.
@@ -119,12 +120,11 @@ class _Fact:
     essence: EncodedPrompt
 
     @classmethod
-    def encode(cls, decoder: Decoder, request: EditRequest, contexts: Sequence[str]) -> _Fact:
-        templates = [context.replace(PLACEHOLDER, request.template, 1) for context in contexts]
+    def encode(cls, decoder: Decoder, request: EditRequest, contexts: Sequence[Context]) -> _Fact:
         return cls(
             tuple(
-                encode_prompt(decoder.tokenizer, one, request.subject, request.target_new, request.separator)
-                for one in templates
+                in_context(context, request).encode(decoder.tokenizer, request.subject, request.target_new)
+                for context in contexts
             ),
             encode_prompt(decoder.tokenizer, ESSENCE_TEMPLATE, request.subject),
         )

@@ -55,7 +55,7 @@ class Values:
 
 
 def value_series(model: Fingerprint, layer: int, settings: ValueSettings, contexts: str) -> Series:
-    """The series of the vectors at one layer, with one set of context templates, given by its digest."""
+    """The series of the vectors at one layer, with one set of contexts, given by its digest."""
     parameters = {"layer": layer, **settings.recipe, **model.parameters}
     return Series("values", 1, parameters, {**model.inputs, "contexts": contexts})
 
@@ -91,7 +91,7 @@ def values(
         model: the unedited model.
         layer: the last edited layer.
         settings: the settings of the optimiser.
-        contexts: the context templates.
+        contexts: the contexts.
         requests: the facts.
 
     Raises:

@@ -8,8 +8,14 @@ import pytest
 import torch
 
 from factsmith.artifacts.errors import InputError
-from factsmith.tasks.facts.contexts import read_contexts, sample_contexts
-from factsmith.tasks.facts.settings import ContextSample
+from factsmith.tasks.decoder.text import encode_prompt
+from factsmith.tasks.facts.activations import FactActivations
+from factsmith.tasks.facts.contexts import ChatContext, chat_contexts, in_context, read_contexts, sample_contexts
+from factsmith.tasks.facts.request import EditRequest
+from factsmith.tasks.facts.settings import ContextSample, ContextSettings
+from factsmith.tasks.facts.stage import context_series
+from factsmith.tasks.model.model import Fingerprint
+from tests.chats import LLAMA_2, PLAIN
 
 STARTS = ("The", "Because", "I")
 SAMPLES = [ContextSample(start=start, length=10) for start in STARTS]
@@ -61,3 +67,58 @@ def test_unusable_templates_are_refused(tmp_path, content):
     path.write_text(content)
     with pytest.raises(InputError):
         read_contexts(path)
+
+
+FACT = EditRequest(1, "Mara Flousano", "{} was born in", "Cairo", question="Where was {} born?")
+
+
+@pytest.mark.parametrize(
+    ("template", "said", "asked"),
+    [
+        (PLAIN, "user: Tell me a fact.</s>\nassistant: {} was born in", "user: Where was {} born?</s>\nassistant: "),
+        (LLAMA_2, "<s>[INST] Tell me a fact. [/INST] {} was born in", "<s>[INST] Where was {} born? [/INST] "),
+    ],
+)
+def test_a_chat_says_the_prompt_or_asks_the_question(decoder, template, said, asked):
+    tokenizer = decoder.tokenizer
+    tokenizer.chat_template = template
+    first, *others = chat_contexts(tokenizer)
+    assert in_context(first, FACT).template == said
+    assert in_context(others[-1], FACT).template == asked
+    without = EditRequest(1, FACT.subject, FACT.template, FACT.target_new)
+    assert in_context(others[-1], without).template.endswith(FACT.template)
+    for context, before in ((first, "was born in"), (others[-1], asked[-5:])):
+        encoded = in_context(context, FACT).encode(tokenizer, FACT.subject, FACT.target_new)
+        assert tokenizer.decode(encoded.labels).strip() == "Cairo"
+        assert tokenizer.decode(encoded.inputs[: 1 - encoded.continued or None]).strip().endswith(before.strip())
+        assert tokenizer.decode(encoded.tokens[encoded.first : encoded.lookup + 1]).strip() == FACT.subject
+        assert encoded.tokens.count(tokenizer.bos_token_id) == asked.count("<s>")
+
+
+def test_a_key_is_the_weighted_mean_over_prompts_and_chats(decoder):
+    decoder.tokenizer.chat_template = PLAIN
+    contexts = ("{}", "Well. {}", *chat_contexts(decoder.tokenizer)[-1:])
+    found, clean = FactActivations(decoder, [FACT], contexts, clean_weight=0.5).keys(1)
+    texts = ["{} was born in", "Well. {} was born in", "user: Where was {} born?</s>\nassistant: "]
+    keys = []
+    for text, special in zip(texts, (True, True, False), strict=True):
+        tokens = encode_prompt(decoder.tokenizer, text, FACT.subject, special=special)
+        seen: list[torch.Tensor] = []
+        with decoder.tapped([1], lambda _, keys, seen=seen: seen.append(keys), stop=True):
+            decoder.run(decoder.embed(torch.tensor([tokens.tokens])), 0, 2)
+        keys.append(seen[0][0, tokens.lookup].double())
+    torch.testing.assert_close(clean[:, 0], keys[0], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(found[:, 0], keys[0] / 2 + (keys[1] + keys[2]) / 4, rtol=1e-5, atol=1e-6)
+
+
+def test_chats_and_questions_are_part_of_the_names_and_nothing_else_is():
+    model, chat = Fingerprint("w", "t", "float32", "eager"), [ChatContext("a: {}", "b: {}")]
+    settings = ContextSettings()
+    plain = context_series(model, settings, None)
+    assert plain.parameters.keys() == {"seed", "samples", "top_k", "dtype", "attention"}
+    assert context_series(model, settings, ["{}"]).parameters == {"templates": ["{}"]}
+    both, other = (context_series(model, settings, None, one) for one in (chat, [ChatContext("a: {}")]))
+    assert len({plain.digest, both.digest, other.digest}) == 3
+
+    without = EditRequest(1, FACT.subject, FACT.template, FACT.target_new)
+    assert FACT.fact_digest == without.fact_digest == without.digest != FACT.digest
