@@ -95,6 +95,9 @@ def answers_table(answers: Sequence[Answer]) -> Table:
     for one in sorted(answers, key=lambda one: one.holds)[:_MOST_FACTS]:
         holds = Text("yes", style="green") if one.holds else Text("no", style="red")
         table.add_row(one.prompt, one.target_new, _answer(one.before), _answer(one.after), holds)
+        if chat := one.chat:
+            holds = Text("yes", style="green") if chat.holds else Text("no", style="red")
+            table.add_row(f"{chat.question} (chat)", "", _answer(chat.before), _answer(chat.after), holds)
     if len(answers) > _MOST_FACTS:
         table.caption = f"{_MOST_FACTS} of {len(answers):,} facts; --json and MLflow have all"
         table.caption_justify = "left"
@@ -112,6 +115,9 @@ def answer_lines(answers: Sequence[Answer]) -> Iterator[str]:
         )
     if held_before := sum(one.held for one in answers):
         yield f"{held_before:,} of them the unedited model gave already."
+    if asked := [one.chat for one in answers if one.chat]:
+        held = sum(one.holds for one in asked)
+        yield f"{held:,} of {len(asked):,} facts hold in a chat: the answer to the question contains the new object."
 
 
 def _answer(answer: str | None) -> str:

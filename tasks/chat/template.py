@@ -15,7 +15,7 @@ from factsmith.tasks.decoder.text import PLACEHOLDER
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-__all__ = ["answer_start", "end_of_turn", "has_chat_template", "in_chat"]
+__all__ = ["answer_start", "can_chat", "end_of_turn", "in_chat"]
 
 _CONSTANTS: dict[str, Any] = {"enable_thinking": False, "date_string": "26 Jul 2024"}
 """Variables that some templates read. Qwen 3's then leaves room for no reasoning before the answer. Llama 3's would
@@ -24,9 +24,13 @@ write the present date, and results would depend on the day."""
 _ANSWER = "Answer"
 
 
-def has_chat_template(tokenizer: PreTrainedTokenizerFast) -> bool:
-    """Whether the tokenizer has a chat template."""
-    return bool(tokenizer.chat_template)
+def can_chat(tokenizer: PreTrainedTokenizerFast) -> bool:
+    """Whether the tokenizer has a chat template that can be applied."""
+    try:
+        in_chat(tokenizer, PLACEHOLDER)
+    except InputError:
+        return False
+    return True
 
 
 def in_chat(tokenizer: PreTrainedTokenizerFast, question: str) -> str:
@@ -69,7 +73,7 @@ def _around_answer(tokenizer: PreTrainedTokenizerFast) -> tuple[str, str]:
 
 
 def _rendered(tokenizer: PreTrainedTokenizerFast, turns: list[dict[str, str]]) -> str:
-    if not has_chat_template(tokenizer):
+    if not tokenizer.chat_template:
         raise InputError(
             "The model's tokenizer has no chat template, so a question cannot be asked in one.",
             expected="an instruction-tuned model, whose tokenizer has a chat_template",

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 
 from factsmith.flows.reporting.terminal import answer_lines
 from factsmith.tasks.decoder.generation import continuations, end_tokens
 from factsmith.tasks.evaluation.answers_stage import Answer
+from tests.chats import PLAIN
 from tests.flows.cli.test_cli import FACT, facts_file
 from tests.runs import last_of_each
 
@@ -50,6 +52,33 @@ def test_the_answers_are_those_of_the_edited_checkpoint(factsmith, plain_flows, 
     prompt = decoder.tokenizer("Mara Flousano speaks")["input_ids"]
     (generated,) = continuations(decoder, [tuple(prompt)], [len(prompt) + 5], most_tokens=256, ends=end_tokens(decoder))
     assert answer["after"].startswith(decoder.tokenizer.decode(generated).rstrip("\ufffd"))
+
+
+def test_a_fact_is_written_and_asked_in_a_chat(factsmith, plain_flows, given, gpt2_folder, tmp_path):
+    folder = tmp_path / "chatty"
+    shutil.copytree(gpt2_folder, folder)
+    questions = ["Which language does {} speak?", "What is the language of {}?"]
+    facts = facts_file(tmp_path, {**FACT, "target_true": "French", "questions": questions}, {**FACT, "subject": "Ilo"})
+    chatty = last_of_each(*given, f"model.path={folder}", "method.contexts=both", "method.context_seed=1")
+    refused = factsmith("edit", facts, *chatty)
+    assert refused.code == 2
+    assert "no chat template" in refused.err
+    assert "method.contexts" in refused.err
+
+    (folder / "chat_template.jinja").write_text(PLAIN)
+    document = json.loads(factsmith("edit", facts, *chatty, "--json").out)
+    assert len(json.loads(next((tmp_path / "home").glob("artifacts/contexts/*/*/templates.json")).read_text())) == 11
+    asked, plain = sorted(document["answers"], key=lambda one: one["chat"] is None)
+    assert asked["chat"]["question"] == "Which language does Mara Flousano speak?"
+    assert asked["chat"]["after"] is not None
+    assert plain["chat"] is None
+    assert "facts hold in a chat" in factsmith("edit", facts, *chatty).out
+    scored = json.loads(factsmith("evaluate", facts, *chatty, "dataset.metrics=[chat]", "--json").out)
+    assert scored["records"] == {"ChatEff": 1, "ChatGen": 1, "ChatSpe": 0, "ChatH": 0}
+    assert {one["name"]: one["state"] for one in scored["stages"]}["edit"] == "cached"
+    alone = last_of_each(*chatty[:-1], "method.contexts=chat")
+    assert "method.context_seed" in factsmith("edit", facts, *alone, "method.context_seed=1").err
+    assert json.loads(factsmith("plan", *alone, "dataset=facts", f"dataset.path={facts}", "--json").out)
 
 
 def test_a_table_tells_how_many_facts_hold(factsmith, plain_flows, given, tmp_path):
