@@ -84,6 +84,18 @@ class Store:
         """The folders of all artifacts, with damaged ones, ordered by kind, series and digest."""
         return sorted(path for path in self.root.glob("artifacts/*/*/*") if path.is_dir())
 
+    def manifest(self, address: str) -> Manifest | None:
+        """The manifest of the artifact ``kind/digest``, or of one of the series of that name, unchecked.
+
+        ``None`` if there is none that can be read.
+        """
+        kind, _, digest = address.partition("/")
+        folder = self.root / "artifacts" / kind
+        for path in [*sorted((folder / digest).glob("*")), *folder.glob(f"*/{digest}")][:1]:
+            with contextlib.suppress(DamagedArtifactError):
+                return Manifest.load(path / MANIFEST_NAME)
+        return None
+
     def resolve(self, address: str) -> list[Path]:
         """Folders of the artifacts that an address names: ``kind/digest`` or a digest, which may be abbreviated.
 

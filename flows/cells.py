@@ -37,12 +37,14 @@ class Sweep:
         cells: the cells and their settings, in the order of the axes.
         refused: why some cells cannot run, by the index of the cell.
         jobs: number of cells to run at once.
+        arguments: what the user gave.
     """
 
     grid: Grid
     cells: list[tuple[Cell, Settings]]
     refused: dict[int, str]
     jobs: int
+    arguments: Sequence[str]
 
 
 def open_sweep(arguments: Sequence[str], *, jobs: int = 1, memory_mb: int | None = None) -> Sweep:
@@ -94,7 +96,7 @@ def open_sweep(arguments: Sequence[str], *, jobs: int = 1, memory_mb: int | None
                 max(1, fitting),
             )
         jobs = max(1, min(jobs, fitting))
-    return Sweep(grid, cells, {place: str(error) for place, error in refused.items()}, jobs)
+    return Sweep(grid, cells, {place: str(error) for place, error in refused.items()}, jobs, arguments)
 
 
 class RunPool:

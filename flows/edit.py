@@ -9,6 +9,7 @@ from prefect import flow
 
 from factsmith.artifacts.artifact import Artifact
 from factsmith.flows.configuration.parameters import RunSettings
+from factsmith.flows.html.pages import log_run_report
 from factsmith.flows.precompute import Prepared, finish, prepare
 from factsmith.flows.reporting.page import open_page
 from factsmith.flows.reporting.reports import Report
@@ -67,4 +68,6 @@ def edit(settings: RunSettings, out: Path | None = None) -> Report:
         if out is not None:
             about = {**run.about, "scores": {"facts": len(found), "facts_held": held}}
             export(run.workspace, run.model, edits[-1], out, about)
-        return finish(run, prepared).model_copy(update={"answers": found})
+        report = finish(run, prepared).model_copy(update={"answers": found})
+        log_run_report(run, report, "edit", leverages=prepared.leverages)
+        return report

@@ -12,6 +12,7 @@ from factsmith.artifacts.artifact import Artifact
 from factsmith.artifacts.errors import InputError
 from factsmith.flows.configuration.parameters import RunSettings
 from factsmith.flows.edit import write
+from factsmith.flows.html.pages import log_run_report
 from factsmith.flows.precompute import finish, prepare
 from factsmith.flows.reporting.curves import ALL_FACTS, KL, Curves
 from factsmith.flows.reporting.drift import DriftMeasure, drift_metrics, drift_report
@@ -136,7 +137,10 @@ def evaluate(settings: RunSettings, run: str | None = None) -> Report:
     with open_page(settings, "evaluate", past=past) as current:
         if past is None:
             prepared = prepare(current)
-            return finish(current, prepared, score(current, write(current, prepared)))
+            scored = score(current, write(current, prepared))
+            report = finish(current, prepared, scored)
+            log_run_report(current, report, "evaluate", scored=scored.scores, leverages=prepared.leverages)
+            return report
         store, dataset = current.workspace.store, current.settings.dataset.name
         edits = past_edits(store, past, current.model, dataset, current.batches)
         current.workspace.tracker.document(past.edits, EDITS)
@@ -144,4 +148,6 @@ def evaluate(settings: RunSettings, run: str | None = None) -> Report:
         scored = score(current, edits)
         show_scores(current, scored.scores)
         show_abilities(current, scored.abilities)
-        return Report.of(current, scored)
+        report = Report.of(current, scored)
+        log_run_report(current, report, "evaluate", scored=scored.scores, past=past.id)
+        return report

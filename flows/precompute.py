@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from prefect import flow
 
 from factsmith.flows.configuration.parameters import RunSettings
+from factsmith.flows.html.pages import log_run_report
 from factsmith.flows.reporting.conditioning import check_report, conditioning, log_choice, log_leverages
 from factsmith.flows.reporting.page import open_page, show_abilities, show_scores
 from factsmith.flows.reporting.reports import PrecomputeReport, Report, Scored
@@ -109,9 +110,8 @@ def precompute(settings: RunSettings, report: bool = False) -> Report:
         run.model.needs_only(run.layers[-1] + 1)
         held_out = run.settings.corpus.auto.held_out
         prepared = prepare(run, held_out=held_out if report else 0)
-        layers = None
+        layers, leverages = None, prepared.leverages
         if report and prepared.keys and isinstance(prepared.statistics, Covariances):
-            leverages = prepared.leverages
             if leverages is None and prepared.tokens + held_out <= prepared.keys.tokens.count:
                 leverages = leverage(
                     run.workspace, prepared.keys, run.settings.corpus, [prepared.tokens], keeps_keys=run.keeps_keys
@@ -119,4 +119,6 @@ def precompute(settings: RunSettings, report: bool = False) -> Report:
                 log_leverages(run, leverages)
             layers = conditioning(run, prepared.tokens, leverages, spectrum(run.workspace, prepared.statistics))
         found = finish(run, prepared)
-        return found if layers is None else PrecomputeReport(**dict(found), layers=layers)
+        found = found if layers is None else PrecomputeReport(**dict(found), layers=layers)
+        log_run_report(run, found, "precompute", dataset=False, leverages=leverages)
+        return found

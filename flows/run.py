@@ -7,10 +7,11 @@ from prefect import flow
 from factsmith.flows.configuration.parameters import RunSettings
 from factsmith.flows.edit import write
 from factsmith.flows.evaluate import score
+from factsmith.flows.html.pages import log_run_report
 from factsmith.flows.precompute import Prepared, finish, prepare
 from factsmith.flows.reporting.conditioning import log_choice
 from factsmith.flows.reporting.page import open_page
-from factsmith.flows.reporting.reports import Report, Scored
+from factsmith.flows.reporting.reports import Report
 from factsmith.tasks.pipeline.page import subflow
 from factsmith.tasks.planning.run import Run
 
@@ -29,10 +30,12 @@ def run(settings: RunSettings) -> Report:
         prepared = subflow(workspace, "precompute", lambda: prepare(current))
         edits = subflow(workspace, "edit", lambda: write(current, prepared))
         scored = subflow(workspace, "evaluate", lambda: score(current, edits))
-        return finish(current, prepared, scored)
+        report = finish(current, prepared, scored)
+        log_run_report(current, report, "run", scored=scored.scores, leverages=prepared.leverages)
+        return report
 
 
-def run_part(part: Run, name: str, *, flow: str, parent: str) -> tuple[Scored, Prepared]:
+def run_part(part: Run, name: str, *, flow: str, parent: str) -> tuple[Report, Prepared]:
     """A run that is a part of a larger one: a cell of ``sweep`` or a trial of ``tune``.
 
     Args:
@@ -46,4 +49,6 @@ def run_part(part: Run, name: str, *, flow: str, parent: str) -> tuple[Scored, P
         scored = score(part, write(part, prepared), figure=False)
         if prepared.leverages:
             log_choice(part, prepared.leverages, figure=False)
-        return scored, prepared
+        report = Report.of(part, scored, tokens=prepared.tokens)
+        log_run_report(part, report, "run", scored=scored.scores, leverages=prepared.leverages)
+        return report, prepared

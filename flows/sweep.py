@@ -17,24 +17,22 @@ from prefect.futures import PrefectFuture
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from factsmith.artifacts.errors import FactsmithError, InputError
-from factsmith.artifacts.formats import load_table
 from factsmith.artifacts.store import Store
 from factsmith.flows.cells import RunPool, Sweep, open_sweep
 from factsmith.flows.configuration.grid import Cell
+from factsmith.flows.html.pages import log_sweep_report
 from factsmith.flows.precompute import Prepared
 from factsmith.flows.reporting.page import name_flow_run, show_tables
-from factsmith.flows.reporting.reports import CellReport, Scored, SweepReport
+from factsmith.flows.reporting.reports import CellReport, Report, SweepReport
 from factsmith.flows.reporting.sweeps import log_sweep, sweep_tables
 from factsmith.flows.run import run_part
 from factsmith.tasks.evaluation.family import load_families
-from factsmith.tasks.evaluation.summary import intervals, record_values
 from factsmith.tasks.pipeline.environment import home
 from factsmith.tasks.pipeline.page import ProgressArtifacts
 from factsmith.tasks.pipeline.progress import progress, published_by, stopped_by
 from factsmith.tasks.pipeline.workspace import Workspace
 from factsmith.tasks.planning.run import Run
 from factsmith.tasks.planning.settings import Settings
-from factsmith.tasks.tracking.runs import RECORDS
 
 __all__ = ["cells_flow", "run_sweep", "sweep"]
 
@@ -103,6 +101,7 @@ def _report(opened: Sweep) -> SweepReport:
         )
         log_sweep(workspace.tracker, report)
         show_tables(opened.grid.name, sweep_tables(report))
+        log_sweep_report(workspace, report, opened.arguments, first, common)
     return report
 
 
@@ -179,8 +178,7 @@ def _run_cell(run: Run, cell: Cell, parent: str) -> CellReport:
     started = time.perf_counter()
     error, found = None, {}
     try:
-        scored, prepared = run_part(run, cell.name, flow="cell", parent=parent)
-        found = _scored(run, scored, prepared)
+        found = _scored(*run_part(run, cell.name, flow="cell", parent=parent))
     except FactsmithError as failure:
         error = str(failure)
     except Exception as failure:  # A bug of ours must not stop the other cells.
@@ -196,20 +194,11 @@ def _run_cell(run: Run, cell: Cell, parent: str) -> CellReport:
     )
 
 
-def _scored(run: Run, scored: Scored, prepared: Prepared) -> dict[str, Any]:
-    scores = scored.scores
-    after = record_values(load_table(scores.artifact.path / RECORDS), "after", run.families)
-    return {
-        "facts": scores.artifact.summary["records"],
-        "tokens": prepared.tokens,
-        "dynamic_multiplier": prepared.tokens / run.model.key_width,
-        "metrics": {"before": scores.before, "after": scores.after},
-        "trajectory": scored.curves,
-        "drift": scored.drift,
-        "abilities": scored.abilities,
-        "intervals": {name: (found.low, found.high) for name, found in intervals(after).items()},
-        "intervals_over": after.resampling.over,
-    }
+def _scored(report: Report, prepared: Prepared) -> dict[str, Any]:
+    names = (
+        "facts", "dynamic_multiplier", "metrics", "trajectory", "drift", "abilities", "intervals", "intervals_over",
+    )  # fmt: skip
+    return {"tokens": prepared.tokens, **{name: getattr(report, name) for name in names}}
 
 
 def _most_tokens_first(settings: Settings) -> tuple[str, float, float]:

@@ -172,8 +172,8 @@ def _scores(run: Run, settings: Settings, name: str) -> dict[str, float | None]:
     """The metrics after the edit that ``settings`` describe, from a run that is a part of ``run``."""
     part, parent = run.variant(settings), run.workspace.tracker.run_id
     trial = partial(run_part, part, name, flow="trial", parent=parent)
-    scored, _ = subflow(run.workspace, "trial", trial, flow_run_name=name)
-    return scored.scores.after
+    report, _ = subflow(run.workspace, "trial", trial, flow_run_name=name)
+    return report.metrics["after"]
 
 
 def _editing(settings: Settings) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from factsmith.artifacts.errors import InputError
 from factsmith.artifacts.signs_of_life import living
 from factsmith.artifacts.store import Store
 from factsmith.tasks.pipeline.environment import SERVED, home, prepare_command_line
+from factsmith.tasks.tracking.runs import REPORT_MARK
 
 if TYPE_CHECKING:
     from prefect import Flow
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 __all__ = [
     "Arguments",
     "AsJson",
+    "ReportFile",
+    "check_report_file",
     "check_runs",
     "check_writable",
     "complete",
@@ -35,13 +38,21 @@ __all__ = [
     "show",
     "show_report",
     "start",
+    "write_report",
 ]
 
 T = TypeVar("T")
 
+_BEGINNING = 500
+"""Characters at the beginning of a file that tell whether it is a report."""
+
 Arguments = Annotated[
     list[str] | None,
     typer.Argument(metavar="[SETTINGS]...", help="choices and settings: model=cf-gpt2 method.batch_size=64 ..."),
+]
+ReportFile = Annotated[
+    Path | None,
+    typer.Option("--report", metavar="FILE", help="also write the report of the run to this HTML file"),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON document and nothing else on stdout")]
 
@@ -89,6 +100,31 @@ def check_writable(file: Path | None) -> None:
         raise InputError(f"{file} cannot be written.", got="a folder", expected="a file")
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise InputError(f"{file} cannot be written.", got=f"{parent} is not a writable folder")
+
+
+def check_report_file(file: Path | None) -> None:
+    """Check that a report can be written to ``file``, if one is given.
+
+    Raises:
+        InputError: the file has another name than reports have, holds something else, or cannot be written.
+    """
+    if file is None:
+        return
+    if file.suffix not in (".html", ".htm"):
+        raise InputError(f"{file} cannot be the file of a report.", expected="a name that ends in .html")
+    if os.path.lexists(file) and not (file.is_file() and REPORT_MARK in file.read_text(errors="replace")[:_BEGINNING]):
+        raise InputError(f"{file} exists already.", expected="a new file, or a report that an earlier command wrote")
+    folder = file.absolute().parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise InputError(f"{file} cannot be written.", got=f"{folder} is not a writable folder")
+
+
+def write_report(run: str, file: Path | None) -> None:
+    """Write the report of the run with the id ``run`` to ``file``, if one is given."""
+    if file is not None:
+        from factsmith.tasks.tracking.runs import find_run
+
+        file.write_text(find_run(home(), run).report, encoding="utf-8")
 
 
 def check_runs() -> None:
@@ -153,7 +189,9 @@ def complete(flow: Flow[..., T], *given: Any) -> T:
         ) from None
 
 
-def show_report(report: Report, settings: Settings, as_json: bool, out: Path | None = None) -> None:
+def show_report(
+    report: Report, settings: Settings, as_json: bool, out: Path | None = None, report_file: Path | None = None
+) -> None:
     """Show the report of a run."""
     if as_json:
         typer.echo(report.model_dump_json())
@@ -191,6 +229,8 @@ def show_report(report: Report, settings: Settings, as_json: bool, out: Path | N
         typer.echo(f"corpus.dynamic_multiplier=auto: {report.dynamic_multiplier:g}")
     if out is not None:
         typer.echo(f"Edited model: {out}")
+    if report_file is not None:
+        typer.echo(f"Report: {report_file}")
     command = "factsmith" if shutil.which("factsmith") else sys.argv[0]
     typer.echo(f"Run {report.mlflow_run_id[:8]}. Compare runs in the MLflow UI: {command} ui")
 

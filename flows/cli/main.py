@@ -12,7 +12,7 @@ from factsmith.artifacts.errors import FactsmithError, causes
 from factsmith.flows.cli.information import conf, pretrain
 from factsmith.flows.cli.pipeline import edit, evaluate, plan, precompute, run
 from factsmith.flows.cli.proposals import known, locate, tune
-from factsmith.flows.cli.runs import compare, runs
+from factsmith.flows.cli.runs import compare, report, runs
 from factsmith.flows.cli.services import serve, ui
 from factsmith.flows.cli.store import store_app
 from factsmith.flows.cli.sweep import sweep
@@ -49,7 +49,7 @@ def factsmith(
 
 
 for command in (
-    run, sweep, plan, precompute, edit, evaluate, runs, compare, known, locate, tune, serve, ui, conf, pretrain,
+    run, sweep, plan, precompute, edit, evaluate, runs, report, compare, known, locate, tune, serve, ui, conf, pretrain,
 ):  # fmt: skip
     app.command()(command)
 app.add_typer(store_app, name="store")

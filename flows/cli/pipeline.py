@@ -12,12 +12,15 @@ import typer
 from factsmith.flows.cli.common import (
     Arguments,
     AsJson,
+    ReportFile,
+    check_report_file,
     check_runs,
     complete,
     compose_arguments,
     preflight,
     show,
     show_report,
+    write_report,
 )
 from factsmith.tasks.pipeline.environment import home
 
@@ -30,13 +33,16 @@ FactsAndArguments = Annotated[
 ]
 
 
-def run(arguments: Arguments = None, as_json: AsJson = False) -> None:
+def run(arguments: Arguments = None, report_file: ReportFile = None, as_json: AsJson = False) -> None:
     """Precompute, edit and evaluate: the whole pipeline."""
     settings = compose_arguments(arguments)
+    check_report_file(report_file)
     preflight(settings, dataset=True)
     from factsmith.flows.run import run as flow
 
-    show_report(complete(flow, settings), settings, as_json)
+    report = complete(flow, settings)
+    write_report(report.mlflow_run_id, report_file)
+    show_report(report, settings, as_json, report_file=report_file)
 
 
 def precompute(
@@ -64,6 +70,7 @@ def precompute(
 def edit(
     arguments: FactsAndArguments = None,
     out: Annotated[Path | None, typer.Option(help="folder to write the edited model to")] = None,
+    report_file: ReportFile = None,
     as_json: AsJson = False,
 ) -> None:
     """Write facts into a model. The facts of a file are written together.
@@ -74,10 +81,13 @@ def edit(
     from factsmith.flows.configuration.composition import UNUSED_WITHOUT_SCORES
 
     settings = compose_arguments(_with_facts(arguments), stand_ins=UNUSED_WITHOUT_SCORES)
+    check_report_file(report_file)
     preflight(settings, dataset=True, out=out)
     from factsmith.flows.edit import edit as flow
 
-    show_report(complete(flow, settings, out), settings, as_json, out)
+    report = complete(flow, settings, out)
+    write_report(report.mlflow_run_id, report_file)
+    show_report(report, settings, as_json, out, report_file)
 
 
 def evaluate(
@@ -88,6 +98,7 @@ def evaluate(
     metrics: Annotated[
         str | None, typer.Option(metavar="NAMES", help="metric families to score: counterfact,generation,...")
     ] = None,
+    report_file: ReportFile = None,
     as_json: AsJson = False,
 ) -> None:
     """Score a model before and after its facts are written. Existing scores are reused.
@@ -108,10 +119,13 @@ def evaluate(
 
         past = find_run(home(), run)
         settings = compose_again(past.content, given)
+    check_report_file(report_file)
     preflight(settings, dataset=True, past=past)
     from factsmith.flows.evaluate import evaluate as flow
 
-    show_report(complete(flow, settings, past.id if past else None), settings, as_json)
+    report = complete(flow, settings, past.id if past else None)
+    write_report(report.mlflow_run_id, report_file)
+    show_report(report, settings, as_json, report_file=report_file)
 
 
 def _is_run(argument: str) -> bool:

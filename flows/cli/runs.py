@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from factsmith.artifacts.errors import InputError
-from factsmith.flows.cli.common import AsJson, check_runs, show, start
+from factsmith.flows.cli.common import AsJson, check_report_file, check_runs, show, start, write_report
 from factsmith.tasks.pipeline.environment import home
 
-__all__ = ["compare", "runs"]
+__all__ = ["compare", "report", "runs"]
 
 
 def runs(
@@ -35,6 +36,21 @@ def runs(
         typer.echo(json.dumps({"runs": [described(one) for group in shown for _, one in group]}))
         return
     show(runs_table(shown, total=len(found), parts=run is not None))
+
+
+def report(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="a run: its id as `factsmith runs` shows it, or `latest`")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="HTML file to write")],
+) -> None:
+    """Write the report of an earlier run to an HTML file that needs no network.
+
+    Runs, their parts, and sweeps have one. It is the file `report.html` of the run in MLflow.
+    """
+    start()
+    check_runs()
+    check_report_file(file)
+    write_report(run, file)
+    typer.echo(f"Written: {file}")
 
 
 def compare(

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from factsmith.artifacts.errors import InputError
-from factsmith.flows.cli.common import AsJson, complete, show, start
+from factsmith.flows.cli.common import AsJson, ReportFile, check_report_file, complete, show, start, write_report
 from factsmith.tasks.pipeline.environment import home
 
 __all__ = ["sweep"]
@@ -33,6 +33,7 @@ def sweep(
         ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="folder for the tables and plots")] = None,
+    report_file: ReportFile = None,
     as_json: AsJson = False,
 ) -> None:
     """Run every combination of the given settings, and show the scores in tables and plots as in the papers.
@@ -43,6 +44,7 @@ def sweep(
     start()
     from factsmith.flows.cells import open_sweep
 
+    check_report_file(report_file)
     opened = open_sweep(arguments or [], jobs=jobs, memory_mb=memory_mb)
     if out is not None and out.exists() and not out.is_dir():
         raise InputError(f"{out} is not a folder.", remedy="choose another --out")
@@ -51,7 +53,9 @@ def sweep(
     report = complete(cells_flow(opened))
     from factsmith.flows.reporting.sweeps import failures, sweep_tables, write_sweep
 
+    write_report(report.mlflow_run_id, report_file)
     written = write_sweep(report, out) if out is not None else []
+    written += [report_file] if report_file is not None else []
     if as_json:
         typer.echo(report.model_dump_json())
         return

@@ -14,7 +14,7 @@ from factsmith.flows.reporting.text_table import TextTable
 from factsmith.tasks.evaluation.summary import FIRST
 from factsmith.tasks.tracking.tracker import Tracker
 
-__all__ = ["log_sequences", "sequence_tables", "write_sequences"]
+__all__ = ["log_sequences", "sequence_tables", "trajectories", "write_sequences"]
 
 _COLUMNS = 5
 """Most numbers of edits that a table shows. The CSV file has all."""
@@ -43,16 +43,19 @@ def sequence_tables(report: SweepReport) -> Iterator[TextTable]:
 
 def write_sequences(report: SweepReport, folder: Path) -> list[Path]:
     """Write ``sequences.csv`` and ``sequences.png`` to ``folder``, if the cells are sequences."""
-    trajectories = {_name(report, cell): cell.trajectory for cell in report.cells if cell.trajectory}
-    if not trajectories:
+    panels = trajectories(report)
+    if not panels:
         return []
     written = [folder / "sequences.csv", folder / "sequences.png"]
     written[0].write_text(_csv(report), encoding="utf-8")
-    titles = _titles(report)
-    trajectories_figure({title: _of(trajectories, curve) for curve, title in titles.items()}).savefig(
-        written[1], dpi=150
-    )
+    trajectories_figure(panels).savefig(written[1], dpi=150)
     return written
+
+
+def trajectories(report: SweepReport) -> dict[str, dict[str, dict[int, float]]]:
+    """The curves of cells that are sequences, by title and by cell; empty if none is."""
+    found = {_name(report, cell): cell.trajectory for cell in report.cells if cell.trajectory}
+    return {title: _of(found, curve) for curve, title in _titles(report).items()} if found else {}
 
 
 def log_sequences(tracker: Tracker, report: SweepReport) -> None:

@@ -22,7 +22,7 @@ from factsmith.tasks.evaluation.drift import MEASURES
 from factsmith.tasks.evaluation.resampling import EXPLAINED
 from factsmith.tasks.tracking.tracker import Tracker
 
-__all__ = ["Curve", "curves", "failures", "log_sweep", "sweep_tables", "write_sweep"]
+__all__ = ["Curve", "curves", "failures", "log_sweep", "points_by_multiplier", "sweep_tables", "write_sweep"]
 
 BATCH = "method.batch_size"
 AUTO = "auto"
@@ -58,6 +58,19 @@ def curves(report: SweepReport) -> dict[str, dict[str, Curve]]:
     return {variant: dict(by_batch) for variant, by_batch in found.items()}
 
 
+def points_by_multiplier(report: SweepReport) -> dict[str, dict[str, dict[float, tuple[float, float, float]]]]:
+    """The main score and the ends of its interval, by variant, batch size and d_m; empty if d_m does not vary."""
+    if not (report.mean and _varies(report, MULTIPLIER)):
+        return {}
+    return {
+        variant: {
+            batch: {_multiplier(cell): point for cell in curve.values() if (point := _point(report, cell)) is not None}
+            for batch, curve in by_batch.items()
+        }
+        for variant, by_batch in curves(report).items()
+    }
+
+
 def write_sweep(report: SweepReport, folder: Path) -> list[Path]:
     """Write ``results.md``, ``results.csv``, a plot if d_m varies, and the files of sequences. Returns their paths."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -66,17 +79,8 @@ def write_sweep(report: SweepReport, folder: Path) -> list[Path]:
     (folder / "results.md").write_text(title + failed, encoding="utf-8")
     (folder / "results.csv").write_text(_csv(report), encoding="utf-8")
     written = [folder / "results.md", folder / "results.csv"]
-    if report.mean and _varies(report, MULTIPLIER) and curves(report):
+    if report.mean and (points := points_by_multiplier(report)):
         written.append(folder / "score_by_multiplier.png")
-        points = {
-            variant: {
-                batch: {
-                    _multiplier(cell): point for cell in curve.values() if (point := _point(report, cell)) is not None
-                }
-                for batch, curve in by_batch.items()
-            }
-            for variant, by_batch in curves(report).items()
-        }
         score_by_multiplier(points, report.mean[0], THRESHOLD).savefig(written[-1], dpi=150)
     return written + write_sequences(report, folder)
 

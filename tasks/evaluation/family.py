@@ -79,6 +79,7 @@ class MetricFamily(ABC):
             that does not fit the model. Such a prompt counts in no metric.
         metrics: description of each metric, in the order in which they are shown.
         mean: name of the harmonic mean that summarises the family, and its metrics; ``None`` for a family without one.
+        efficacy: metrics that say whether a fact holds: they are 1 if it does. The first that a fact has counts.
     """
 
     name: ClassVar[str]
@@ -88,6 +89,7 @@ class MetricFamily(ABC):
     schema: ClassVar[pa.Schema]
     metrics: ClassVar[Mapping[str, str]]
     mean: ClassVar[tuple[str, tuple[str, ...]] | None] = None
+    efficacy: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def score(

@@ -65,13 +65,15 @@ def stage(
                         )
                     raise
                 seconds = time.perf_counter() - started
-                report = StageReport(name, "built" if outcome.built else "cached", round(seconds, 3), outcome.artifact)
+                state = "built" if outcome.built else "cached"
+                metrics = {**outcome.metrics, **workspace.memory_used}
+                report = StageReport(name, state, round(seconds, 3), outcome.artifact, metrics)
                 workspace.add(report)
                 _log_on_page(workspace, report)
                 workspace.tracker.stage(
                     name,
                     started=started_at,
-                    metrics={"seconds": seconds, **outcome.metrics},
+                    metrics={"seconds": seconds, **metrics},
                     tags={"state": report.state, "artifact": report.artifact, **outcome.tags},
                     failed=False,
                 )

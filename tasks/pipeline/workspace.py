@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import resource
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -35,12 +37,15 @@ class StageReport:
         state: ``built``, or ``cached`` if the store already had everything.
         seconds: time taken.
         artifact: address of the artifact or series that the stage left in the store.
+        metrics: what the stage measured: tokens, bytes, facts, ...; and ``memory`` and, on a GPU, ``gpu_memory``, the
+            most memory in bytes that the process had used when the stage ended.
     """
 
     name: str
     state: str
     seconds: float
     artifact: str
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 class Workspace:
@@ -129,6 +134,18 @@ class Workspace:
             "device": ",".join(map(str, self.devices)),
             "threads": torch.get_num_threads(),
         }
+
+    @property
+    def memory_used(self) -> dict[str, float]:
+        """The most memory that the process has used so far, in bytes: ``memory`` and, on a GPU, ``gpu_memory``.
+
+        The latter is that of the first GPU, and counts what PyTorch allocated.
+        """
+        unit = 1 if sys.platform == "darwin" else 1024
+        used = {"memory": float(unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)}
+        if self.device.type == "cuda":
+            used["gpu_memory"] = float(torch.cuda.max_memory_allocated(self.device))
+        return used
 
     def add(self, report: StageReport) -> None:
         """Add the report of a stage that has just ended."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from factsmith.tasks.planning.run import Run
 
-__all__ = ["description", "title"]
+__all__ = ["description", "summary", "title"]
 
 _MOST_DIFFERENCES = 2
 _SHORT = {"corpus.dynamic_multiplier": "d_m"}
@@ -34,6 +34,17 @@ def title(
     if len(given) > _MOST_DIFFERENCES:
         parts += [f"{len(given) - _MOST_DIFFERENCES} more"]
     return " · ".join(parts)
+
+
+def summary(run: Run, *, dataset: bool = True) -> str:
+    """For example ``16 facts written into embedded by memit``.
+
+    Args:
+        run: the run.
+        dataset: whether it reads facts.
+    """
+    model, method = run.settings.model.name, _method(run)
+    return f"{_facts(run)} written into {model} by {method}" if dataset else f"{model} prepared for {method}"
 
 
 def description(

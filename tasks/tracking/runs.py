@@ -26,13 +26,19 @@ from factsmith.tasks.tracking.tracker import DATABASE, FILES, PARENT, connect, i
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["EDITS", "LATEST", "RECORDS", "SCORE", "PastRun", "find_run", "past_runs"]
+__all__ = ["EDITS", "LATEST", "RECORDS", "REPORT", "REPORT_MARK", "SCORE", "PastRun", "find_run", "past_runs"]
 
 EDITS = "edits.json"
 """The file that lists where the store keeps the edit of each batch."""
 
 RECORDS = "records.parquet"
 """The file with one row per (phase, batch, record, metric): the record's mean of the metric, between 0 and 1."""
+
+REPORT = "report.html"
+"""The file with the report of the run."""
+
+REPORT_MARK = '<meta name="generator" content="Factsmith">'
+"""What the beginning of every such file contains."""
 
 SCORE = "score"
 """The tag that names the metric which summarises the run."""
@@ -93,6 +99,15 @@ class PastRun:
         """
         places: list[str] = json.loads(self._text(EDITS))
         return places
+
+    @property
+    def report(self) -> str:
+        """The run's report, as HTML.
+
+        Raises:
+            InputError: it has none.
+        """
+        return self._text(REPORT)
 
     def records(self) -> pa.Table:
         """The score of each record: ``phase``, ``batch``, ``record``, ``case_id``, ``metric``, ``value``.

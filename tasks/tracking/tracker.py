@@ -261,6 +261,10 @@ class Tracker:
         """Attach ``content`` as JSON."""
         self.client.log_text(self.run_id, json.dumps(content, indent=1, ensure_ascii=False), name)
 
+    def text(self, text: str, name: str) -> None:
+        """Attach a text."""
+        self.client.log_text(self.run_id, text, name)
+
     def figure(self, figure: Any, name: str) -> None:
         """Attach a Matplotlib figure."""
         self.client.log_figure(self.run_id, figure, name)

@@ -64,6 +64,7 @@ class CounterFact(MetricFamily):
         "Spe*": "neighbourhood: true object is the first choice",
     }
     mean = ("S", ("ES", "PS", "NS"))
+    efficacy = ("ES", "Eff*")
 
     def score(
         self,

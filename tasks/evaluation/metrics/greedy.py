@@ -39,6 +39,7 @@ class Greedy(MetricFamily):
     name = "greedy"
     version = 1
     kinds = tuple(_METRIC_OF)
+    efficacy = ("FreeEff",)
     # Tokens to generate beyond those of the object, for the text after it and for spellings with more tokens.
     parameters: ClassVar[Mapping[str, Any]] = {"more": 5}
     schema = pa.schema([*ASKED, ("answer", pa.string()), ("correct", pa.bool_())])

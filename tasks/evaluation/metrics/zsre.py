@@ -24,6 +24,7 @@ class ZsRE(AnswerAccuracy):
     version = 1
     metric_of: ClassVar[Mapping[str, str]] = {"rewrite": "Eff", "paraphrase": "Gen", "neighborhood": "Spe"}
     kinds = tuple(metric_of)
+    efficacy = ("Eff",)
     metrics: ClassVar[Mapping[str, str]] = {
         "Eff": "efficacy: share of correct answer tokens",
         "Gen": "generalisation: the same for paraphrased questions",

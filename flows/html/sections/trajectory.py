@@ -1,0 +1,53 @@
+"""How the scores of a sequence change with the number of edits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from factsmith.flows.html.blocks import Charts, Section
+from factsmith.flows.html.chart import Line, LineChart
+from factsmith.flows.reporting.curves import ALL_FACTS, COLLAPSE, FIRST_FACTS, PERPLEXITY, Curves, collapse
+from factsmith.tasks.evaluation.family import MetricFamily
+from factsmith.tasks.evaluation.summary import FIRST
+
+__all__ = ["trajectory"]
+
+_WIDE = 10
+"""Values whose largest is so many times the smallest are drawn on a logarithmic axis."""
+
+
+def trajectory(curves: Curves, families: Sequence[MetricFamily]) -> Section:
+    """Curves of the scores, of perplexity and of the changes of each layer."""
+    charts = [chart for family in families if (chart := _scores(curves, family)).lines]
+    if points := curves.get(PERPLEXITY):
+        wide = max(points.values()) > _WIDE * min(points.values())
+        limits = [COLLAPSE * points[0]] if wide else []
+        lines = [Line("perplexity", points)]
+        charts.append(LineChart("Perplexity of held-out text", "edits", lines, log_y=wide, limits=limits))
+    return Section("By number of edits", [_said(curves), Charts(charts)])
+
+
+def _scores(curves: Curves, family: MetricFamily) -> LineChart:
+    """The metrics of a family: those that its harmonic mean combines, or else all."""
+    names = [family.mean[0], *family.mean[1]] if family.mean else list(family.metrics)
+    lines = []
+    for colour, name in enumerate(names):
+        if points := curves.get(ALL_FACTS.format(name)):
+            lines.append(Line(name, points, colour=colour))
+        first = curves.get(FIRST_FACTS.format(name))
+        # The first facts are all facts until there are more.
+        if first and points != first and family.mean and name == family.mean[0]:
+            lines.append(Line(f"{name}, first {FIRST}", first, dashed=True, colour=colour))
+    values = [value for line in lines for value in line.points.values()]
+    share = all(0 <= value <= 100 for value in values)
+    return LineChart(f"{family.name}, percent, all facts so far", "edits", lines, share=share)
+
+
+def _said(curves: Curves) -> str:
+    if PERPLEXITY not in curves:
+        return "Scores after each number of edits."
+    edits = collapse(curves)
+    told = f"at least {COLLAPSE:g} times its start"
+    if edits is None:
+        return f"The model has not collapsed: perplexity of held-out text never was {told}."
+    return f"The model has collapsed: after {edits:,} edits, perplexity of held-out text was {told}."

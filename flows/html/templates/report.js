@@ -1,0 +1,56 @@
+"use strict";
+// Filters and sorts the table of facts. Each fact is a tbody. Without this script the table is complete, in its order.
+document.querySelectorAll(".facts").forEach((facts) => {
+  const table = facts.querySelector("table");
+  const form = facts.querySelector("form");
+  const none = facts.querySelector(".none");
+  const headings = [...table.tHead.rows[0].cells];
+  const rows = [...table.tBodies].map((body) => ({
+    body,
+    words: body.textContent.toLowerCase(),
+    failed: body.classList.contains("failed"),
+    cells: [...body.rows[0].cells].map((cell) => cell.textContent.trim()),
+  }));
+
+  function filter() {
+    const wanted = form.elements.words.value.toLowerCase().split(/\s+/).filter(Boolean);
+    const failures = form.elements.failures?.checked ?? false;
+    let shown = 0;
+    for (const row of rows) {
+      const matches = (row.failed || !failures) && wanted.every((word) => row.words.includes(word));
+      row.body.hidden = !matches;
+      shown += matches;
+    }
+    form.elements.count.value = `${shown.toLocaleString("en")} of ${rows.length.toLocaleString("en")} facts`;
+    none.hidden = shown > 0;
+  }
+
+  function sort(column) {
+    const heading = headings[column];
+    const down = heading.getAttribute("aria-sort") === "ascending";
+    const number = "number" in heading.dataset;
+    const key = (row) => (number ? Number.parseFloat(row.cells[column]) : row.cells[column]);
+    const keys = new Map(rows.map((row) => [row, key(row)]));
+    const order = new Intl.Collator("en", { numeric: true });
+    const compare = (one, other) => {
+      if (!number) return order.compare(one, other);
+      return Number.isNaN(one) || Number.isNaN(other) ? Number.isNaN(one) - Number.isNaN(other) : one - other;
+    };
+    rows.sort((one, other) => (down ? -1 : 1) * compare(keys.get(one), keys.get(other)));
+    headings.forEach((one) => one.removeAttribute("aria-sort"));
+    heading.setAttribute("aria-sort", down ? "descending" : "ascending");
+    table.append(...rows.map((row) => row.body));
+  }
+
+  headings.forEach((heading, column) => {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.append(...heading.childNodes);
+    button.addEventListener("click", () => sort(column));
+    heading.append(button);
+  });
+  form.addEventListener("input", filter);
+  form.addEventListener("submit", (event) => event.preventDefault());
+  form.hidden = false;
+  filter();
+});
