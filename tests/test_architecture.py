@@ -34,7 +34,7 @@ TASK_ROOMS = [
 ]
 """Rooms of ``tasks``, in the order of the data. Each may import those before it."""
 
-FLOW_ROOMS = ["configuration", "reporting", "flows", "services", "cli"]
+FLOW_ROOMS = ["configuration", "reporting", "html", "flows", "services", "cli"]
 """Rooms of ``flows``, where ``flows`` stands for the flows themselves. Each may import those before it."""
 
 SERVICES = {"prefect", "mlflow"}

@@ -21,7 +21,7 @@ _TICKS = 5
 """Number of ticks of an axis, about."""
 
 _CLOSE_UP = 50.0
-"""Shares that are all above this are drawn above it."""
+"""If all shares are above this, the axis begins a little below them."""
 
 Point = tuple[float, float]
 
@@ -53,7 +53,7 @@ class LineChart:
         title: its title.
         x: what the horizontal axis shows.
         lines: the lines.
-        share: whether the vertical axis ends at 100, and begins at 0 unless all values are above 50.
+        share: whether the vertical axis ends at 100. It begins at 0 unless all values are far above.
         log_x: whether the horizontal axis is logarithmic. It then has a tick at each x.
         log_y: whether the vertical axis is logarithmic.
         limits: heights at which a dotted line is drawn.
@@ -131,7 +131,7 @@ class LineChart:
         found = [*found, *self.limits] or [0.0, 1.0]
         low, high = min(found), max(found)
         if self.share:
-            return (0.0 if low < _CLOSE_UP else _CLOSE_UP), 100.0
+            return (0.0 if low < _CLOSE_UP else 10 * math.floor(low / 10 - 0.5)), 100.0
         if self.log_y:
             return low / 1.1, high * 1.1
         ticks = _round_numbers(low, high)

@@ -6,7 +6,18 @@ from collections.abc import Sequence
 
 from factsmith.tasks.evaluation.summary import FIRST
 
-__all__ = ["ALL_FACTS", "COLLAPSE", "DRIFT", "FIRST_FACTS", "KL", "PERPLEXITY", "Curves", "collapse", "evenly"]
+__all__ = [
+    "ALL_FACTS",
+    "COLLAPSE",
+    "DRIFT",
+    "FIRST_FACTS",
+    "KL",
+    "PERPLEXITY",
+    "RELATIVE",
+    "Curves",
+    "collapse",
+    "evenly",
+]
 
 Curves = dict[str, dict[int, float]]
 """Values by the name of a curve and the number of edits."""
@@ -24,6 +35,9 @@ KL = "sequence/KL"
 
 DRIFT = "drift/after/"
 """What the name of a measure of drift starts with in MLflow, for the edited model."""
+
+RELATIVE = "change/relative"
+"""The beginning of the curves of the norm of all changes of a layer, divided by the norm of its weight."""
 
 COLLAPSE = 10.0
 """A model has collapsed when the perplexity of held-out text is at least this many times the unedited model's."""

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
 
-from factsmith.flows.reporting.curves import ALL_FACTS, FIRST_FACTS, PERPLEXITY
+from factsmith.flows.reporting.curves import ALL_FACTS, FIRST_FACTS, PERPLEXITY, RELATIVE
 from factsmith.tasks.evaluation.summary import FIRST
 
 __all__ = [
@@ -169,7 +169,7 @@ def trajectory_figure(
     panels[0].set_title("score")
     if panels[0].lines:
         panels[0].legend(frameon=False, fontsize="small")
-    prefix = "change/relative/layer_"
+    prefix = f"{RELATIVE}/layer_"
     for key, points in measures.items():
         if key.startswith(prefix):
             panels[1].plot(list(points), list(points.values()), label=f"layer {key.removeprefix(prefix)}")

@@ -71,7 +71,7 @@ class Report(_Frozen):
         intervals: 95 % bootstrap interval of each metric after the edit, in percent.
         intervals_over: what these intervals resample: facts, batches, or facts within the same edits.
         records: number of records that each metric rests on.
-        trajectory: the curves of a sequence's scores; empty for independent batches.
+        trajectory: the curves of a sequence's scores and of its relative changes; empty for independent batches.
         dynamic_multiplier: d_m of C0, as given or as found by the search; ``None`` if the run reports none.
         drift: how far the predictions of held-out text have moved; empty if that was not measured.
         answers: the answers to each fact's prompt before and after ``edit``.
@@ -163,7 +163,7 @@ class CellReport(_Frozen):
         tokens: number of tokens that C0 covers; 0 if the cell failed.
         dynamic_multiplier: d_m: number of tokens that C0 covers, in multiples of d_k; 0 if the cell failed.
         metrics: metrics by phase (``before``, ``after``), in percent; empty if the cell failed.
-        trajectory: the curves of a sequence's scores; empty for independent batches.
+        trajectory: the curves of a sequence's scores and of its relative changes; empty for independent batches.
         intervals: 95 % bootstrap interval of each metric after the edit.
         intervals_over: what these intervals resample, as in ``Report``; ``None`` if the cell failed.
         drift: how far the predictions of held-out text have moved; empty if that was not measured.

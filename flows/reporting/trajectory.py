@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
-from factsmith.flows.reporting.curves import ALL_FACTS, FIRST_FACTS, Curves, evenly
+from factsmith.flows.reporting.curves import ALL_FACTS, FIRST_FACTS, RELATIVE, Curves, evenly
 from factsmith.flows.reporting.figures import trajectory_figure
 from factsmith.tasks.edit.sequence_shards_stage import FACTS, MEASURES
 from factsmith.tasks.evaluation.summary import FIRST
@@ -23,7 +23,7 @@ _MOST_POINTS = 100
 _MEASURE_CURVES = {
     "step": "change/step",
     "total": "change/total",
-    "relative": "change/relative",
+    "relative": RELATIVE,
     "step_leading": "safety/step",
     "step_rest": "safety/step_rest",
     "total_leading": "safety/total",
@@ -41,7 +41,7 @@ def log_trajectory(tracker: Tracker, trajectory: Trajectory, means: Sequence[str
         means: the scores that summarise the run's metric families.
 
     Returns:
-        The curves of the scores.
+        The curves of the scores, and of the relative change of each layer.
     """
     scores, measures = score_curves(trajectory.scores()), measure_curves(trajectory.measures(), trajectory.facts())
     thinned = {
@@ -53,7 +53,7 @@ def log_trajectory(tracker: Tracker, trajectory: Trajectory, means: Sequence[str
     for name in (MEASURES, FACTS):
         tracker.file(trajectory.edit.path / name, "sequence")
     tracker.figure(trajectory_figure(scores, measures, means), "sequence.png")
-    return scores
+    return scores | {name: points for name, points in thinned.items() if name.startswith(RELATIVE)}
 
 
 def score_curves(table: pa.Table) -> Curves:

@@ -32,13 +32,16 @@ def settings(given: Settings, repeated: Verbatim | None, only: Collection[str] |
     meanings = dict(describe_settings())
     values = dict(setting_values(given.model_dump(mode="json")))
     found = {name: origin for name, origin in origins(given).items() if only is None or name in only}
+    # The cells of a sweep may have the same value from different choices.
+    columns = ["setting", "value", *(["from"] if only is None else []), "meaning"]
+    table = TextTable("", columns, labels=len(columns), caption="bold: what was given")
     usual = TextTable("", ["setting", "value", "meaning"], labels=3)
-    table = TextTable("", ["setting", "value", "from", "meaning"], labels=4, caption="bold: what was given")
     for name, origin in sorted(found.items(), key=lambda one: one[1] != GIVEN):  # What was given comes first.
+        row = [name, _text(values[name]), *([origin] if only is None and origin != DEFAULT else []), meanings[name]]
         if origin == DEFAULT:
-            usual.add(name, _text(values[name]), meanings[name])
+            usual.add(*row)
         elif not name.endswith(".name"):
-            table.add(name, _text(values[name]), origin, meanings[name], strong=origin == GIVEN)
+            table.add(*row, strong=origin == GIVEN)
     blocks: list[Block] = [table, Folded(f"{len(usual.rows)} settings with their defaults", usual)]
     if repeated is not None:
         blocks = ["Repeat it with:", repeated, *blocks]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from factsmith.flows.html.blocks import Charts, Section
 from factsmith.flows.html.chart import Line, LineChart
-from factsmith.flows.reporting.curves import ALL_FACTS, COLLAPSE, FIRST_FACTS, PERPLEXITY, Curves, collapse
+from factsmith.flows.reporting.curves import ALL_FACTS, COLLAPSE, FIRST_FACTS, PERPLEXITY, RELATIVE, Curves, collapse
 from factsmith.tasks.evaluation.family import MetricFamily
 from factsmith.tasks.evaluation.summary import FIRST
 
@@ -24,6 +24,10 @@ def trajectory(curves: Curves, families: Sequence[MetricFamily]) -> Section:
         limits = [COLLAPSE * points[0]] if wide else []
         lines = [Line("perplexity", points)]
         charts.append(LineChart("Perplexity of held-out text", "edits", lines, log_y=wide, limits=limits))
+    prefix = f"{RELATIVE}/layer_"
+    layers = [Line(f"layer {key.removeprefix(prefix)}", one) for key, one in curves.items() if key.startswith(prefix)]
+    if layers:
+        charts.append(LineChart("Norm of all changes / norm of the weight", "edits", layers))
     return Section("By number of edits", [_said(curves), Charts(charts)])
 
 

@@ -1,4 +1,14 @@
 "use strict";
+// MLflow shows a report as a blob, in which a link to an anchor leads nowhere.
+if (location.protocol === "blob:") {
+  document.querySelectorAll("nav a").forEach((link) => {
+    link.addEventListener("click", (event) => {
+      event.preventDefault();
+      document.querySelector(link.hash).scrollIntoView();
+    });
+  });
+}
+
 // Filters and sorts the table of facts. Each fact is a tbody. Without this script the table is complete, in its order.
 document.querySelectorAll(".facts").forEach((facts) => {
   const table = facts.querySelector("table");

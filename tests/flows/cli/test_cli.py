@@ -39,7 +39,7 @@ def test_json_is_all_there_is_on_stdout_and_tables_name_what_matters(factsmith, 
         "answers",
     }  # fmt: skip
     assert document["dynamic_multiplier"] == 20
-    assert {tuple(stage) for stage in document["stages"]} == {("name", "state", "seconds", "artifact")}
+    assert {tuple(stage) for stage in document["stages"]} == {("name", "state", "seconds", "artifact", "metrics")}
     assert {stage["state"] for stage in document["stages"]} == {"built"}
     for phase in ("before", "after"):
         assert {"ES", "PS", "NS", "S"} <= set(document["metrics"][phase])
