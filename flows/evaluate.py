@@ -19,11 +19,11 @@ from factsmith.flows.reporting.drift import DriftMeasure, drift_metrics, drift_r
 from factsmith.flows.reporting.figures import before_and_after
 from factsmith.flows.reporting.page import open_page, show_abilities, show_scores
 from factsmith.flows.reporting.reports import Report, Scored
-from factsmith.flows.reporting.trajectory import log_trajectory
+from factsmith.flows.reporting.sequence.trajectory import log_trajectory
 from factsmith.tasks.abilities.measures import Ability
 from factsmith.tasks.abilities.stage import ANSWERS, abilities
 from factsmith.tasks.edit.stage import past_edits
-from factsmith.tasks.evaluation.drift_stage import drift
+from factsmith.tasks.evaluation.held_out.drift_stage import drift
 from factsmith.tasks.evaluation.stage import evaluation, prompt_table
 from factsmith.tasks.evaluation.trajectory_stage import trajectory
 from factsmith.tasks.model.stage import model

@@ -8,8 +8,8 @@ from pydantic import BaseModel, ConfigDict
 from rich.table import Table
 
 from factsmith.flows.reporting.curves import DRIFT
-from factsmith.tasks.evaluation.drift import MEASURES
-from factsmith.tasks.evaluation.drift_stage import Drift
+from factsmith.tasks.evaluation.held_out.drift import MEASURES
+from factsmith.tasks.evaluation.held_out.drift_stage import Drift
 
 __all__ = ["DriftMeasure", "drift_metrics", "drift_report", "drift_table"]
 

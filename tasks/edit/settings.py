@@ -69,7 +69,9 @@ class MethodSettings(ContextSettings, PreservationSettings):
         0.5, ge=0, le=1, description="weight of the clean prompt in an averaged key; null for equal weights"
     )
     read_keys: ReadKeys = Field("averaged", description="key that a change is read with: averaged, or the clean one")
-    batch_size: Annotated[int, Field(ge=1)] | Literal["all"] = Field(16, description="facts written together")
+    batch_size: Annotated[int, Field(ge=1)] | Literal["all"] = Field(
+        16, description="facts written together; instances of several facts, if the dataset has them"
+    )
     value: ValueSettings = Field(default_factory=ValueSettings)
     sequence: SequenceSettings = Field(default_factory=SequenceSettings)
 

@@ -137,7 +137,7 @@ def edit(
                 layers,
                 method,
                 factors.kind,
-                facts=len(batch),
+                facts=len(fact_digests(batch)),
                 contexts=contexts.digest,
                 values=values.series.digest,
                 factor=factors.series.digest,

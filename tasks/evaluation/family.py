@@ -80,6 +80,7 @@ class MetricFamily(ABC):
         metrics: description of each metric, in the order in which they are shown.
         mean: name of the harmonic mean that summarises the family, and its metrics; ``None`` for a family without one.
         efficacy: metrics that say whether a fact holds: they are 1 if it does. The first that a fact has counts.
+        conditional: whether the unedited model decides which rows count (``counted``).
     """
 
     name: ClassVar[str]
@@ -90,6 +91,7 @@ class MetricFamily(ABC):
     metrics: ClassVar[Mapping[str, str]]
     mean: ClassVar[tuple[str, tuple[str, ...]] | None] = None
     efficacy: ClassVar[tuple[str, ...]] = ()
+    conditional: ClassVar[bool] = False
 
     @abstractmethod
     def score(
@@ -122,6 +124,10 @@ class MetricFamily(ABC):
         Raises:
             InputError: they do not.
         """
+
+    def counted(self, rows: pa.Table, unedited: pa.Table) -> pa.Table:
+        """The rows that count, given those of the unedited model for the same records; all, if not overridden."""
+        return rows
 
     @abstractmethod
     def by_record(self, rows: pa.Table) -> pa.Table:

@@ -100,7 +100,7 @@ def evaluation(
         }
     recipe = Series("evaluation", 2, {}).member(
         phases={name: [one.series.digest for one in by_batch] for name, by_batch in scored.items()},
-        batches=[[record.request.digest for record in batch] for batch in batches.written],
+        batches=[[record.fact for record in batch] for batch in batches.written],
         records={family.name: [record.digest(family.kinds) for record in records] for family in families},
     )
 
@@ -108,10 +108,12 @@ def evaluation(
         by_record = []
         for family in families:
             tables = []
+            unedited = scored[family.name][0].rows
             for number, one in enumerate(scored[family.name]):
                 draft.read_from(*one.sources)
                 tables.append(_with_phase(one.rows, number))
-                by_record.append(_with_phase(values_by_fact(family, one.rows, one.records), number))
+                counted = family.counted(one.rows, unedited)
+                by_record.append(_with_phase(values_by_fact(family, counted, one.records), number))
             save_table(draft.path / prompt_table(family.name), pa.concat_tables(tables))
         table = pa.concat_tables(by_record)
         save_table(draft.path / RECORDS, table)
@@ -238,9 +240,9 @@ def values_by_fact(family: MetricFamily, rows: pa.Table, records: Sequence[Recor
 
     ``record`` is the digest of the fact. It does not depend on the prompts, so it joins runs and families.
     """
-    requests = {record.digest(family.kinds): record.request for record in records}
-    values = family.by_record(rows.filter(pc.is_in(rows["record"], value_set=pa.array(list(requests), pa.string()))))
-    asked = [requests[digest] for digest in values["record"].to_pylist()]
-    facts = pa.array([request.fact_digest for request in asked], pa.string())
-    cases = pa.array([request.case_id for request in asked], pa.int64())
+    by_digest = {record.digest(family.kinds): record for record in records}
+    values = family.by_record(rows.filter(pc.is_in(rows["record"], value_set=pa.array(list(by_digest), pa.string()))))
+    asked = [by_digest[digest] for digest in values["record"].to_pylist()]
+    facts = pa.array([record.fact for record in asked], pa.string())
+    cases = pa.array([record.request.case_id for record in asked], pa.int64())
     return values.set_column(0, "record", facts).add_column(1, "case_id", cases)

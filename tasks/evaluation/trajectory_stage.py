@@ -18,8 +18,8 @@ from factsmith.tasks.edit.batch import applied
 from factsmith.tasks.edit.sequence_shards_stage import FACTS, MEASURES
 from factsmith.tasks.edit.stage import read_deltas
 from factsmith.tasks.evaluation.family import MetricFamily
-from factsmith.tasks.evaluation.perplexity import block_nll, perplexity
-from factsmith.tasks.evaluation.stage import score_records, values_by_fact
+from factsmith.tasks.evaluation.held_out.perplexity import block_nll, perplexity
+from factsmith.tasks.evaluation.stage import RecordScores, score_records, values_by_fact
 from factsmith.tasks.evaluation.summary import FIRST, RecordValues
 from factsmith.tasks.facts.batches import FactBatches
 from factsmith.tasks.model.model import Fingerprint, Model
@@ -111,12 +111,22 @@ def trajectory(
             ]
             for family in families
         }
+        unedited = {
+            family.name: score_records(workspace, model, family, None, records, advance)
+            for family in families
+            if family.conditional
+        }
+    conditions = {"conditions": {name: one.series.digest for name, one in unedited.items()}} if unedited else {}
     recipe = Series("course", 1, {"first": FIRST}).member(
         edits=dict(zip(map(str, counts), (edit.digest for edit in edits), strict=True)),
         scores={name: [one.series.digest for one in by_count] for name, by_count in scored.items()},
         records={family.name: [record.digest(family.kinds) for record in records] for family in families},
         texts=[text.digest for text, _ in texts],
+        **conditions,
     )
+
+    def counted(family: MetricFamily, one: RecordScores) -> pa.Table:
+        return family.counted(one.rows, unedited[family.name].rows) if family.conditional else one.rows
 
     def build(draft: Draft) -> None:
         rows = [
@@ -127,7 +137,7 @@ def trajectory(
         for place, count in enumerate(counts):
             for scope, most in (("all", count), (f"first_{FIRST}", FIRST)):
                 at_count = [(family, scored[family.name][place]) for family in families]
-                parts = [values_by_fact(family, one.rows, one.records[:most]) for family, one in at_count]
+                parts = [values_by_fact(family, counted(family, one), one.records[:most]) for family, one in at_count]
                 values = RecordValues.of(pa.concat_tables(parts), families).summary()
                 rows += [
                     {"edits": count, "scope": scope, "metric": metric, "value": value}
@@ -135,9 +145,8 @@ def trajectory(
                     if value is not None
                 ]
         draft.read_from(*(text for text, _ in texts), *edits)
-        for by_count in scored.values():
-            for one in by_count:
-                draft.read_from(*one.sources)
+        for one in [*unedited.values(), *(one for by_count in scored.values() for one in by_count)]:
+            draft.read_from(*one.sources)
         save_table(draft.path / TRAJECTORY, pa.Table.from_pylist(rows, schema=_SCHEMA))
         draft.summary = {"edits": counts}
 

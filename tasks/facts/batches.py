@@ -74,10 +74,14 @@ class FactBatches:
 
 
 def ordered_facts(batch: Sequence[Record]) -> list[Record]:
-    """The records of a batch in the order in which they are solved, whatever order they came in."""
-    return sorted(batch, key=lambda record: record.request.digest)
+    """The records to write of a batch, in the order in which they are solved, whatever order they came in.
+
+    A fact that several records ask for is written once.
+    """
+    by_digest = {record.request.digest: record for record in batch}
+    return [by_digest[digest] for digest in sorted(by_digest)]
 
 
 def fact_digests(batch: Sequence[Record]) -> list[str]:
-    """The digests of a batch's facts, the same whatever order they came in."""
-    return sorted(record.request.digest for record in batch)
+    """The digests of a batch's facts, each once, the same whatever order they came in."""
+    return sorted({record.request.digest for record in batch})

@@ -11,7 +11,7 @@ from factsmith.tasks.facts.record import Record
 from factsmith.tasks.facts.request import EditRequest
 from factsmith.tasks.facts.texts import appearance
 
-__all__ = ["keep_first", "refuse_conflicts"]
+__all__ = ["keep_first", "keep_first_instances", "refuse_conflicts"]
 
 logger = logging.getLogger(__name__)
 
@@ -53,22 +53,71 @@ def keep_first(records: Sequence[Record]) -> list[Record]:
     return kept
 
 
+def keep_first_instances(instances: Sequence[Sequence[Record]]) -> list[Sequence[Record]]:
+    """The instances without those that contradict an earlier kept one. Logs how many were dropped.
+
+    Instances may share a fact. It is then written once, if both are in the same batch.
+    """
+    seen, kept = _Seen(), []
+    for instance in instances:
+        earlier = [seen.earlier(record) for record in instance]
+        if all(
+            first is None or _same(first.request, record.request)
+            for first, record in zip(earlier, instance, strict=True)
+        ):
+            kept.append(instance)
+            for record in instance:
+                seen.add(record)
+    if dropped := len(instances) - len(kept):
+        logger.warning(
+            "dropped %d of %d instances that ask for another object than an earlier one, of the same subject and "
+            "prompt or relation",
+            dropped,
+            len(instances),
+        )
+    return kept
+
+
 def _with_earlier(records: Sequence[Record]) -> Iterator[tuple[Record, Record | None]]:
     """Each record and the earlier record that it repeats or contradicts, if there is one.
 
     Records that themselves repeat or contradict an earlier one are not compared with.
     """
-    by_prompt: dict[tuple[str, str], Record] = {}
-    by_relation: dict[tuple[str, str], Record] = {}
+    seen = _Seen()
     for record in records:
-        subject, prompt = appearance(record.request.subject), appearance(record.request.prompt)
-        first = by_prompt.get((subject, prompt))
-        if first is None and record.relation is not None:
-            earlier = by_relation.setdefault((subject, record.relation), record)
-            first = None if _same(earlier.request, record.request) else earlier
+        first = seen.earlier(record)
         if first is None:
-            by_prompt[subject, prompt] = record
+            seen.add(record)
         yield record, first
+
+
+class _Seen:
+    """Records that later ones are compared with."""
+
+    def __init__(self) -> None:
+        self._by_prompt: dict[tuple[str, str], Record] = {}
+        self._by_relation: dict[tuple[str, str], Record] = {}
+
+    def earlier(self, record: Record) -> Record | None:
+        """The record that ``record`` repeats or contradicts, if there is one."""
+        subject, prompt = _place(record)
+        first = self._by_prompt.get((subject, prompt))
+        if first is None and record.relation is not None:
+            other = self._by_relation.get((subject, record.relation))
+            first = None if other is None or _same(other.request, record.request) else other
+        return first
+
+    def add(self, record: Record) -> None:
+        """Compare later records with ``record``, unless an earlier one has its place."""
+        subject, prompt = _place(record)
+        self._by_prompt.setdefault((subject, prompt), record)
+        if record.relation is not None:
+            self._by_relation.setdefault((subject, record.relation), record)
+
+
+def _place(record: Record) -> tuple[str, str]:
+    """Subject and prompt, as they look."""
+    return appearance(record.request.subject), appearance(record.request.prompt)
 
 
 def _same(one: EditRequest, other: EditRequest) -> bool:

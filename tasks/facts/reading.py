@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -35,6 +35,7 @@ class RawRecord:
         line: number of the line that it begins on, from 1; ``None`` if that is not known.
         asked: names of the fields that were asked for, whether or not the object has them.
         unseen: characters that cannot be seen, each with the text that has it.
+        within: the field that holds the object, if it is a part of a record, with a dot at its end.
     """
 
     where: Path | str
@@ -43,6 +44,29 @@ class RawRecord:
     line: int | None = None
     asked: set[str] = field(default_factory=set)
     unseen: list[str] = field(default_factory=list)
+    within: str = ""
+
+    def parts(self, name: str) -> list[RawRecord]:
+        """The objects in the list under ``name``; none if the field is missing."""
+        value = self.value(name)
+        value = [] if value is None else value
+        if not isinstance(value, list) or not all(isinstance(one, Mapping) for one in value):
+            raise self.error(f"field {self._named(name)} is not a list of objects", got=ascii(value)[:80])
+        return [self._part(one, f"{name}[{place}]") for place, one in enumerate(value)]
+
+    def part(self, name: str) -> RawRecord | None:
+        """The object under ``name``; ``None`` if the field is missing."""
+        value = self.value(name)
+        if value is not None and not isinstance(value, Mapping):
+            raise self.error(f"field {self._named(name)} is not an object", got=ascii(value)[:80])
+        return None if value is None else self._part(value, name)
+
+    def _part(self, fields: Mapping[str, Any], name: str) -> RawRecord:
+        return replace(self, fields=fields, asked=set(), within=f"{self.within}{name}.")
+
+    def _named(self, *names: str) -> str:
+        """A field as messages name it."""
+        return repr(self.within + ".".join(names))
 
     def error(self, problem: str, **details: Any) -> InputError:
         line = f"; line {self.line}" if self.line else ""
@@ -71,7 +95,7 @@ class RawRecord:
         value: Any = self.fields
         for name in names:
             value = value.get(name) if isinstance(value, Mapping) else None
-        return None if value is None else self.checked(value, f"field {'.'.join(names)!r}")
+        return None if value is None else self.checked(value, f"field {self._named(*names)}")
 
     def checked(self, value: Any, what: str) -> str:
         """``value``, which messages call ``what``, as a text without blanks at its ends. It must not be blank."""
@@ -87,9 +111,10 @@ class RawRecord:
         if value is None:
             return ()
         if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
-            raise self.error(f"field {name!r} is not a list of texts", got=ascii(value)[:80])
+            raise self.error(f"field {self._named(name)} is not a list of texts", got=ascii(value)[:80])
         return tuple(
-            self.checked(one, f"text {place} of the list in field {name!r}") for place, one in enumerate(value)
+            self.checked(one, f"text {place} of the list in field {self._named(name)}")
+            for place, one in enumerate(value)
         )
 
     def target(self, name: str) -> str | None:
@@ -103,7 +128,7 @@ class RawRecord:
             return template_of(prompt, subject)
         except TemplateError as error:
             raise self.error(
-                f"{error} (field {field!r})",
+                f"{error} (field {self._named(field)})",
                 got=f"subject {subject!r}, prompt {prompt!r}",
                 expected=error.expected,
                 remedy=error.remedy,
@@ -129,14 +154,14 @@ class RawRecord:
             known = [one for one, its in value.items() if its is not None] if isinstance(value, Mapping) else []
             if name not in known:
                 got = f"fields {', '.join(map(repr, known))}"[:200] if known else None
-                return self.error(f"field {'.'.join(names[: depth + 1])!r} is missing", got=got)
+                return self.error(f"field {self._named(*names[: depth + 1])} is missing", got=got)
             value = value[name]
         raise AssertionError(names)
 
 
 def parse_records(
     path: Path,
-    parse: Callable[[RawRecord], R],
+    parse: Callable[[RawRecord], R | list[R]],
     *,
     unused: Iterable[str] = (),
     others: Mapping[str, Iterable[str]] | None = None,
@@ -155,7 +180,7 @@ def parse_records(
 def parse_raw(
     raws: Iterable[RawRecord],
     path: Path | str,
-    parse: Callable[[RawRecord], R],
+    parse: Callable[[RawRecord], R | list[R]],
     *,
     unused: Iterable[str] = (),
     others: Mapping[str, Iterable[str]] | None = None,
@@ -165,7 +190,8 @@ def parse_raw(
     Args:
         raws: the objects, in order.
         path: where they come from, for messages.
-        parse: makes a record from an object. The fields that it asks for are the known ones.
+        parse: makes a record, or the records of an instance, from an object. The fields that it asks for are the known
+            ones.
         unused: further fields of the format, which nothing needs.
         others: fields of other formats, by format. The warning about such fields names the format.
 
@@ -180,7 +206,8 @@ def parse_raw(
     elsewhere = {field for fields in (others or {}).values() for field in fields}
     for raw in raws:
         try:
-            records.append(parse(raw))
+            parsed = parse(raw)
+            records += parsed if isinstance(parsed, list) else [parsed]
             _check_misspelt(raw, {*asked, *raw.asked}, elsewhere)
         except InputError as error:
             errors[raw.index] = error

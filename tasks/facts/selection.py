@@ -6,15 +6,15 @@ import importlib
 import pkgutil
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from itertools import accumulate
+from itertools import accumulate, groupby
 from pathlib import Path
 from types import ModuleType
 from typing import Literal
 
 from factsmith.artifacts.errors import InputError, closest
-from factsmith.tasks.facts.conflicts import keep_first
+from factsmith.tasks.facts.conflicts import keep_first, keep_first_instances
 from factsmith.tasks.facts.reading import read_json
 from factsmith.tasks.facts.record import Record
 from factsmith.tasks.facts.settings import DatasetSettings
@@ -49,15 +49,19 @@ def select_records(settings: DatasetSettings) -> list[Record]:
 
     In this order, they are chosen by case id, freed of contradictions and repetitions, shuffled by seed, reduced to a
     split, and cut to the limit. Unless the format splits its records itself, a split takes every second record:
-    ``tune`` the first of each pair, ``test`` the second. No record is in both.
+    ``tune`` the first of each pair, ``test`` the second. No record is in both. An instance of several records is
+    chosen, moved and counted as one.
 
     Raises:
         InputError: the records cannot be read, a case does not exist, or the split has no records.
     """
-    records = load_records(settings)
+    records = _instances(load_records(settings))
     if settings.cases is not None:
         records = _with_cases(records, settings)
-    records = keep_first(records)
+    if any(len(instance) > 1 for instance in records):
+        records = keep_first_instances(records)
+    else:
+        records = _instances(keep_first(_flat(records)))
     if settings.seed is not None:
         import torch  # Only here, so that commands that write nothing start quickly.
 
@@ -67,7 +71,18 @@ def select_records(settings: DatasetSettings) -> list[Record]:
         records = records[0 if settings.split == "tune" else 1 :: 2]
         if not records:
             raise InputError(f"dataset={settings.name} has too few records for dataset.split={settings.split}.")
-    return records[: settings.limit]
+    return _flat(records[: settings.limit])
+
+
+def _instances(records: Sequence[Record]) -> list[Sequence[Record]]:
+    """The records of each instance. A record without a group is one alone."""
+    numbered = enumerate(records)
+    by_group = groupby(numbered, lambda one: (one[1].group, one[0] if one[1].group is None else None))
+    return [[record for _, record in part] for _, part in by_group]
+
+
+def _flat(instances: Iterable[Sequence[Record]]) -> list[Record]:
+    return [record for instance in instances for record in instance]
 
 
 def in_batches(
@@ -75,18 +90,24 @@ def in_batches(
 ) -> list[Sequence[Record]]:
     """The records of each batch, of those that ``select_records`` has selected.
 
+    ``batch_size`` counts instances, and no batch has a part of one.
+
     Raises:
         InputError: there are fewer than the batches need.
     """
-    size = len(records) if batch_size == "all" else batch_size
-    batches = [records[first : first + size] for first in range(0, len(records), size)]
+    instances = _instances(records)
+    size = len(instances) if batch_size == "all" else batch_size
+    batches: list[Sequence[Record]] = [
+        _flat(instances[first : first + size]) for first in range(0, len(instances), size)
+    ]
     if settings.batches is None:
         return batches
     needed = size * settings.batches
-    if len(records) < needed:
+    if len(instances) < needed:
+        what = "records" if len(instances) == len(records) else "instances"
         raise InputError(
-            f"dataset={settings.name} has {len(records)} records for {settings.batches} batches of {size}.",
-            expected=f"{needed} records",
+            f"dataset={settings.name} has {len(instances)} {what} for {settings.batches} batches of {size}.",
+            expected=f"{needed} {what}",
             remedy="lower method.batch_size or dataset.batches, or raise dataset.limit",
         )
     return batches[: settings.batches]
@@ -115,7 +136,7 @@ def scored_batches(sizes: Sequence[int], counts: Sequence[int] | None) -> list[i
     return sorted({*(bisect_left(ends, count) + 1 for count in counts), len(sizes)})
 
 
-def _with_cases(records: list[Record], settings: DatasetSettings) -> list[Record]:
+def _with_cases(instances: list[Sequence[Record]], settings: DatasetSettings) -> list[Sequence[Record]]:
     cases = settings.cases
     where = "dataset.cases"
     if isinstance(cases, Path):
@@ -123,14 +144,14 @@ def _with_cases(records: list[Record], settings: DatasetSettings) -> list[Record
         cases = read_json(cases.expanduser())
     if not isinstance(cases, list) or not all(type(case) is int for case in cases):
         raise InputError(f"{where} is not a JSON list of case ids.", expected="[1, 11, 14, ...]")
-    by_case = {record.request.case_id: record for record in records}
+    by_case = {instance[0].request.case_id: instance for instance in instances}
     missing = [case for case in cases if case not in by_case]
     if missing:
         raise InputError(
             f"{where} asks for cases that dataset={settings.name} does not have.",
             got=f"{len(missing)} of {len(cases)} missing, such as {', '.join(map(str, missing[:5]))}",
         )
-    counts = Counter(record.request.case_id for record in records)
+    counts = Counter(instance[0].request.case_id for instance in instances)
     for case in cases:
         if counts[case] > 1:
             raise InputError(

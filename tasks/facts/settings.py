@@ -33,7 +33,7 @@ class DatasetSettings(Section):
     )
     split: Split = Field("all", description="tune: the half that settings are tuned on; test: the other half")
     cases: Path | list[int] | None = Field(None, description="case ids to use, or a JSON file that lists them")
-    limit: int | None = Field(None, ge=1, description="most records to use")
+    limit: int | None = Field(None, ge=1, description="most records, or instances of several edits, to use")
     seed: int | None = Field(0, ge=0, description="seed of the order of records; null for the order of the file")
     metrics: Annotated[list[str], Field(min_length=1)] = Field(
         ["counterfact"], description="metric families to score: counterfact, generation, greedy, ..."

@@ -19,11 +19,12 @@ from factsmith.tasks.corpus.stage import last_within
 from factsmith.tasks.edit.sequence_shards_stage import batch_digests, stored_batches
 from factsmith.tasks.edit.sequence_stage import sequence_edits, sequence_series, state_series
 from factsmith.tasks.edit.stage import edit_recipe, edit_series
-from factsmith.tasks.evaluation.drift import SCORES_IN_MEMORY
-from factsmith.tasks.evaluation.drift_stage import EDITS_AT_ONCE, drift_series
 from factsmith.tasks.evaluation.family import MetricFamily
+from factsmith.tasks.evaluation.held_out.drift import SCORES_IN_MEMORY
+from factsmith.tasks.evaluation.held_out.drift_stage import EDITS_AT_ONCE, drift_series
 from factsmith.tasks.evaluation.stage import score_series
 from factsmith.tasks.evaluation.trajectory_stage import HELD_OUT, perplexity_series
+from factsmith.tasks.facts.batches import fact_digests
 from factsmith.tasks.facts.contexts import CLEAN, Context, in_context
 from factsmith.tasks.facts.record import Record
 from factsmith.tasks.facts.request import EditRequest
@@ -116,7 +117,7 @@ class _RunPlanner(PrecomputePlanner):
             self.layers,
             self.settings.method,
             self.kind,
-            facts=len(batch),
+            facts=len(fact_digests(batch)),
             contexts=contexts.digest,
             values=vectors.digest,
             factor=self.factor_series.digest,

@@ -76,7 +76,7 @@ def facts(
     found, cut = [], False
     for place in chosen:
         record = records[place]
-        request, mine = record.request, values.get(record.request.digest, {})
+        request, mine = record.request, values.get(record.fact, {})
         written = [text for family in texts for text in family.of(record)]
         answer = _asked(answers[place]) if answers else next((one for one in written if one.kind == _WRITTEN), None)
         others = [one for one in written if one is not answer]
@@ -155,7 +155,7 @@ def _values(table: pa.Table) -> Values:
 
 def _judged(record: Record, values: Values, families: Sequence[MetricFamily]) -> tuple[str, bool | None]:
     """The metric that says whether a fact holds, the first that it has, and whether it does."""
-    mine = values.get(record.request.digest, {})
+    mine = values.get(record.fact, {})
     for name in (name for family in families for name in family.efficacy):
         if name in mine and (after := mine[name][1]) is not None:
             return name, after >= 100 * _EXACT

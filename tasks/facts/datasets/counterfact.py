@@ -15,7 +15,7 @@ from factsmith.tasks.facts.record import Record
 from factsmith.tasks.facts.request import EditRequest
 from factsmith.tasks.facts.settings import DatasetSettings
 
-__all__ = ["UNUSED", "load", "parse", "portability", "scored", "with_questions"]
+__all__ = ["UNUSED", "case_id", "load", "parse", "portability", "scored", "with_questions"]
 
 UNUSED = ("pararel_idx", "attribute_prompts")
 """Fields of the format that no metric needs."""
@@ -32,19 +32,25 @@ def parse(raw: RawRecord) -> Record:
     Raises:
         InputError: a field is missing or wrong. The message names the file, the index and the field.
     """
-    given = raw.value("case_id")
-    case_id = raw.index if given is None else given
-    if type(case_id) is not int or abs(case_id) >= 2**63:
-        raise raw.error("field 'case_id' is not a 64-bit integer", got=repr(case_id)[:80])
+    number = case_id(raw)
     subject = raw.text("requested_rewrite", "subject")
     request = EditRequest(
-        case_id=case_id,
+        case_id=number,
         subject=subject,
         template=raw.template(raw.text("requested_rewrite", "prompt"), subject),
         target_new=raw.text("requested_rewrite", "target_new", "str"),
         target_true=raw.text("requested_rewrite", "target_true", "str"),
     )
     return scored(raw, request, raw.optional_text("requested_rewrite", "relation_id"))
+
+
+def case_id(raw: RawRecord) -> int:
+    """The case id of ``raw``; its index if it has none."""
+    given = raw.value("case_id")
+    number = raw.index if given is None else given
+    if type(number) is not int or abs(number) >= 2**63:
+        raise raw.error("field 'case_id' is not a 64-bit integer", got=repr(number)[:80])
+    return number
 
 
 def scored(raw: RawRecord, request: EditRequest, relation: str | None = None) -> Record:

@@ -52,6 +52,7 @@ def test_a_sweep_shows_how_each_sequence_went(home, arguments, pipeline, tmp_pat
     titles = [table.title for table in sweep_tables(found)]
     assert [title.partition(": ")[2].partition(" by number")[0] for title in titles[1:]] == [
         "S of all facts, percent", "S of the first 100 facts, percent", "perplexity of held-out text",
+        "KL of held-out text, nats",
     ]  # fmt: skip
     written = {path.name: path for path in write_sweep(found, tmp_path / "out")}
     assert {"sequences.csv", "sequences.png"} <= set(written)

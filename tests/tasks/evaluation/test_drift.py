@@ -13,8 +13,8 @@ from factsmith.flows.run import run
 from factsmith.tasks.decoder.decoder import Decoder
 from factsmith.tasks.edit.batch import merge
 from factsmith.tasks.edit.delta import LowRankDelta
-from factsmith.tasks.evaluation import drift
-from factsmith.tasks.evaluation.drift import block_drift, drift_measures
+from factsmith.tasks.evaluation.held_out import drift
+from factsmith.tasks.evaluation.held_out.drift import block_drift, drift_measures
 from tests.edits import weights
 from tests.runs import artifacts, states
 

@@ -17,7 +17,7 @@ from factsmith.tasks.corpus.budget import TokenBudget
 from factsmith.tasks.corpus.corpus import Corpus
 from factsmith.tasks.corpus.stage import held_out_blocks, last_reached, token_series
 from factsmith.tasks.edit.stage import read_deltas
-from factsmith.tasks.evaluation.drift import MEASURES, block_drift, drift_measures
+from factsmith.tasks.evaluation.held_out.drift import MEASURES, block_drift, drift_measures
 from factsmith.tasks.evaluation.settings import DriftSettings
 from factsmith.tasks.model.model import Fingerprint, Model
 from factsmith.tasks.pipeline.progress import progress

@@ -20,7 +20,7 @@ from factsmith.tasks.decoder.batching import length_batches, pad
 from factsmith.tasks.decoder.decoder import Decoder
 from factsmith.tasks.edit.batch import applied
 from factsmith.tasks.edit.delta import LowRankDelta
-from factsmith.tasks.evaluation.perplexity import perplexity
+from factsmith.tasks.evaluation.held_out.perplexity import perplexity
 
 __all__ = ["MEASURES", "SCHEMA", "SCORES_IN_MEMORY", "block_drift", "drift_measures"]
 
