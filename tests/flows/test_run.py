@@ -33,7 +33,7 @@ from factsmith.tasks.model.checkpoint import Checkpoint
 from tests.conftest import load, load_plain
 from tests.runs import KINDS, artifacts, contents, count_positions, states
 
-STAGES = ["model", "tokens", "keys", "covariance", "factor", "contexts", "values", "edit", "evaluation"]
+STAGES = ["model", "tokens", "keys", "covariance", "factor", "contexts", "values", "edit", "evaluation", "drift"]
 METRICS = {"ES", "PS", "NS", "S", "EM", "PM", "NM", "Eff*", "Gen*", "Spe*"}
 
 

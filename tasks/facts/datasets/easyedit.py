@@ -5,10 +5,13 @@ A record needs ``subject``, ``prompt`` and ``target_new``. It may have ``ground_
 subjects, whose answers must not change. ``portability`` holds questions about consequences of the new object. Both are
 objects of named parts. A part is a list of ``{"prompt": ..., "ground_truth": ...}``, or one such object, whose fields
 may be lists of equal lengths. Both may also be flat: ``locality_prompt`` and ``locality_ground_truth``. An answer may
-be a list of spellings, of which the first is used. A prompt without an answer is left out.
+be a list of spellings, of which the first is used. If it is a list of several things, each with spellings, the first
+thing is used. A prompt without an answer is left out.
 
-``locality`` becomes the neighbourhood, with answers of its own. Prompts of the fact that end in a question mark are
-also its questions in a chat.
+``locality`` becomes the neighbourhood, with answers of its own. All parts of ``portability`` become portability:
+Logical_Generalization, Reasoning and Subject_Aliasing in KnowEdit. KnowEdit's WikiBio calls the subject ``concept``,
+the prompt ``text`` and the new object, a sentence, ``labels``. Its ConvSent and Sanitation have no subject and are
+refused. Prompts of the fact that end in a question mark are also its questions in a chat.
 """
 
 from __future__ import annotations
@@ -42,13 +45,21 @@ def load(settings: DatasetSettings) -> list[Record]:
 
 
 def _parse(raw: RawRecord) -> Record:
-    subject = raw.text("subject")
+    named = raw.first("subject", "concept")
+    if raw.value(named) is None:
+        raise raw.error(
+            f"field {named!r} is missing",
+            got=f"fields {', '.join(map(repr, raw.fields))}"[:200],
+            expected="a fact about a subject; KnowEdit's ConvSent and Sanitation are not about one",
+        )
+    subject = raw.text(named)
+    prompt, target = raw.first("prompt", "text"), raw.first("target_new", "labels")
     true = _spelling(raw, "ground_truth", raw.value("ground_truth"))
     request = EditRequest(
         case_id=raw.index,
         subject=subject,
-        template=raw.template(raw.text("prompt"), subject),
-        target_new=_spelling(raw, "target_new", raw.value("target_new")) or raw.text("target_new"),
+        template=raw.template(raw.text(prompt), subject, field=prompt),
+        target_new=_spelling(raw, target, raw.value(target)) or raw.text(target),
         target_true=true if true != _NO_ANSWER else None,
     )
     rephrased = raw.first("rephrase_prompts", "rephrase_prompt", "rephrase")

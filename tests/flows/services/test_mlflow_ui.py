@@ -29,7 +29,7 @@ SMALL = [
     "corpus.dynamic_multiplier=2", "method.batch_size=4", "dataset.batches=1", "runtime.threads=1",
 ]  # fmt: skip
 RUNS = {"memit": ["method.value.steps=4"], "emmet": ["method.value.steps=12"]}
-STAGES = ("model", "tokens", "keys", "covariance", "factor", "contexts", "values", "edit", "evaluation")
+STAGES = ("model", "tokens", "keys", "covariance", "factor", "contexts", "values", "edit", "evaluation", "drift")
 SUMMARY = ("ES", "PS", "NS", "S")
 
 

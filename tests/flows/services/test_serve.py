@@ -25,7 +25,7 @@ from tests.browser import installed_browser, lacking, new_page
 from tests.runs import contents, tiny_arguments
 from tests.servers import clean_environment, free_ports, started, until
 
-STAGES = {"model", "tokens", "keys", "covariance", "factor", "contexts", "values", "edit", "evaluation"}
+STAGES = {"model", "tokens", "keys", "covariance", "factor", "contexts", "values", "edit", "evaluation", "drift"}
 TITLE = "evaluate · memit · local · 6 facts in batches of 3 · "
 
 

@@ -29,7 +29,7 @@ from tests.runs import artifacts, contents, count_scoring, states
 
 STAGES = [
     "model", "tokens", "keys", "covariance", "factor", "contexts", "principal directions", "edit", "evaluation",
-    "trajectory",
+    "trajectory", "drift",
 ]  # fmt: skip
 ONES = ("method.sequence.history=full", "method.batch_size=1", "method.sequence.checkpoint_every=2")
 

@@ -94,3 +94,53 @@ def test_such_a_record_as_a_plain_fact_names_what_is_not_read(tmp_path, caplog):
     (message,) = caplog.messages
     assert "'ground_truth', 'rephrase_prompt', 'locality'" in message
     assert message.endswith("; dataset=easyedit does")
+
+
+def test_knowedit_asks_every_part(tmp_path):
+    """WikiData counterfact and recent: three parts of portability, two of locality, and answers that are lists."""
+    fields = {
+        **PLAIN,
+        "portability": {
+            "Logical_Generalization": [
+                {"prompt": "Those who speak Spanish are", "ground_truth": [["Ena", "E."], ["Ilo"]]}
+            ],
+            "Reasoning": [{"prompt": "Ena's country is", "ground_truth": ["Spain"]}],
+            "Subject_Aliasing": [{"prompt": "E. Covus speaks", "ground_truth": "Spanish"}],
+        },
+        "locality": {
+            "Relation_Specificity": [{"prompt": "Ena Covus was born in", "ground_truth": [["Bonn"]]}],
+            "Forgetfulness": [{"prompt": "Ena Covus also speaks", "ground_truth": [["Danish", "Dansk"], ["Dutch"]]}],
+        },
+    }
+    (record,) = load_records(easyedit(tmp_path, fields))
+    assert dict(zip(record.prompts["portability"], record.answers["portability"], strict=True)) == {
+        "Those who speak Spanish are": "Ena", "Ena's country is": "Spain", "E. Covus speaks": "Spanish",
+    }  # fmt: skip
+    assert dict(zip(record.prompts["neighborhood"], record.answers["neighborhood"], strict=True)) == {
+        "Ena Covus was born in": "Bonn", "Ena Covus also speaks": "Danish",
+    }  # fmt: skip
+
+
+def test_wikibio_has_other_names(tmp_path, caplog):
+    fields = {
+        "concept": "ena covus", "text": "A passage about ena covus. Ena Covus (born 1900)", "labels": "She was a poet.",
+        "locality": {"Relation_Specificity": [{"prompt": "The sister of Ena Covus is", "ground_truth": ["Ida"]}]},
+    }  # fmt: skip
+    (record,) = load_records(easyedit(tmp_path, fields))
+    assert record.request.template == "A passage about {}. Ena Covus (born 1900)"
+    assert (record.request.subject, record.request.target_new) == ("ena covus", "She was a poet.")
+    assert record.answers["neighborhood"] == ("Ida",)
+    assert not caplog.messages
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"K_F": [{"question": "Who sang it?", "target_new": "I do not know."}], "K_R": []},
+        {"topic": "rain", "pos": ["It is lovely."], "neg": ["It is wet."]},
+    ],
+    ids=["Sanitation", "ConvSent"],
+)
+def test_parts_of_knowedit_without_a_subject_are_refused(tmp_path, fields):
+    with pytest.raises(InputError, match="(?s)field 'subject' is missing.*ConvSent and Sanitation"):
+        load_records(easyedit(tmp_path, fields))
