@@ -1,10 +1,10 @@
 """MQuAKE (Zhong et al. 2023): instances of one to four edits, with questions about a chain of facts that they change.
 
 MQuAKE-CF and MQuAKE-T have the same schema. ``requested_rewrite`` lists the edits of an instance in CounterFact's form,
-each with a ``question``, which is a paraphrase here. ``questions`` are multi-hop questions, which the edited model
-should answer with ``new_answer`` or one of ``new_answer_alias``. ``new_single_hops`` are the facts of the chain after
-the edits. The fields that describe the chain before the edits are not used: the unedited model is asked for the new
-answers too.
+each with a ``question``, which is a paraphrase here, and its question in a chat. ``questions`` are multi-hop questions,
+which the edited model should answer with ``new_answer`` or one of ``new_answer_alias``. ``new_single_hops`` are the
+facts of the chain after the edits. The fields that describe the chain before the edits are not used: the unedited model
+is asked for the new answers too.
 
 An instance becomes one record for each edit. They are written together, whatever ``method.batch_size``, which counts
 instances here. The first record of an instance has the questions about the chain.
@@ -17,6 +17,7 @@ from factsmith.tasks.facts.reading import RawRecord, parse_records
 from factsmith.tasks.facts.record import Question, QuestionSet, Record
 from factsmith.tasks.facts.request import EditRequest
 from factsmith.tasks.facts.settings import DatasetSettings
+from factsmith.tasks.facts.texts import TemplateError, template_of
 
 __all__ = ["load"]
 
@@ -64,9 +65,17 @@ def _parse(raw: RawRecord) -> list[Record]:
                 relation=edit.optional_text("relation_id"),
                 sets={"edit": (QuestionSet((asked,), every=True),), **({} if records else of_instance)},
                 group=raw.index,
-            )
+            ).asked_as(_forms(request.subject, question))
         )
     return records
+
+
+def _forms(subject: str, question: str | None) -> list[str]:
+    """The question of an edit with ``{}`` in place of the subject, for a chat; none if that place is not clear."""
+    try:
+        return [template_of(question, subject)] if question else []
+    except TemplateError:
+        return []
 
 
 def _request(edit: RawRecord, number: int) -> EditRequest:

@@ -55,6 +55,7 @@ def test_the_first_record_of_an_instance_has_its_questions(tmp_path):
     assert [one.request.target_true for one in (first, second)] == ["Peru", "Lima"]
     assert (first.request.case_id, second.request.case_id) == (7, 7)
     assert (first.prompts["paraphrase"], first.relation) == (("What about Ada?",), "P1")
+    assert (first.question, first.prompts["question"]) == ("What about {}?", ("What about Ada?",))
     assert set(second.sets) == {"edit"}
     ((recalled,),) = (one.questions for one in second.sets["edit"])
     assert (recalled.prompt, recalled.answers, recalled.is_question) == (
