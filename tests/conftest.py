@@ -134,6 +134,15 @@ ROTARY = {
     "initializer_range": 0.2,
 }  # fmt: skip
 GROUPED = {**ROTARY, "num_key_value_heads": 2}
+GEMMA = {
+    **GROUPED, "head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 64, "final_logit_softcapping": 3.0,
+}  # fmt: skip
+ALTERNATING = ["sliding_attention", "full_attention"] * 2
+LONGROPE = {
+    "rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.5] * 3, "long_factor": [4.0] * 3,
+    "original_max_position_embeddings": 64,
+}  # fmt: skip
+FALCON = {**ROTARY, "ffn_hidden_size": 40, "pad_token_id": 0}
 
 FAMILIES = {
     "gpt2": None,
@@ -151,6 +160,20 @@ FAMILIES = {
     "mistral": ("Mistral", {**GROUPED, "sliding_window": 64}),
     "qwen2": ("Qwen2", GROUPED),
     "qwen3": ("Qwen3", {**GROUPED, "head_dim": 8}),
+    "gemma2": ("Gemma2", {**GEMMA, "layer_types": ALTERNATING, "attn_logit_softcapping": 2.0}),
+    "gemma3_text": ("Gemma3Text", {**GEMMA, "layer_types": ALTERNATING}),
+    "phi3": ("Phi3", {**GROUPED, "rope_parameters": LONGROPE}),
+    "opt": (
+        "OPT",
+        {**ROTARY, "ffn_dim": 40, "word_embed_proj_dim": 24, "dropout": 0.0, "init_std": 0.2},
+    ),
+    "falcon": ("Falcon", FALCON),
+    "falcon-new": ("Falcon", {**FALCON, "new_decoder_architecture": True, "num_kv_heads": 2}),
+    "falcon-alibi": (
+        "Falcon",
+        {**FALCON, "alibi": True, "parallel_attn": False, "multi_query": False, "bias": True},
+    ),
+    "bloom": ("Bloom", {**ROTARY, "hidden_size": 24, "n_head": 4, "n_layer": 4}),
 }  # fmt: skip
 """Tiny models of every family; the first two have fixtures of their own."""
 
@@ -167,7 +190,7 @@ def family_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], P
     def make(name: str) -> Path:
         prefix, parts = FAMILIES[name]
         config = getattr(transformers, f"{prefix}Config")(**parts)
-        kind = getattr(transformers, f"{prefix}ForCausalLM")
+        kind = transformers.AutoModelForCausalLM.from_config
         return _save(kind, config, _tokenizer(bos=prefix in ("Mistral",)), tmp_path_factory.mktemp(name))
 
     return make
@@ -184,17 +207,14 @@ def model_folder(request: pytest.FixtureRequest, family_folder: Callable[[str], 
 
 def plain_blocks(model):
     """The blocks of a transformers model, known apart from the layouts."""
-    for path in ("transformer.h", "gpt_neox.layers", "model.layers"):
-        inner, name = path.split(".")
-        if hasattr(model, inner) and hasattr(getattr(model, inner), name):
-            return getattr(getattr(model, inner), name)
-    raise AssertionError(type(model))
+    (found,) = [part for part in model.modules() if isinstance(part, torch.nn.ModuleList)]
+    return found
 
 
 def plain_projection(block):
     """The MLP output projection of a block, known apart from the layouts."""
-    names = ("c_proj", "fc_out", "dense_4h_to_h", "down_proj")
-    (found,) = (getattr(block.mlp, name) for name in names if hasattr(block.mlp, name))
+    names = ("c_proj", "fc_out", "dense_4h_to_h", "down_proj", "fc2")
+    (found,) = (getattr(part, name) for part in (getattr(block, "mlp", block),) for name in names if hasattr(part, name))
     return found
 
 

@@ -60,6 +60,7 @@ class Decoder:
         self._offloaded = [is_offloaded(block) for block in self.blocks]
         self.key_width = layout.key_width(model.config)
         self.context_length = layout.context_length(model.config)
+        self._shape = torch.Size([1, 1])
 
     @property
     def device(self) -> torch.device:
@@ -138,6 +139,7 @@ class Decoder:
             return hidden
         if positions is None:
             positions = self._positions(hidden.shape[1])
+        self._shape = hidden.shape[:2]
         shared = self.layout.shared(self.model, hidden, positions)
         for layer in range(start, stop):
             step = partial(self.layout.run_block, self.blocks[layer], mask=mask, cache=cache, shared=shared)
@@ -153,8 +155,7 @@ class Decoder:
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits (..., vocabulary) of the next token, in float32, from the last block's output (..., d_model)."""
         self._need(whole=True)
-        scores: Tensor = self.model.get_output_embeddings()(self.layout.final_norm(self.model)(hidden))
-        return scores.to(self.device).float()
+        return self.layout.logits(self.model, hidden).to(self.device).float()
 
     @contextmanager
     def tapped(self, layers: Sequence[int], sink: Callable[[int, Tensor], None], *, stop: bool) -> Iterator[None]:
@@ -166,7 +167,7 @@ class Decoder:
 
         def hook(layer: int) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
             def take(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-                sink(layer, inputs[0].to(self.device))
+                sink(layer, self._by_row(inputs[0]).to(self.device))
                 if stop and layer == last:
                     raise StopForward
 
@@ -194,7 +195,7 @@ class Decoder:
         def hook(layer: int) -> Callable[[nn.Module, Any, Any], Any]:
             def put(_: nn.Module, __: Any, output: Any) -> Any:
                 whole = output[0] if isinstance(output, tuple) else output
-                changed = change(layer, whole.to(self.device)).to(whole.device)
+                changed = change(layer, self._by_row(whole).to(self.device)).to(whole.device).view_as(whole)
                 return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
             return put
@@ -204,6 +205,10 @@ class Decoder:
                 module = self.projection(layer) if part == "mlp" else self.layout.attention(self.blocks[layer])
                 stack.callback(module.register_forward_hook(hook(layer)).remove)
             yield
+
+    def _by_row(self, states: Tensor) -> Tensor:
+        """(n, length, width) states of the present pass, of which some blocks join the rows."""
+        return states.view(*self._shape, -1)
 
     def _need(self, blocks: int = 0, *, whole: bool = False) -> None:
         if blocks > self.block_count or (whole and not self.whole):

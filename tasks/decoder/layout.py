@@ -15,6 +15,7 @@ from abc import ABC, abstractmethod
 from functools import cache
 from typing import Any, ClassVar, TypeAlias
 
+import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 from transformers.pytorch_utils import Conv1D
@@ -23,7 +24,17 @@ from factsmith.artifacts.errors import InputError
 from factsmith.tasks.decoder.placement import stored
 from factsmith.tasks.decoder.prefix_cache import PrefixCache
 
-__all__ = ["HFModel", "HFModule", "Layout", "canonical_weight", "layout_for"]
+__all__ = [
+    "HFModel",
+    "HFModule",
+    "Layout",
+    "canonical_weight",
+    "causal_mask",
+    "layout_for",
+    "penalty",
+    "reach",
+    "rotary",
+]
 
 HFModel: TypeAlias = Any
 HFModule: TypeAlias = Any
@@ -75,7 +86,7 @@ class Layout(ABC):
 
     def waits(self, config: PretrainedConfig) -> bool:
         """Whether a pass reads a result on the CPU. Dynamic rotary angles depend on the largest position."""
-        return (getattr(config, "rope_parameters", None) or {}).get("rope_type") == "dynamic"
+        return any(angles.get("rope_type") == "dynamic" for angles in rotary(config))
 
     def is_buffer(self, name: str) -> bool:
         """Whether the tensor ``name`` may be in a checkpoint without being a weight."""
@@ -91,8 +102,15 @@ class Layout(ABC):
     def projection(self, block: HFModule) -> nn.Module:
         """The MLP output projection of a block. Its input is the key, and its weight is edited."""
 
+    def output_norm(self, block: HFModule) -> nn.Module | None:
+        """The RMS norm that the MLP's output passes before it is added to the residual stream, if there is one."""
+        return None
+
     def attention(self, block: HFModule) -> nn.Module:
-        """The attention of a block. Its output, or the first item of it, is added to the residual stream."""
+        """The attention of a block. Its output, or the first item of it, is added to the residual stream.
+
+        Some families normalise it before. What is added is a function of it alone in every family.
+        """
         for name in ("attn", "self_attn", "attention", "self_attention"):
             found = getattr(block, name, None)
             if isinstance(found, nn.Module):
@@ -123,6 +141,38 @@ class Layout(ABC):
 
         ``mask`` is (n, 1, queries, keys), true where a query may attend, or ``None`` for plain causal attention.
         """
+
+    def logits(self, model: HFModel, hidden: Tensor) -> Tensor:
+        """Logits (..., vocabulary) of the next token, from the last block's output (..., d_model)."""
+        scores: Tensor = model.get_output_embeddings()(self.final_norm(model)(hidden))
+        return scores
+
+
+def causal_mask(hidden: Tensor) -> Tensor:
+    """The mask (1, 1, length, length) of plain causal attention, for families that have no such attention."""
+    length = hidden.shape[1]
+    return torch.ones(length, length, dtype=torch.bool, device=hidden.device).tril()[None, None]
+
+
+def penalty(mask: Tensor) -> Tensor:
+    """0 where ``mask`` is true, the lowest float32 elsewhere, for families that add the mask to the scores."""
+    return torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, torch.finfo(torch.float32).min)
+
+
+def reach(mask: Tensor, rows: int) -> Tensor:
+    """(rows, keys) int64, 1 for the keys that the last query of a row may attend to.
+
+    Every earlier query attends to some of these. The position of such a key, on which ALiBi depends, is therefore the
+    number of those before it. Others are padding.
+    """
+    return mask[:, 0, -1].long().expand(rows, -1)
+
+
+def rotary(config: PretrainedConfig) -> list[dict[str, Any]]:
+    """The settings of the rotary angles: one for all layers, one for each type of layer, or none."""
+    angles = getattr(config, "rope_parameters", None) or {}
+    by_type = [one for one in angles.values() if isinstance(one, dict)]
+    return by_type or [angles]
 
 
 def canonical_weight(projection: nn.Module) -> Tensor:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from factsmith.tasks.decoder.replay import Replayed
+from factsmith.tasks.values.replay import Replayed
 from factsmith.tasks.values.objective import Objective, Reads
 from factsmith.tasks.values.settings import ValueSettings
 

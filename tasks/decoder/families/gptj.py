@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
-from factsmith.tasks.decoder.layout import HFModel, HFModule, Layout
+from factsmith.tasks.decoder.layout import HFModel, HFModule, Layout, causal_mask, penalty
 from factsmith.tasks.decoder.prefix_cache import PrefixCache
 
 
@@ -38,21 +37,14 @@ class GPTJLayout(Layout):
         return model.transformer.drop(model.transformer.wte(tokens))
 
     def shared(self, model: HFModel, hidden: Tensor, positions: Tensor) -> dict[str, Any]:
-        length = hidden.shape[1]
-        causal = torch.ones(length, length, dtype=torch.bool, device=hidden.device).tril()
-        return {"position_ids": positions, "causal": _penalty(causal[None, None])}
+        return {"position_ids": positions, "causal": penalty(causal_mask(hidden))}
 
     def run_block(
         self, block: HFModule, hidden: Tensor, mask: Tensor | None, cache: PrefixCache | None, shared: dict[str, Any]
     ) -> Tensor:
         # GPT-J's attention has no causal mask of its own. It adds the given mask to its scores.
-        penalty = shared["causal"] if mask is None else _penalty(mask)
-        return block(hidden, layer_past=cache, attention_mask=penalty, position_ids=shared["position_ids"])[0]
-
-
-def _penalty(mask: Tensor) -> Tensor:
-    """0 where a query may attend, the lowest float32 elsewhere."""
-    return torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, torch.finfo(torch.float32).min)
+        added = shared["causal"] if mask is None else penalty(mask)
+        return block(hidden, layer_past=cache, attention_mask=added, position_ids=shared["position_ids"])[0]
 
 
 LAYOUT = GPTJLayout()

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
-from factsmith.tasks.decoder.layout import HFModel, HFModule, Layout
+from factsmith.tasks.decoder.layout import HFModel, HFModule, Layout, rotary
 from factsmith.tasks.decoder.prefix_cache import PrefixCache
 
 
@@ -27,9 +27,9 @@ class LlamaLayout(Layout):
         if slides and getattr(config, "sliding_window", None):
             longest = min(longest, int(config.sliding_window))
         # In a pass longer than this, LongRoPE uses other angles for every row, which would change the shorter rows.
-        rotary = getattr(config, "rope_parameters", None) or {}
-        if rotary.get("rope_type") == "longrope":
-            longest = min(longest, int(rotary["original_max_position_embeddings"]))
+        for angles in rotary(config):
+            if angles.get("rope_type") == "longrope":
+                longest = min(longest, int(angles["original_max_position_embeddings"]))
         return longest
 
     def blocks(self, model: HFModel) -> nn.ModuleList:

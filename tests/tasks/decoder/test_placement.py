@@ -52,7 +52,7 @@ def deltas(decoder) -> dict[int, LowRankDelta]:
     def random(size: int) -> torch.Tensor:
         return torch.randn(size, 3, dtype=torch.float64, generator=generator)
 
-    return {layer: LowRankDelta(random(24), random(40)) for layer in LAYERS}
+    return {layer: LowRankDelta(random(24), random(decoder.key_width)) for layer in LAYERS}
 
 
 def test_only_passes_that_stay_on_their_device_can_be_recorded(decoder, away, family_folder):

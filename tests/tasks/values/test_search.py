@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from factsmith.tasks.decoder import replay
 from factsmith.tasks.decoder.decoder import Decoder
-from factsmith.tasks.decoder.replay import Replayed
+from factsmith.tasks.values.replay import Replayed
 from factsmith.tasks.values import optimiser
 from factsmith.tasks.values.search import Search
 from tests.conftest import DEVICES
