@@ -135,7 +135,7 @@ ROTARY = {
 }  # fmt: skip
 GROUPED = {**ROTARY, "num_key_value_heads": 2}
 GEMMA = {
-    **GROUPED, "head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 64, "final_logit_softcapping": 3.0,
+    **GROUPED, "head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 64, "final_logit_softcapping": 20.0,
 }  # fmt: skip
 ALTERNATING = ["sliding_attention", "full_attention"] * 2
 LONGROPE = {
@@ -165,7 +165,8 @@ FAMILIES = {
     "phi3": ("Phi3", {**GROUPED, "rope_parameters": LONGROPE}),
     "opt": (
         "OPT",
-        {**ROTARY, "ffn_dim": 40, "word_embed_proj_dim": 24, "dropout": 0.0, "init_std": 0.2},
+        # Of so few units, ReLU leaves some that no text activates, and C0 is then singular.
+        {**ROTARY, "ffn_dim": 40, "dropout": 0.0, "init_std": 0.2, "activation_function": "gelu"},
     ),
     "falcon": ("Falcon", FALCON),
     "falcon-new": ("Falcon", {**FALCON, "new_decoder_architecture": True, "num_kv_heads": 2}),
@@ -173,7 +174,7 @@ FAMILIES = {
         "Falcon",
         {**FALCON, "alibi": True, "parallel_attn": False, "multi_query": False, "bias": True},
     ),
-    "bloom": ("Bloom", {**ROTARY, "hidden_size": 24, "n_head": 4, "n_layer": 4}),
+    "bloom": ("Bloom", {**ROTARY, "n_head": 4, "n_layer": 4, "seq_length": 96}),
 }  # fmt: skip
 """Tiny models of every family; the first two have fixtures of their own."""
 
@@ -214,7 +215,8 @@ def plain_blocks(model):
 def plain_projection(block):
     """The MLP output projection of a block, known apart from the layouts."""
     names = ("c_proj", "fc_out", "dense_4h_to_h", "down_proj", "fc2")
-    (found,) = (getattr(part, name) for part in (getattr(block, "mlp", block),) for name in names if hasattr(part, name))
+    mlp = getattr(block, "mlp", block)
+    (found,) = (getattr(mlp, name) for name in names if hasattr(mlp, name))
     return found
 
 

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedTokenizerFast
 
 from factsmith.tasks.decoder.layout import HFModel, Layout, canonical_weight
+from factsmith.tasks.decoder.output_norm import OutputNorm
 from factsmith.tasks.decoder.placement import execution_device, is_offloaded, state_dict
 from factsmith.tasks.decoder.prefix_cache import PrefixCache
 from factsmith.tasks.decoder.quiet import quiet_transformers
@@ -97,6 +98,11 @@ class Decoder:
     def weight(self, layer: int) -> Tensor:
         """The edited weight of ``layer``, (d_out, d_in): a view of the parameter, on the CPU if it is offloaded."""
         return canonical_weight(self.projection(layer))
+
+    def output_norm(self, layer: int) -> OutputNorm | None:
+        """The norm between the MLP of ``layer`` and the residual stream, if there is one."""
+        norm = self.layout.output_norm(self.blocks[layer])
+        return None if norm is None else OutputNorm(norm)
 
     def save(self, folder: Path) -> None:
         """Write the current weights as a checkpoint without a tokenizer."""

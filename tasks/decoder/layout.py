@@ -12,6 +12,7 @@ import importlib
 import pkgutil
 import re
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from functools import cache
 from typing import Any, ClassVar, TypeAlias
 
@@ -199,6 +200,64 @@ def _families() -> dict[str, Layout]:
     return layouts
 
 
+_EXPERTS = re.compile(r"(?<!shared_)experts$")
+_STATES = re.compile(r"mamba|^ssm_|state_size$|^linear_num_|^lru_width$|^rescale_every$")
+"""Settings of models with experts, and of those that carry states other than attention keys from token to token."""
+
+
+def _refuse_unfit(config: PretrainedConfig, where: str) -> None:
+    """Refuse a model of a kind for which no layout can be written. The config says the kind, whatever its name.
+
+    Raises:
+        InputError: says why, and what can be edited instead.
+    """
+    settings = list(_settings(config.to_dict()))
+    named = f"The {config.model_type} model {where} cannot be edited"
+    experts = [(name, value) for name, value in settings if _EXPERTS.search(name) and type(value) is int and value > 1]
+    if experts:
+        name, value = experts[0]
+        raise InputError(
+            f"{named}, because it is a mixture of experts: a router sends each token to a few of many MLPs, and a "
+            "paraphrase perhaps to others. A fact has no single key, and no single projection to be written into.",
+            got=f"{name}={value}",
+            expected="a dense model, with one MLP in each block",
+            remedy="edit a dense model, of the same maker if there is one",
+        )
+    if config.is_encoder_decoder:
+        raise InputError(
+            f"{named}, because it has an encoder.",
+            got="is_encoder_decoder=true",
+            expected="a decoder-only model",
+            remedy="edit a decoder-only model",
+        )
+    if states := [name for name, value in settings if _STATES.search(name) and value]:
+        raise InputError(
+            f"{named}, because some of its blocks are state-space, recurrent or linear-attention blocks: the states "
+            "that they carry from token to token are not kept between passes.",
+            got=states[0],
+            expected="a model whose blocks all have softmax attention and an MLP",
+            remedy="edit a plain transformer",
+        )
+    texts = [name for name in config.sub_configs if name in ("text_config", "thinker_config", "language_config")]
+    if texts:
+        inner = getattr(getattr(config, texts[0]), "model_type", "text")
+        raise InputError(
+            f"{named}, because it reads more than text.",
+            got=f"{texts[0]} of the type {inner!r}",
+            expected="a language model alone",
+            remedy="save its language model as a checkpoint of its own; docs/models.md says how for Gemma 3",
+        )
+
+
+def _settings(config: dict[Any, Any]) -> Iterator[tuple[str, Any]]:
+    """Name and value of every setting in a config and the configs within it."""
+    for name, value in config.items():
+        if isinstance(value, dict):
+            yield from _settings(value)
+        else:
+            yield str(name), value
+
+
 def layout_for(config: PretrainedConfig, where: str) -> Layout:
     """The layout of the config's ``model_type``.
 
@@ -207,6 +266,7 @@ def layout_for(config: PretrainedConfig, where: str) -> Layout:
     """
     layout = _families().get(config.model_type)
     if layout is None:
+        _refuse_unfit(config, where)
         raise InputError(
             f"Models of type {config.model_type!r} cannot be edited ({where}).",
             expected=f"one of {', '.join(sorted(_families()))}",

@@ -2,8 +2,9 @@
 
 In most families a block's output is h + m, where m is the output of its MLP, so that a change of m changes the block's
 output by as much. In Gemma 2 and 3 it is h + N(m), where N(m) = w m / sqrt(mean(m^2) + eps) is an RMS norm  [Zhang &
-Sennrich 2019, eq. 4]. Whatever m is, N(m) lies on an ellipsoid with semi-axes in proportion to w. Most vectors are
-therefore no output that the block can have, and a change of m has an effect of another size and direction.
+Sennrich 2019, eq. 4]. As eps is small beside mean(m^2), N(m) lies on an ellipsoid with semi-axes in proportion to w,
+whatever m is. Most vectors are therefore no output that the block can have, and a change of m has an effect of another
+size and direction.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 __all__ = ["OutputNorm"]
 
 _HALVINGS = 120
-"""Halvings of the interval of the multiplier. A float64 has 53 digits, and the multiplier may be much smaller than w."""
+"""Halvings of the interval of the multiplier, which may be much smaller than its bounds."""
 
 
 class OutputNorm:
@@ -26,7 +27,7 @@ class OutputNorm:
 
     def __init__(self, norm: nn.Module) -> None:
         self._norm = norm
-        self._eps = float(norm.eps)  # type: ignore[arg-type] - A module's attributes are tensors or modules for mypy.
+        self._eps: float = float(vars(norm)["eps"])
 
     def added(self, outputs: Tensor) -> Tensor:
         """N(m), what the block adds to the residual stream for ``outputs`` m (n, d_model), in their data type."""
@@ -61,8 +62,8 @@ class OutputNorm:
             outputs: (n, d_model) float64.
             changes: (n, d_model) float64.
         """
-        weight = self._norm(torch.ones_like(outputs[:1], dtype=torch.float32)).to(outputs) * (1 + self._eps) ** 0.5
-        size = (outputs.square().mean(1, keepdim=True) + self._eps).sqrt()
+        weight = self.added(torch.ones_like(outputs[:1])) * (1 + self._eps) ** 0.5
+        size: Tensor = (outputs.square().mean(1, keepdim=True) + self._eps).sqrt()
         wanted = weight * outputs / size + changes
         length = outputs.norm(dim=1, keepdim=True) / size
         squares = weight.square()
@@ -70,7 +71,8 @@ class OutputNorm:
 
         def nearest(above: Tensor) -> Tensor:
             """q for the multiplier ``above`` - min(w^2)."""
-            return weight * wanted / (squares - least + above)
+            found: Tensor = weight * wanted / (squares - least + above)
+            return found
 
         low, high = torch.zeros_like(size), least + (weight * wanted).norm(dim=1, keepdim=True) / length
         for _ in range(_HALVINGS):

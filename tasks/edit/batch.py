@@ -42,7 +42,8 @@ def compute_edit(
 
     Layers are solved in ascending order, each with the changes of the lower ones already applied [Meng et al. 2022b,
     algorithm 1]. At each layer, the residual is (value - present output of the last layer), divided by the number of
-    layers still to write, this one included, or by its square root.
+    layers still to write, this one included, or by its square root. A block that normalises its MLP's output needs
+    another change of that output: see ``OutputNorm.needed``.
 
     Args:
         decoder: the model. Its weights are restored before this returns.
@@ -74,6 +75,8 @@ def compute_edit(
             remaining = len(layers) - index
             present = activations.mlp_outputs(layer) if site == "mlp" else activations.outputs(layer, layers[-1])
             residuals = (values.to(present).T - present) / (remaining if spread == "even" else remaining**0.5)
+            if (norm := decoder.output_norm(layer)) is not None:
+                residuals = norm.needed(activations.projected(layer).T, residuals.T).T
             averaged, clean = activations.keys(layer)
             if not (averaged.isfinite().all() & residuals.isfinite().all()):
                 raise _overflow(decoder, layer, f"Keys or outputs of layer {layer} are NaN or infinite.")

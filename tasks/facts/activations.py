@@ -85,12 +85,23 @@ class FactActivations:
         return (by_fact * self._weights[:, None]).sum(1).T, by_fact[:, 0].T
 
     @torch.inference_mode()
-    def mlp_outputs(self, layer: int) -> Tensor:
-        """The output of the MLP of ``layer`` at the clean prompts' lookup tokens, (d_model, B) float64."""
+    def projected(self, layer: int) -> Tensor:
+        """The output of the MLP output projection of ``layer`` at the clean prompts' lookup tokens.
+
+        (d_model, B) float64.
+        """
         projection = self.decoder.projection(layer)
         _, clean = self.keys(layer)
         outputs: Tensor = projection(clean.T.to(self.decoder.model.dtype))
         return outputs.double().to(self.decoder.device).T
+
+    def mlp_outputs(self, layer: int) -> Tensor:
+        """What the MLP of ``layer`` adds to the residual stream at the clean prompts' lookup tokens.
+
+        (d_model, B) float64: the output of its projection, after the norm if the block has one.
+        """
+        outputs, norm = self.projected(layer), self.decoder.output_norm(layer)
+        return outputs if norm is None else norm.added(outputs.T).T
 
     @torch.inference_mode()
     def outputs(self, layer: int, last_layer: int) -> Tensor:

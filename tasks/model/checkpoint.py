@@ -299,12 +299,12 @@ def open_checkpoint(path: Path) -> Checkpoint:
     refuse_adapter(path)
     with quiet_transformers():
         try:
-            model_type = json.loads((path / "config.json").read_text()).get("model_type")
+            raw = json.loads((path / "config.json").read_text())
             config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
         except Exception as error:  # Whatever it is, config.json is at fault.
             if isinstance(error, ValueError) and "does not recognize this architecture" in str(error):
                 config = PretrainedConfig.from_dict({})
-                setattr(config, "model_type", str(model_type))  # noqa: B010 - For mypy it is a class variable.
+                vars(config).update(raw)  # They say why it is refused.
             else:
                 raise InputError(f"The config of the model {path} cannot be read.", got=said(error)) from None
     return Checkpoint(path, config, layout_for(config, str(path)))

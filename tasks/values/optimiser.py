@@ -159,21 +159,30 @@ def _optimise(
     A block adds its MLP's output to the residual stream, so changing either output by delta has the same effect. Only
     the output that delta is added to and measured against differs: ``mlp`` (facts, d_model), or the block's output if
     ``mlp`` is ``None``.
+
+    Where a norm comes between the MLP and the residual stream, delta is a step of the norm's input, in multiples of its
+    root mean square (``OutputNorm.effect``). It is measured against an input of this length, whose norm is
+    sqrt(d_model).
     """
-    objective, outputs = _prepare(decoder, facts, layer)
+    objective, outputs, projected = _prepare(decoder, facts, layer)
     start = outputs.float() if mlp is None else mlp.to(decoder.device).float()
-    search = Search(objective, start, len(facts[0].rewrites), settings)
+    norm = decoder.output_norm(layer)
+    search = Search(objective, start if norm is None else torch.ones_like(start), len(facts[0].rewrites), settings)
     search.run()
+    with torch.no_grad():
+        changes = search.deltas if norm is None or projected is None else norm.effect(projected, search.deltas)
     return [
         ValueVector(value, before, loss, nll, divergence, steps)
         for value, before, (loss, nll, divergence), steps in zip(
-            (start + search.deltas).cpu(), start.cpu(), search.measures.tolist(), search.steps.tolist(), strict=True
+            (start + changes).cpu(), start.cpu(), search.measures.tolist(), search.steps.tolist(), strict=True
         )
     ]
 
 
-def _prepare(decoder: Decoder, facts: Sequence[_Fact], layer: int) -> tuple[Objective, Tensor]:
+def _prepare(decoder: Decoder, facts: Sequence[_Fact], layer: int) -> tuple[Objective, Tensor, Tensor | None]:
     """The objective of ``facts``, and the (facts, d_model) outputs of block ``layer`` at their clean prompts.
+
+    The third item is ``Suffixes.outputs`` at these prompts.
 
     The prompts of a context are prepared together, because its tokens then run once for all facts. With few facts, that
     saves less than the additional passes cost. Prompts of about equal length are then prepared together.
@@ -189,4 +198,4 @@ def _prepare(decoder: Decoder, facts: Sequence[_Fact], layer: int) -> tuple[Obje
     suffixes = Suffixes.join([Suffixes.prepare(decoder, layer, [prompts[row] for row in batch]) for batch in batches])
     clean = [rows.index(row) for row in range(0, len(prompts), of_fact)]
     objective = Objective.of(suffixes, [prompts[row] for row in rows], [row // of_fact for row in rows], len(facts))
-    return objective, suffixes.hidden[clean, 0]
+    return objective, suffixes.hidden[clean, 0], None if suffixes.outputs is None else suffixes.outputs[clean]

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from factsmith.tasks.values.replay import Replayed
 from factsmith.tasks.values.objective import Objective, Reads
+from factsmith.tasks.values.replay import Replayed
 from factsmith.tasks.values.settings import ValueSettings
 
 __all__ = ["Search"]

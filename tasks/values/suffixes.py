@@ -34,6 +34,8 @@ class Suffixes:
         hidden: (rows, longest, d_model) output of block L from the lookup token on, right-padded.
         prefix: attention keys and values of the positions before the lookup token, in the blocks above L. The first
             ``lookups[row]`` positions of a row are real, the rest is padding.
+        outputs: (rows, d_model) outputs of the MLP output projection of block L at the lookup tokens, if a norm comes
+            after it; otherwise ``None``.
     """
 
     decoder: Decoder
@@ -42,6 +44,7 @@ class Suffixes:
     lengths: Tensor
     hidden: Tensor
     prefix: PrefixCache
+    outputs: Tensor | None
 
     @classmethod
     @torch.no_grad()
@@ -61,7 +64,16 @@ class Suffixes:
         positions = shared + torch.arange(tokens.shape[1], device=device)[None]
         # After a shared prefix, the default causal mask no longer fits: queries also attend to the prefix.
         mask = (torch.arange(shared + tokens.shape[1], device=device) <= positions.T)[None, None] if shared else None
-        full = decoder.run(decoder.embed(tokens, positions), 0, layer + 1, positions=positions, mask=mask, cache=trunk)
+        kept: list[Tensor] = []
+
+        def keep(_: int, output: Tensor) -> Tensor:
+            kept.append(output[torch.arange(len(output), device=device), lookups - shared])
+            return output
+
+        with decoder.rewritten("mlp", [layer] if decoder.output_norm(layer) else [], keep):
+            full = decoder.run(
+                decoder.embed(tokens, positions), 0, layer + 1, positions=positions, mask=mask, cache=trunk
+            )
         own = max(1, int(lookups.max()) - shared)
         prefix = _recorded(
             decoder,
@@ -74,7 +86,13 @@ class Suffixes:
         at = (lookups - shared)[:, None] + torch.arange(int(lengths.max()), device=device)
         inside = at.clamp(max=tokens.shape[1] - 1)[..., None].expand(-1, -1, full.shape[2])
         return cls(
-            decoder, layer, lookups, lengths, full.gather(1, inside), prefix.select(slice(None), int(lookups.max()))
+            decoder,
+            layer,
+            lookups,
+            lengths,
+            full.gather(1, inside),
+            prefix.select(slice(None), int(lookups.max())),
+            kept[0] if kept else None,
         )
 
     @classmethod
@@ -89,6 +107,7 @@ class Suffixes:
             torch.cat([part.lengths for part in parts]),
             torch.cat(hidden),
             PrefixCache.join([part.prefix for part in parts]),
+            torch.cat(outputs) if (outputs := [part.outputs for part in parts if part.outputs is not None]) else None,
         )
 
     def select(self, rows: Tensor) -> Suffixes:
@@ -101,15 +120,24 @@ class Suffixes:
             lengths,
             self.hidden[rows, : int(lengths.max())],
             self.prefix.select(rows, int(lookups.max())),
+            None if self.outputs is None else self.outputs[rows],
         )
 
-    def run(self, changes: Tensor) -> Tensor:
-        """(rows, longest, d_model) output of the last block.
+    def effect(self, changes: Tensor) -> Tensor:
+        """(rows, d_model) what ``changes`` (rows, d_model) do to the output of block L at the lookup tokens.
 
-        Args:
-            changes: (rows, d_model), added to the output of block L at the lookup tokens.
+        A block adds its MLP's output to the residual stream, so both change by as much. Where a norm comes between, the
+        changes are steps of its input, and only outputs that the block can have are reached. See ``OutputNorm``.
         """
-        changed = self.hidden[:, :1] + changes[:, None].to(self.hidden.dtype)
+        if self.outputs is None:
+            return changes
+        norm = self.decoder.output_norm(self.layer)
+        assert norm is not None
+        return norm.effect(self.outputs, changes)
+
+    def run(self, changes: Tensor) -> Tensor:
+        """(rows, longest, d_model) output of the last block, with the effect of ``changes`` (rows, d_model)."""
+        changed = self.hidden[:, :1] + self.effect(changes)[:, None].to(self.hidden.dtype)
         return self.decoder.run(
             torch.cat([changed, self.hidden[:, 1:]], dim=1),
             self.layer + 1,

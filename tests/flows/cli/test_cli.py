@@ -229,13 +229,21 @@ def test_a_model_without_config(refused, model, arguments):
     assert "has no config.json" in refused("run", *arguments(f"model.path={model}"))
 
 
-@pytest.mark.parametrize("model_type", ["opt", "no-such-thing"])
+@pytest.mark.parametrize("model_type", ["cohere", "no-such-thing"])
 def test_a_model_of_an_unknown_family(refused, model, arguments, model_type):
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps({**config, "model_type": model_type}))
     message = refused("run", *arguments(f"model.path={model}"))
     assert model_type in message
     assert "gpt2, gpt_neox, gptj, llama" in message
+
+
+def test_experts_of_a_model_that_transformers_does_not_know(refused, model, arguments):
+    config = {"model_type": "no-such-thing", "n_routed_experts": 64, "rope_scaling": {"type": "yarn"}}
+    (model / "config.json").write_text(json.dumps(config))
+    message = refused("run", *arguments(f"model.path={model}"))
+    assert "mixture of experts" in message
+    assert "n_routed_experts=64" in message
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", "null"])

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
+    BloomConfig,
     CohereConfig,
     Gemma2Config,
     Gemma3TextConfig,
@@ -42,8 +46,11 @@ def blocks_of(decoder, count: int = 9) -> list[list[int]]:
 def plain_keys(plain, block: list[int], layer: int) -> torch.Tensor:
     """Keys by a hook on a whole, unpadded forward pass."""
     found = []
-    projection = plain_projection(plain_blocks(plain)[layer])
-    handle = projection.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0].reshape(len(block), -1).clone()))
+
+    def keep(_, inputs) -> None:
+        found.append(inputs[0].reshape(len(block), -1).clone())  # Blocks of OPT join the rows.
+
+    handle = plain_projection(plain_blocks(plain)[layer]).register_forward_pre_hook(keep)
     with torch.no_grad():
         plain(input_ids=torch.tensor([block]))
     handle.remove()
@@ -125,9 +132,41 @@ def test_an_unknown_family_is_refused_with_the_file_to_add():
     assert "gpt2, gpt_neox, gptj, llama, mistral, opt, phi3, qwen2, qwen3" in caught.value.details["expected"]
 
 
-def test_a_variant_that_a_layout_would_get_wrong_is_refused():
-    with pytest.raises(InputError, match="cross-attention"):
-        layout_for(GPT2Config(add_cross_attention=True), "somewhere")
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        (GPT2Config(add_cross_attention=True), "cross-attention"),
+        (OPTConfig(do_layer_norm_before=False), "OPT-350m"),
+        (OPTConfig(word_embed_proj_dim=512), "embeddings of another width"),
+        (BloomConfig(slow_but_exact=True, pretraining_tp=2), "slow_but_exact"),
+        (Gemma3TextConfig(use_bidirectional_attention=True), "bidirectional"),
+    ],
+)
+def test_a_variant_that_a_layout_would_get_wrong_is_refused(config, said):
+    with pytest.raises(InputError, match=said):
+        layout_for(config, "somewhere")
+
+
+@pytest.mark.parametrize(
+    ("model_type", "said"),
+    [
+        ("mixtral", r"mixture of experts.*num_local_experts=8"),
+        ("qwen2_moe", r"mixture of experts.*num_experts=60"),
+        ("deepseek_v3", r"mixture of experts.*n_routed_experts=256"),
+        ("dbrx", r"mixture of experts.*moe_num_experts=4"),
+        ("switch_transformers", "mixture of experts"),
+        ("t5", "has an encoder"),
+        ("mamba2", "state-space"),
+        ("recurrent_gemma", "state-space"),
+        ("gemma3", r"reads more than text.*'gemma3_text'"),
+        ("qwen2_5_vl", "reads more than text"),
+    ],
+)
+def test_a_kind_of_model_that_has_no_layout_is_refused_for_what_it_is(model_type, said):
+    with pytest.raises(InputError) as caught:
+        layout_for(AutoConfig.for_model(model_type), "somewhere")
+    assert re.search(said, str(caught.value), re.DOTALL)
+    assert "families" not in caught.value.details["remedy"]
 
 
 def test_the_attention_that_runs_is_the_one_that_is_recorded(decoder):

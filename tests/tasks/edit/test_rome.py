@@ -31,7 +31,13 @@ def covariance(decoder) -> torch.Tensor:
 
 @pytest.fixture
 def value(decoder) -> torch.Tensor:
-    return torch.randn(1, decoder.width, generator=torch.Generator().manual_seed(1))
+    """An output that the MLP can have, after the norm if there is one."""
+    return added(decoder, torch.randn(1, decoder.width, generator=torch.Generator().manual_seed(1)))
+
+
+def row(states: torch.Tensor, place: int) -> torch.Tensor:
+    """The state at ``place`` of one text. Blocks of OPT join the rows of a batch."""
+    return states.reshape(-1, states.shape[-1])[place]
 
 
 @torch.no_grad()
@@ -40,11 +46,17 @@ def read(decoder, context: str) -> tuple[torch.Tensor, torch.Tensor]:
     prompt = encode_prompt(decoder.tokenizer, context.replace("{}", FACT.template), FACT.subject)
     found = []
     handle = decoder.projection(LAYER).register_forward_hook(
-        lambda _, inputs, output: found.append((inputs[0][0, prompt.lookup], output[0, prompt.lookup]))
+        lambda _, inputs, output: found.append((row(inputs[0], prompt.lookup), row(output, prompt.lookup)))
     )
     decoder.model(input_ids=torch.tensor([prompt.tokens]))
     handle.remove()
     return found[0]
+
+
+def added(decoder, output: torch.Tensor) -> torch.Tensor:
+    """What the edited block adds to the residual stream for an output of its projection."""
+    norm = getattr(decoder.blocks[LAYER], "post_feedforward_layernorm", None)
+    return output if norm is None else norm(output)
 
 
 def rome(decoder, covariance, value, read_keys: str):
@@ -63,14 +75,17 @@ def test_agrees_with_the_published_formula(decoder, covariance, value, read_keys
     key = torch.stack(keys).double().mean(0)
     direction = torch.linalg.solve(covariance, key)
     read_key = keys[0].double() if read_keys == "clean" else key
-    expected = torch.outer(value[0].double() - outputs[0].double(), direction) / (direction @ read_key)
+    change = value[0].double() - added(decoder, outputs[0]).double()
+    if (norm := decoder.output_norm(LAYER)) is not None:
+        change = norm.needed(outputs[0][None].double(), change[None])[0]
+    expected = torch.outer(change, direction) / (direction @ read_key)
     found = rome(decoder, covariance, value, read_keys).dense()
     assert (found - expected).norm() < 1e-5 * expected.norm()
 
 
 def test_rome_meets_the_value_at_the_clean_prompt(decoder, covariance, value):
     with applied(decoder, {LAYER: rome(decoder, covariance, value, "clean")}):
-        assert torch.allclose(read(decoder, "{}")[1], value[0], atol=1e-4)
+        assert torch.allclose(added(decoder, read(decoder, "{}")[1]), value[0], atol=1e-4)
 
 
 def test_the_two_differ_when_contexts_do(decoder, covariance, value):
@@ -81,7 +96,7 @@ def test_the_two_differ_when_contexts_do(decoder, covariance, value):
 def test_a_value_at_the_mlp_starts_from_its_output(decoder):
     settings = ValueSettings(site="mlp", steps=5, learning_rate=0.3, clamp=0.7)
     (vector,) = optimise_values(decoder, [FACT], CONTEXTS, LAYER, settings, memory=2**28)
-    assert torch.allclose(vector.start, read(decoder, "{}")[1], atol=1e-5)
+    assert torch.allclose(vector.start, added(decoder, read(decoder, "{}")[1]), atol=1e-5)
     assert (vector.value - vector.start).norm() <= 0.7001 * vector.start.norm()
 
 

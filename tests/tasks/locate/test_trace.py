@@ -13,7 +13,7 @@ from factsmith.tasks.locate.restoration import window
 from factsmith.tasks.locate.runs import KINDS, Traced, draw_noise
 from factsmith.tasks.locate.settings import TraceSettings
 from factsmith.tasks.locate.trace import embedding_deviation, trace
-from tests.conftest import DEVICES, load, load_plain, plain_blocks
+from tests.conftest import DEVICES, hidden_of, load, load_plain, plain_blocks, plain_projection
 
 SETTINGS = TraceSettings(samples=3, window=2, noise=3.0)
 FACTS = [
@@ -30,16 +30,19 @@ class Plain:
     def __init__(self, folder):
         self.model = load_plain(folder)
         self.blocks = plain_blocks(self.model)
-        self.embedding = self.model.get_input_embeddings()
+        # What enters block 0; BLOOM normalises the embeddings before.
+        inner = self.model.base_model
+        self.embedding = getattr(inner, "word_embeddings_layernorm", self.model.get_input_embeddings())
 
     def module(self, kind, layer):
         block = self.blocks[layer]
         if kind == "hidden":
             return block
         if kind == "mlp":
-            return block.mlp
-        (found,) = (getattr(block, name) for name in ("attn", "self_attn", "attention") if hasattr(block, name))
-        return found
+            return plain_projection(block)
+        names = ("attn", "self_attn", "attention", "self_attention")
+        (found,) = (getattr(block, name) for name in names if hasattr(block, name))
+        return found.dense if type(block).__name__ == "BloomBlock" else found
 
     @torch.no_grad()
     def run(self, fact, noise=None, restored=(), position=0, look=()):
@@ -55,13 +58,13 @@ class Plain:
             def hook(_, __, output):
                 whole = output[0] if isinstance(output, tuple) else output
                 whole = whole.clone()
-                whole[0, position] = clean[0, position]
+                whole.view(len(fact.tokens), -1)[position] = clean.view(len(fact.tokens), -1)[position]
                 return (whole, *output[1:]) if isinstance(output, tuple) else whole
 
             return hook
 
         def take(key):
-            return lambda _, __, output: seen.update({key: output[0] if isinstance(output, tuple) else output})
+            return lambda _, __, output: seen.update({key: hidden_of(output).clone()})
 
         if noise is not None:
             handles.append(self.embedding.register_forward_hook(corrupt))

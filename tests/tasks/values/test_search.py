@@ -11,10 +11,9 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from factsmith.tasks.decoder import replay
 from factsmith.tasks.decoder.decoder import Decoder
+from factsmith.tasks.values import optimiser, replay
 from factsmith.tasks.values.replay import Replayed
-from factsmith.tasks.values import optimiser
 from factsmith.tasks.values.search import Search
 from tests.conftest import DEVICES
 from tests.tasks.values.test_optimiser import SETTINGS, close, facts, optimise
