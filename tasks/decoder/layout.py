@@ -77,6 +77,16 @@ class Layout(ABC):
             InputError: names the setting of the config that the layout does not handle.
         """
 
+    def check_gguf(self, config: PretrainedConfig) -> None:
+        """Refuse a GGUF file of which transformers would make another model, or another tokenizer.
+
+        Args:
+            config: the config that transformers has read from the file.
+
+        Raises:
+            InputError: says what transformers does not read.
+        """
+
     def shortened(self, config: PretrainedConfig, blocks: int) -> PretrainedConfig:
         """The config of a model of the first ``blocks`` blocks."""
         config = copy.deepcopy(config)

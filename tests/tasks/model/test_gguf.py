@@ -32,12 +32,16 @@ COMMON = {
     "num_key_value_heads": 2, "max_position_embeddings": 96, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
     "initializer_range": 0.2,
 }  # fmt: skip
+GEMMA = {**COMMON, "head_dim": 256, "query_pre_attn_scalar": 256, "sliding_window": 48}
 GPT2 = {"vocab_size": 400, "n_embd": 32, "n_layer": 3, "n_head": 4, "initializer_range": 0.2}
 MODELS = {
     "llama": {**COMMON, "tie_word_embeddings": True},
     "llama-untied": COMMON,
     "qwen2": COMMON,
     "qwen3": {**COMMON, "head_dim": 128},
+    "gemma2": GEMMA,
+    "gemma3_text": {**GEMMA, "num_hidden_layers": 6},  # Every sixth block has no window.
+    "phi3": {**COMMON, "num_key_value_heads": 4, "sliding_window": 48},
     "gpt2": GPT2,
     "gpt2-untied": {**GPT2, "tie_word_embeddings": False},
 }
@@ -65,10 +69,14 @@ def neighbours(weight: np.ndarray, heads: int) -> np.ndarray:
 def pack(folder: Path, path: Path, kind: Type = Type.F32, *, without: str = "", more: dict | None = None) -> Path:
     """Write the model in ``folder`` as a GGUF file, matrices as ``kind``, with ``more`` metadata."""
     model = load_plain(folder)
-    config, architecture = model.config, model.config.model_type
+    config, architecture = model.config, model.config.model_type.removesuffix("_text")
     writer = gguf.GGUFWriter(path, architecture)
     add_sizes(writer, config)
-    add_tokenizer(writer, json.loads((folder / "tokenizer.json").read_text()), bos=architecture == "llama")
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    if architecture.startswith("gemma"):
+        add_sentencepieces(writer)
+    else:
+        add_tokenizer(writer, tokenizer, bos=architecture == "llama")
     for key, value in (more or {}).items():
         writer.add_string(key, value)
         if key.endswith(".weight"):
@@ -81,6 +89,8 @@ def pack(folder: Path, path: Path, kind: Type = Type.F32, *, without: str = "", 
         value = tensor.detach().numpy()
         if architecture == "llama" and ("q_proj" in name or "k_proj" in name):
             value = neighbours(value, value.shape[0] // config.head_dim)
+        if architecture.startswith("gemma") and stem.endswith("norm"):
+            value = value + 1  # llama.cpp's norms multiply by the weight, those of transformers by 1 + weight.
         if is_turned(name):
             value = np.ascontiguousarray(value.T)
         if stored != without:
@@ -103,7 +113,7 @@ def finish(writer: gguf.GGUFWriter, path: Path) -> Path:
 
 
 def add_sizes(writer: gguf.GGUFWriter, config) -> None:
-    architecture = config.model_type
+    architecture = config.model_type.removesuffix("_text")
     numbers = {
         "context_length": config.max_position_embeddings, "block_count": config.num_hidden_layers,
         "embedding_length": config.hidden_size, "attention.head_count": config.num_attention_heads,
@@ -118,8 +128,13 @@ def add_sizes(writer: gguf.GGUFWriter, config) -> None:
         }
         if architecture == "llama":
             numbers["rope.dimension_count"] = config.head_dim
+        if getattr(config, "sliding_window", None):
+            numbers["attention.sliding_window"] = config.sliding_window
+        if architecture.startswith("gemma"):
+            numbers["attention.key_length"] = config.head_dim
         writer.add_float32(f"{architecture}.attention.layer_norm_rms_epsilon", config.rms_norm_eps)
-        writer.add_float32(f"{architecture}.rope.freq_base", config.rope_parameters["rope_theta"])
+        angles = config.rope_parameters.get("full_attention", config.rope_parameters)
+        writer.add_float32(f"{architecture}.rope.freq_base", angles["rope_theta"])
     for key, value in numbers.items():
         writer.add_uint32(f"{architecture}.{key}", value)
 
@@ -132,8 +147,23 @@ def add_tokenizer(writer: gguf.GGUFWriter, tokenizer: dict, *, bos: bool) -> Non
     writer.add_token_merges([" ".join(pair) for pair in tokenizer["model"]["merges"]])
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
+    writer.add_pad_token_id(0)
     writer.add_add_bos_token(bos)
     writer.add_chat_template(TEMPLATE)
+
+
+def add_sentencepieces(writer: gguf.GGUFWriter) -> None:
+    """A vocabulary as Gemma's: pieces in the order of their merges, which are not in the file."""
+    special = ["<pad>", "<eos>", "<bos>", "<unk>"]
+    pieces = [*special, *(f"<0x{byte:02X}>" for byte in range(256)), "▁a", "ab", "▁ab", *"▁abcdefgh"]
+    pieces += [f"<unused{number}>" for number in range(400 - len(pieces))]
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list(pieces)
+    writer.add_token_scores([0.0] * len(pieces))
+    writer.add_token_types([3 if piece in special else 6 if piece.startswith("<0x") else 1 for piece in pieces])
+    for name, number in (("pad", 0), ("eos", 1), ("bos", 2), ("unk", 3)):
+        getattr(writer, f"add_{name}_token_id")(number)
+    writer.add_add_bos_token(True)
 
 
 @pytest.fixture(scope="module")
@@ -192,6 +222,18 @@ def test_tokens_and_chat_template_are_those_of_the_file(original, opened, tmp_pa
         assert tokenizer(text)["input_ids"] == expected(text)["input_ids"]
     assert (tokenizer(TEXT)["input_ids"][0] == tokenizer.bos_token_id) == (name == "llama")
     assert tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False) == "Hi"
+
+
+@pytest.mark.parametrize("name", ["gemma2", "gemma3_text"])
+def test_the_pieces_of_gemma(original, opened, tmp_path, name):
+    tokenizer = opened(pack(original(name), tmp_path / "model.gguf")).load_tokenizer()
+    pieces = tokenizer.convert_ids_to_tokens(tokenizer("ab ab aé")["input_ids"])
+    assert pieces == ["<bos>", "ab", "▁ab", "▁a", "<0xC3>", "<0xA9>"]
+
+
+@pytest.mark.parametrize("name", ["gemma2", "gemma3_text", "phi3"])
+def test_the_window_is_that_of_the_file(original, opened, tmp_path, name):
+    assert opened(pack(original(name), tmp_path / "model.gguf")).context_length == 48
 
 
 def test_it_is_what_transformers_reads(packed, opened):
@@ -316,7 +358,11 @@ def test_positions_that_are_said_not_to_be_scaled(llama, opened, tmp_path):
 @pytest.mark.parametrize(
     ("architecture", "kind", "said"),
     [
-        ("falcon", Type.F32, "Models of type 'falcon' cannot be edited"),
+        ("stablelm", Type.F32, "Models of type 'stablelm' cannot be edited"),
+        ("falcon", Type.F32, "does not read how its tokenizer splits text"),
+        ("bloom", Type.F32, "does not read how its tokenizer splits text"),
+        ("gemma2", Type.F32, "does not read the scale of attention scores"),
+        ("qwen2moe", Type.F32, "mixture of experts"),
         ("gptj", Type.F32, "architecture gptj is not supported"),
         ("llama", Type.Q8_1, "transformers cannot read the GGUF file"),
     ],
@@ -325,6 +371,7 @@ def test_what_cannot_be_read(refusal, tmp_path, architecture, kind, said):
     writer = gguf.GGUFWriter(tmp_path / "model.gguf", architecture)
     writer.add_uint32(f"{architecture}.block_count", 1)
     writer.add_uint32(f"{architecture}.embedding_length", 32)
+    writer.add_uint32(f"{architecture}.attention.key_length", 128)
     writer.add_tokenizer_model("gpt2")
     writer.add_token_list(["a", "b", "ab"])
     writer.add_token_merges(["a b"])
