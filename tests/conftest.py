@@ -178,8 +178,8 @@ FAMILIES = {
 }  # fmt: skip
 """Tiny models of every family; the first two have fixtures of their own."""
 
-KINDS_OF_BLOCKS = ("gpt2", "llama", "gptj")
-"""Families with an MLP after the attention, with a gated one, and with one beside the attention."""
+KINDS_OF_BLOCKS = ("gpt2", "llama", "gptj", "gemma2")
+"""Families with an MLP after the attention, a gated one, one beside the attention, and one with a norm after it."""
 
 
 @pytest.fixture(scope="session")

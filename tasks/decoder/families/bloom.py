@@ -38,8 +38,8 @@ class BloomLayout(Layout):
 
     def check_gguf(self, config: PretrainedConfig) -> None:
         raise InputError(
-            "A GGUF file of a BLOOM cannot be edited, because transformers does not read how its tokenizer splits text "
-            "from it.",
+            "A GGUF file of a BLOOM cannot be edited, because transformers does not read how its tokenizer splits "
+            "text from it.",
             remedy="use the safetensors checkpoint that the file was made from",
         )
 

@@ -28,8 +28,8 @@ class FalconLayout(Layout):
 
     def check_gguf(self, config: PretrainedConfig) -> None:
         raise InputError(
-            "A GGUF file of a Falcon cannot be edited, because transformers does not read how its tokenizer splits text "
-            "from it.",
+            "A GGUF file of a Falcon cannot be edited, because transformers does not read how its tokenizer splits "
+            "text from it.",
             remedy="use the safetensors checkpoint that the file was made from",
         )
 

@@ -359,8 +359,8 @@ def test_positions_that_are_said_not_to_be_scaled(llama, opened, tmp_path):
     ("architecture", "kind", "said"),
     [
         ("stablelm", Type.F32, "Models of type 'stablelm' cannot be edited"),
-        ("falcon", Type.F32, "does not read how its tokenizer splits text"),
-        ("bloom", Type.F32, "does not read how its tokenizer splits text"),
+        ("falcon", Type.F32, "does not read how its tokenizer splits text from it"),
+        ("bloom", Type.F32, "does not read how its tokenizer splits text from it"),
         ("gemma2", Type.F32, "does not read the scale of attention scores"),
         ("qwen2moe", Type.F32, "mixture of experts"),
         ("gptj", Type.F32, "architecture gptj is not supported"),
