@@ -67,14 +67,13 @@ class OutputNorm:
         weight = self.added(torch.ones_like(outputs[:1])) * math.sqrt(1 + self._eps)
         size: Tensor = (outputs.square().mean(1, keepdim=True) + self._eps).sqrt()
         wanted = weight * outputs / size + changes
-        length = outputs.norm(dim=1, keepdim=True) / size
+        length: Tensor = outputs.norm(dim=1, keepdim=True) / size
         squares = weight.square()
         least = squares.min()
 
         def nearest(above: Tensor) -> Tensor:
             """q for the multiplier ``above`` - min(w^2)."""
-            found: Tensor = weight * wanted / (squares - least + above)
-            return found
+            return weight * wanted / (squares - least + above)
 
         low, high = torch.zeros_like(size), least + (weight * wanted).norm(dim=1, keepdim=True) / length
         for _ in range(_HALVINGS):
@@ -82,4 +81,5 @@ class OutputNorm:
             longer = nearest(middle).norm(dim=1, keepdim=True) > length
             low, high = torch.where(longer, middle, low), torch.where(longer, high, middle)
         found = nearest(high)
-        return size * found * (length / found.norm(dim=1, keepdim=True)) - outputs
+        moved: Tensor = size * found * (length / found.norm(dim=1, keepdim=True))
+        return moved - outputs
