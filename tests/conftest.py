@@ -31,14 +31,15 @@ SHARED = ROOT.parent / "shared"
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run only tests of the decoder on every family by default.
+    """Run only tests that compare a decoder with transformers on every family by default.
 
-    They compare each family with transformers. What is built on the decoder does not depend on the family, so one
-    family of each kind of block shows it, and the others do in ``make test-all``.
+    What is built on the decoder, or where its weights are, does not depend on the family. One family of each kind of
+    block shows it, and the others do in ``make test-all``.
     """
     for item in items:
         family = item.callspec.params.get("model_folder") if hasattr(item, "callspec") else None
-        if family is not None and family not in KINDS_OF_BLOCKS and "decoder" not in item.path.parts:
+        compared = "decoder" in item.path.parts and item.path.stem != "test_placement"
+        if family is not None and family not in KINDS_OF_BLOCKS and not compared:
             item.add_marker(pytest.mark.slow)
 
 

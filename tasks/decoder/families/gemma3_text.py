@@ -17,7 +17,6 @@ from factsmith.tasks.decoder.prefix_cache import PrefixCache
 class Gemma3TextLayout(Gemma2Layout):
     model_type = "gemma3_text"
     attention_implementation = "sdpa"
-    buffers = (*Gemma2Layout.buffers, r"rotary_emb_local\.inv_freq$")
 
     def shared(self, model: HFModel, hidden: Tensor, positions: Tensor) -> dict[str, Any]:
         kinds = sorted(set(model.config.layer_types))

@@ -135,7 +135,7 @@ def weight_flop(counter: FlopCounterMode) -> int:
     """FLOP of products with weights; an attention without a name of its own is batched products."""
     counted = counter.get_flop_counts()["Global"]
     return sum(
-        count for name, count in counted.items() if not {"attention", "bmm"} & set(str(name).split(".")[1].split("_"))
+        count for name, count in counted.items() if not {"attention", "bmm", "baddbmm"} & set(str(name).split(".")[1].split("_"))
     )
 
 
