@@ -138,6 +138,7 @@ GROUPED = {**ROTARY, "num_key_value_heads": 2}
 GEMMA = {
     **GROUPED, "head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 64, "final_logit_softcapping": 20.0,
 }  # fmt: skip
+UNTIED = {"tie_word_embeddings": False}  # With tied embeddings, some random models repeat one token for ever.
 ALTERNATING = ["sliding_attention", "full_attention"] * 2
 LONGROPE = {
     "rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.5] * 3, "long_factor": [4.0] * 3,
@@ -162,12 +163,12 @@ FAMILIES = {
     "qwen2": ("Qwen2", GROUPED),
     "qwen3": ("Qwen3", {**GROUPED, "head_dim": 8}),
     "gemma2": ("Gemma2", {**GEMMA, "layer_types": ALTERNATING, "attn_logit_softcapping": 2.0}),
-    "gemma3_text": ("Gemma3Text", {**GEMMA, "layer_types": ALTERNATING}),
+    "gemma3_text": ("Gemma3Text", {**GEMMA, "layer_types": ALTERNATING, **UNTIED}),
     "phi3": ("Phi3", {**GROUPED, "rope_parameters": LONGROPE}),
     "opt": (
         "OPT",
         # Of so few units, ReLU leaves some that no text activates, and C0 is then singular.
-        {**ROTARY, "ffn_dim": 40, "dropout": 0.0, "init_std": 0.2, "activation_function": "gelu"},
+        {**ROTARY, **UNTIED, "ffn_dim": 40, "dropout": 0.0, "init_std": 0.2, "activation_function": "gelu"},
     ),
     "falcon": ("Falcon", FALCON),
     "falcon-new": ("Falcon", {**FALCON, "new_decoder_architecture": True, "num_kv_heads": 2}),

@@ -134,9 +134,8 @@ def test_bytes_of_keys_are_those_on_disk(planned, pipeline, store):
 def weight_flop(counter: FlopCounterMode) -> int:
     """FLOP of products with weights; an attention without a name of its own is batched products."""
     counted = counter.get_flop_counts()["Global"]
-    return sum(
-        count for name, count in counted.items() if not {"attention", "bmm", "baddbmm"} & set(str(name).split(".")[1].split("_"))
-    )
+    attention = {"attention", "bmm", "baddbmm"}
+    return sum(count for name, count in counted.items() if not attention & set(str(name).split(".")[1].split("_")))
 
 
 def test_flop_are_those_that_torch_counts(model_folder, decoder):
