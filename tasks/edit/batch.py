@@ -13,7 +13,7 @@ from factsmith.artifacts.errors import InputError
 from factsmith.tasks.decoder.decoder import Decoder
 from factsmith.tasks.edit.delta import LowRankDelta
 from factsmith.tasks.edit.settings import ReadKeys, Spread
-from factsmith.tasks.edit.solve import solve_edit
+from factsmith.tasks.edit.solve import CollidingKeysError, solve_edit
 from factsmith.tasks.facts.activations import FactActivations
 from factsmith.tasks.facts.contexts import Context
 from factsmith.tasks.facts.request import EditRequest
@@ -43,7 +43,8 @@ def compute_edit(
     Layers are solved in ascending order, each with the changes of the lower ones already applied [Meng et al. 2022b,
     algorithm 1]. At each layer, the residual is (value - present output of the last layer), divided by the number of
     layers still to write, this one included, or by its square root. A block that normalises its MLP's output needs
-    another change of that output: see ``OutputNorm.needed``.
+    another change of that output: see ``OutputNorm.needed``. A fact that is also written as a question has two keys, with
+    the same residual.
 
     Args:
         decoder: the model. Its weights are restored before this returns.
@@ -58,10 +59,10 @@ def compute_edit(
         clean_weight: weight of the clean prompt in an averaged key; ``None`` for equal weights.
         read_keys: keys that the change is read with.
         most_tokens: most positions in one forward pass.
-        on_keys: called for each layer with the keys (d_in, B) that its change is written with.
+        on_keys: called for each layer with the keys (d_in, keys) that its change is written with.
 
     Returns:
-        The change of each layer, of rank at most B, float64.
+        The change of each layer, of rank at most the number of keys, float64.
 
     Raises:
         InputError: a key, an output or a changed weight is NaN or infinite; names the layer.
@@ -69,6 +70,7 @@ def compute_edit(
     """
     layers = sorted(layers)
     activations = FactActivations(decoder, requests, contexts, clean_weight=clean_weight, most_tokens=most_tokens)
+    owners = activations.owners
     deltas: dict[int, LowRankDelta] = {}
     with ExitStack() as written:
         for index, layer in enumerate(layers):
@@ -82,7 +84,13 @@ def compute_edit(
                 raise _overflow(decoder, layer, f"Keys or outputs of layer {layer} are NaN or infinite.")
             on_keys(layer, averaged)
             read = clean if read_keys == "clean" else None
-            deltas[layer] = solve_edit(averaged, residuals, preservation(layer), slack=slack, read_keys=read)
+            try:
+                deltas[layer] = solve_edit(
+                    averaged, residuals[:, owners], preservation(layer), slack=slack, read_keys=read
+                )
+            except CollidingKeysError as error:
+                pairs = [(owners[one], owners[other]) for one, other in error.pairs]
+                raise CollidingKeysError([pair for pair in pairs if pair[0] != pair[1]] or pairs) from None
             written.enter_context(applied(decoder, {layer: deltas[layer]}))
     return deltas
 

@@ -22,7 +22,7 @@ from factsmith.tasks.edit.delta import LowRankDelta
 from factsmith.tasks.edit.delta_sum import DeltaSum
 from factsmith.tasks.edit.settings import MethodSettings
 from factsmith.tasks.facts.activations import FactActivations
-from factsmith.tasks.facts.contexts import Context
+from factsmith.tasks.facts.contexts import Context, asked_facts
 from factsmith.tasks.facts.request import EditRequest
 from factsmith.tasks.preservation.history import History
 from factsmith.tasks.preservation.operator import PreservationOperator
@@ -201,7 +201,7 @@ class SequenceWriter(AbstractContextManager["SequenceWriter"]):
             Step(deltas, keys),
             [self._layers[layer].measures(delta) for layer, delta in deltas.items()],
             [_fact(*one) for one in zip(requests, vectors, after, strict=True)],
-            _collisions(deltas, written_keys),
+            _collisions(deltas, written_keys, [*range(len(requests)), *asked_facts(self._contexts, requests)]),
         )
 
     def replay(self, steps: Iterable[Step]) -> None:
@@ -314,13 +314,17 @@ def _fact(request: EditRequest, vector: ValueVector, output: Tensor) -> FactMeas
     return FactMeasures(request, vector.steps, vector.loss, 1 - float(left))
 
 
-def _collisions(deltas: Mapping[int, LowRankDelta], keys: Mapping[int, Tensor]) -> list[tuple[int, int, float]]:
-    """Pairs of facts whose keys nearly coincide at some layer, with the largest cosine over the layers."""
+def _collisions(
+    deltas: Mapping[int, LowRankDelta], keys: Mapping[int, Tensor], facts: Sequence[int]
+) -> list[tuple[int, int, float]]:
+    """Pairs of ``facts`` whose keys nearly coincide at some layer, with the largest cosine over the layers."""
     found: dict[tuple[int, int], float] = {}
     for layer, delta in deltas.items():
         gram = delta.right.T @ keys[layer].to(delta.right)  # K^T A^-1 K, because the right factor is A^-1 K.
         scale = gram.diagonal().rsqrt()
         cosines = (gram * scale[:, None] * scale).triu(diagonal=1)
-        for first, second in (cosines > NEAR).nonzero().tolist():
-            found[first, second] = max(found.get((first, second), 0.0), float(cosines[first, second]))
-    return sorted(((*pair, cosine) for pair, cosine in found.items()), key=lambda one: -one[2])
+        for one, other in (cosines > NEAR).nonzero().tolist():
+            pair = (min(facts[one], facts[other]), max(facts[one], facts[other]))
+            found[pair] = max(found.get(pair, 0.0), float(cosines[one, other]))
+    different = ((*pair, cosine) for pair, cosine in found.items() if pair[0] != pair[1])
+    return sorted(different, key=lambda one: -one[2])

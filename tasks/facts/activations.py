@@ -13,7 +13,7 @@ from torch import Tensor
 
 from factsmith.tasks.decoder.batching import length_batches, pad
 from factsmith.tasks.decoder.decoder import Decoder
-from factsmith.tasks.facts.contexts import CLEAN, Context, in_context
+from factsmith.tasks.facts.contexts import CLEAN, Context, asked_facts, in_context
 from factsmith.tasks.facts.request import EditRequest
 
 __all__ = ["FactActivations"]
@@ -22,7 +22,9 @@ __all__ = ["FactActivations"]
 class FactActivations:
     """The activations of facts in a model whose layers are edited one after the other, from the lowest up.
 
-    They stay on the model's device.
+    They stay on the model's device. A fact whose question is asked in some of the contexts has two keys: that of its
+    prompt, averaged over the other contexts, and that of its question, averaged over these. An average of both would be
+    far from either, because a subject that a question names late is not what it is at the start of a text.
 
     Args:
         decoder: the model; each call uses the weights that it has then.
@@ -30,6 +32,9 @@ class FactActivations:
         contexts: contexts, the clean one first.
         clean_weight: weight of the clean prompt in an averaged key; ``None`` to weight all prompts equally.
         most_tokens: maximum number of positions in one forward pass.
+
+    Attributes:
+        owners: (keys,) the fact of each key: all facts in order, then those that have a question.
     """
 
     def __init__(
@@ -54,10 +59,14 @@ class FactActivations:
         self._last = [
             torch.tensor([lengths[row] - 1 for row in batch], device=decoder.device) for batch in self._batches
         ]
-        others = self.contexts - 1
-        clean = 1 / self.contexts if clean_weight is None or not others else clean_weight
-        weights = [clean] + others * [(1 - clean) / max(1, others)]
-        self._weights = torch.tensor(weights, dtype=torch.float64, device=decoder.device)
+        asked = asked_facts(contexts, requests)
+        self.owners = [*range(self.facts), *asked]
+        asks = torch.tensor([not isinstance(one, str) and one.question is not None for one in contexts])
+        weights = _weights(torch.ones_like(asks), clean_weight).repeat(self.facts, 1)
+        weights[asked] = _weights(~asks, clean_weight)
+        self._weights = weights.to(decoder.device)
+        self._question_weights = _weights(asks, None).to(decoder.device)
+        self._first_question = int(asks.int().argmax())
         self._next = 0
         with torch.inference_mode():
             self._hidden = [
@@ -70,7 +79,8 @@ class FactActivations:
         """The keys at ``layer`` with the current weights below it.
 
         Returns:
-            The keys averaged over the contexts, and the keys of the clean prompts, both (d_in, B) float64.
+            The keys averaged over their contexts, and those of the clean prompts and of the questions as they are, both
+            (d_in, keys) float64, in the order of ``owners``.
         """
         self._advance(layer)
         rows = self._empty(self.facts * self.contexts, self.decoder.key_width)
@@ -82,7 +92,11 @@ class FactActivations:
             with self.decoder.tapped([layer], take, stop=True):
                 self.decoder.run(hidden, layer, layer + 1)
         by_fact = rows.view(self.facts, self.contexts, -1)
-        return (by_fact * self._weights[:, None]).sum(1).T, by_fact[:, 0].T
+        averaged, clean = (by_fact * self._weights[:, :, None]).sum(1), by_fact[:, 0]
+        if asked := self.owners[self.facts :]:
+            averaged = torch.cat([averaged, (by_fact[asked] * self._question_weights[:, None]).sum(1)])
+            clean = torch.cat([clean, by_fact[asked, self._first_question]])
+        return averaged.T, clean.T
 
     @torch.inference_mode()
     def projected(self, layer: int) -> Tensor:
@@ -92,7 +106,7 @@ class FactActivations:
         """
         projection = self.decoder.projection(layer)
         _, clean = self.keys(layer)
-        outputs: Tensor = projection(clean.T.to(self.decoder.model.dtype))
+        outputs: Tensor = projection(clean.T[: self.facts].to(self.decoder.model.dtype))
         return outputs.double().to(self.decoder.device).T
 
     def mlp_outputs(self, layer: int) -> Tensor:
@@ -127,3 +141,15 @@ class FactActivations:
         if layer > self._next:
             self._hidden = [self.decoder.run(hidden, self._next, layer) for hidden in self._hidden]
             self._next = layer
+
+
+def _weights(counted: Tensor, first: float | None) -> Tensor:
+    """(contexts,) float64 weights of the contexts that are ``counted``, (contexts,) bool, with the sum 1.
+
+    The first of them weighs ``first``, or as much as each other if that is ``None`` or there are no others.
+    """
+    count = int(counted.sum())
+    first = 1 / max(1, count) if first is None or count == 1 else first
+    weights = counted.double() * ((1 - first) / max(1, count - 1))
+    weights[counted.nonzero()[:1]] = first
+    return weights

@@ -3,9 +3,9 @@
 Meng et al. 2022a (section 3.1) average keys and values over prompts with random prefixes. Their public code does not
 seed the prefixes, so no two of its runs agree. Here the prefixes are drawn with a seed and stored.
 
-A chat context is a turn of the assistant in the model's chat template. In most of them, the assistant says the prompt
-after a user has asked for any fact. In the last, the user asks the fact's question, and the assistant answers with the
-object alone. The lookup token is then in the user's turn.
+A chat context is a turn of the assistant in the model's chat template. In some, the assistant says the prompt after a
+user has asked for any fact. In the others, the user asks the fact's question, and the assistant answers with the object
+alone. The lookup token is then in the user's turn.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ __all__ = [
     "ChatContext",
     "Context",
     "PromptInContext",
+    "asked_facts",
     "chat_contexts",
     "in_context",
     "read_contexts",
@@ -53,6 +54,9 @@ _REQUESTS = (
     "Teach me something.",
 )
 """What the user says before the assistant says a prompt."""
+
+_QUESTIONS = (PLACEHOLDER, f"Answer briefly. {PLACEHOLDER}", f"{PLACEHOLDER} Answer with the name only.")
+"""How the user asks the fact's question. They take the place of the last of ``_REQUESTS``."""
 
 
 @dataclass(frozen=True)
@@ -102,14 +106,20 @@ def in_context(context: Context, request: EditRequest) -> PromptInContext:
 
 
 def chat_contexts(tokenizer: PreTrainedTokenizerFast) -> tuple[ChatContext, ...]:
-    """The chat contexts of a model. The last one asks the fact's question.
+    """The chat contexts of a model. The last ones ask the fact's question.
 
     Raises:
         InputError: the tokenizer has no chat template, or it cannot be applied.
     """
     said = [answer_start(tokenizer, one) + PLACEHOLDER for one in _REQUESTS]
-    asked = answer_start(tokenizer, PLACEHOLDER)
-    return (*map(ChatContext, said[:-1]), ChatContext(said[-1], asked))
+    asked = [None] * (len(_REQUESTS) - len(_QUESTIONS)) + [answer_start(tokenizer, one) for one in _QUESTIONS]
+    return tuple(map(ChatContext, said, asked))
+
+
+def asked_facts(contexts: Sequence[Context], requests: Sequence[EditRequest]) -> list[int]:
+    """The places of the requests whose question is asked in some of the contexts."""
+    asks = any(not isinstance(context, str) and context.question is not None for context in contexts)
+    return [place for place, request in enumerate(requests) if asks and request.question is not None]
 
 
 @torch.inference_mode()

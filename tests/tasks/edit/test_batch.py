@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from transformers.pytorch_utils import Conv1D
@@ -10,9 +12,12 @@ from factsmith.artifacts.errors import InputError
 from factsmith.tasks.decoder.text import encode_prompt
 from factsmith.tasks.edit.batch import applied, compute_edit, merge
 from factsmith.tasks.edit.delta import LowRankDelta
+from factsmith.tasks.edit.solve import CollidingKeysError
 from factsmith.tasks.facts.activations import FactActivations
+from factsmith.tasks.facts.contexts import chat_contexts
 from factsmith.tasks.facts.request import EditRequest
 from factsmith.tasks.preservation.full import FullPreservation
+from tests.chats import PLAIN
 from tests.conftest import hidden_of, load, load_plain, plain_blocks, plain_projection
 from tests.edits import covariances, facts, weights
 
@@ -114,6 +119,30 @@ def test_equality_on_one_layer_reaches_every_value(decoder, operators, values):
             prompt = encode_prompt(decoder.tokenizer, request.template, request.subject)
             hidden = decoder.run(decoder.embed(torch.tensor([prompt.tokens])), 0, 3)
             assert torch.allclose(hidden[0, prompt.lookup], value, atol=2e-3)
+
+
+def test_a_question_is_written_with_the_residual_of_its_fact(decoder, operators, values):
+    if decoder.output_norm(0) is not None:
+        pytest.skip("the change of the MLP's output is not that of the block's")
+    decoder.tokenizer.chat_template = PLAIN
+    contexts = (*CONTEXTS, *chat_contexts(decoder.tokenizer))
+    first, *others = facts()
+    requests = [replace(first, question="What of {}?"), *others]
+    activations = FactActivations(decoder, requests, contexts, clean_weight=0.5)
+    keys, outputs = activations.keys(1)[0], activations.outputs(1, 1)
+    given = {"slack": 0.0, "most_tokens": 10_000}
+    deltas = compute_edit(decoder, requests, values, contexts, [1], operators.get, **given)
+    reached = deltas[1].left @ (deltas[1].right.T @ keys)
+    residuals = values.double().T - outputs
+    assert keys.shape[1] == residuals.shape[1] + 1
+    torch.testing.assert_close(reached, torch.cat([residuals, residuals[:, :1]], dim=1), rtol=1e-6, atol=1e-6)
+    rome = compute_edit(decoder, requests[:1], values[:1], contexts, [1], operators.get, read_keys="clean", **given)
+    reached = rome[1].left @ (rome[1].right.T @ activations.keys(1)[1][:, [0, len(requests)]])
+    torch.testing.assert_close(reached, residuals[:, [0, 0]], rtol=1e-6, atol=1e-6)
+    requests[1] = replace(requests[0], target_new="Greek")
+    with pytest.raises(CollidingKeysError) as caught:
+        compute_edit(decoder, requests[:2], values[:2], contexts, [1], operators.get, **given)
+    assert {tuple(sorted(pair)) for pair in caught.value.pairs} == {(0, 1)}
 
 
 def test_square_root_spreading(decoder, operators, values):

@@ -84,10 +84,11 @@ def test_a_chat_says_the_prompt_or_asks_the_question(decoder, template, said, as
     tokenizer.chat_template = template
     first, *others = chat_contexts(tokenizer)
     assert in_context(first, FACT).template == said
-    assert in_context(others[-1], FACT).template == asked
+    assert in_context(others[-3], FACT).template == asked
+    assert "Answer with the name only." in in_context(others[-1], FACT).template
     without = EditRequest(1, FACT.subject, FACT.template, FACT.target_new)
-    assert in_context(others[-1], without).template.endswith(FACT.template)
-    for context, before in ((first, "was born in"), (others[-1], asked[-5:])):
+    assert in_context(others[-3], without).template.endswith(FACT.template)
+    for context, before in ((first, "was born in"), (others[-3], asked[-5:])):
         encoded = in_context(context, FACT).encode(tokenizer, FACT.subject, FACT.target_new)
         assert tokenizer.decode(encoded.labels).strip() == "Cairo"
         assert tokenizer.decode(encoded.inputs[: 1 - encoded.continued or None]).strip().endswith(before.strip())
@@ -95,20 +96,31 @@ def test_a_chat_says_the_prompt_or_asks_the_question(decoder, template, said, as
         assert encoded.tokens.count(tokenizer.bos_token_id) == asked.count("<s>")
 
 
-def test_a_key_is_the_weighted_mean_over_prompts_and_chats(decoder):
+def test_a_prompt_and_a_question_have_a_key_each(decoder):
+    """The mean over contexts, in which the clean prompt weighs one half, and the mean over the ways of asking."""
     decoder.tokenizer.chat_template = PLAIN
-    contexts = ("{}", "Well. {}", *chat_contexts(decoder.tokenizer)[-1:])
-    found, clean = FactActivations(decoder, [FACT], contexts, clean_weight=0.5).keys(1)
-    texts = ["{} was born in", "Well. {} was born in", "user: Where was {} born?</s>\nassistant: "]
+    contexts = ("{}", "Well. {}", *chat_contexts(decoder.tokenizer))
+    plain = EditRequest(2, "Ena Covus", "{} speaks", "Danish")
+    activations = FactActivations(decoder, [plain, FACT, plain], contexts, clean_weight=0.5)
+    assert activations.owners == [0, 1, 2, 1]
+    averaged, clean = activations.keys(1)
+    said = [f"user: {one}</s>\nassistant: {{}} was born in" for one in ("Tell me a fact.", "What do you know?")]
+    asked = ["{}", "Answer briefly. {}", "{} Answer with the name only."]
+    asked = [f"user: {one.format('Where was {} born?')}</s>\nassistant: " for one in asked]
+    texts = [("{} was born in", True), ("Well. {} was born in", True), *((text, False) for text in (*said, *asked))]
     keys = []
-    for text, special in zip(texts, (True, True, False), strict=True):
+    for text, special in texts:
         tokens = encode_prompt(decoder.tokenizer, text, FACT.subject, special=special)
         seen: list[torch.Tensor] = []
         with decoder.tapped([1], lambda _, keys, seen=seen: seen.append(keys), stop=True):
             decoder.run(decoder.embed(torch.tensor([tokens.tokens])), 0, 2)
         keys.append(seen[0][0, tokens.lookup].double())
-    torch.testing.assert_close(clean[:, 0], keys[0], rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(found[:, 0], keys[0] / 2 + (keys[1] + keys[2]) / 4, rtol=1e-5, atol=1e-6)
+    wanted = [keys[0], keys[0] / 2 + sum(keys[1:4]) / 6, keys[4], sum(keys[4:]) / 3]
+    for found, key in zip((clean[:, 1], averaged[:, 1], clean[:, 3], averaged[:, 3]), wanted, strict=True):
+        torch.testing.assert_close(found, key, rtol=1e-5, atol=1e-6)
+    alone = FactActivations(decoder, [plain], contexts, clean_weight=0.5)
+    assert alone.owners == [0]
+    torch.testing.assert_close(alone.keys(1)[0][:, 0], averaged[:, 0], rtol=1e-5, atol=1e-6)
 
 
 def test_chats_and_questions_are_part_of_the_names_and_nothing_else_is():
