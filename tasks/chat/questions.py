@@ -34,7 +34,7 @@ def subject_in(prompt: str, forms: Iterable[str]) -> str | None:
     for start, end in sorted(((*form.split(PLACEHOLDER),) for form in forms), key=lambda parts: -sum(map(len, parts))):
         if prompt.startswith(start) and prompt.endswith(end) and len(prompt) > len(start) + len(end):
             subject = prompt[len(start) : len(prompt) - len(end)]
-            return None if subject.split()[-1][0].islower() else subject
+            return None if subject.isspace() or subject.split()[-1][0].islower() else subject
     return None
 
 

@@ -31,6 +31,7 @@ def test_every_relation_has_a_question_and_other_words_for_it():
         ("Ada Lovelace, who never works in", None),
         ("The job of Ada Lovelace is", "Ada Lovelace"),
         ("The job of is", None),
+        ("The job of   is", None),
         ("Ada Lovelace lives in", None),
     ],
 )

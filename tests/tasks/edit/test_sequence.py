@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -12,6 +14,7 @@ from factsmith.tasks.edit.delta_sum import DeltaSum
 from factsmith.tasks.edit.sequence import SequenceWriter
 from factsmith.tasks.edit.settings import MethodSettings
 from factsmith.tasks.facts.activations import FactActivations
+from factsmith.tasks.facts.contexts import chat_contexts
 from factsmith.tasks.facts.request import EditRequest
 from factsmith.tasks.facts.selection import scored_batches
 from factsmith.tasks.preservation.full import FullPreservation
@@ -21,6 +24,7 @@ from factsmith.tasks.preservation.low_rank_model import LowRankModel, RankRule
 from factsmith.tasks.preservation.null_space import NullSpace, NullSpacePreservation
 from factsmith.tasks.preservation.operator import PreservationOperator
 from factsmith.tasks.values.optimiser import optimise_values
+from tests.chats import PLAIN
 from tests.conftest import load
 from tests.edits import covariances, facts, weights
 
@@ -83,6 +87,22 @@ def test_one_batch_in_sequence_is_a_batch(decoder, operators, history):
         sequence.write(facts(), 1.0)
         for layer in LAYERS:
             assert apart(sequence.sums[layer].total, expected[layer].dense()) < 1e-12
+
+
+def test_the_keys_of_questions_are_preserved_and_do_not_collide_with_those_of_their_facts(decoder, operators):
+    decoder.tokenizer.chat_template = PLAIN
+    asked = [replace(one, question="{}") for one in facts()[:2]]
+    contexts = ("{}", *chat_contexts(decoder.tokenizer))
+    with writer(decoder, operators, contexts=contexts, history="full") as sequence:
+        written = sequence.write([*asked, facts()[2]], 1.0)
+        assert {layer: keys.shape[1] for layer, keys in written.step.keys.items()} == dict.fromkeys(LAYERS, 5)
+        assert all(one < other < 3 for one, other, _ in written.collisions)
+        assert len(written.facts) == 3
+        first = {layer: total.total.clone() for layer, total in sequence.sums.items()}
+        sequence.write(facts()[3:], 1.0)
+    with writer(decoder, operators, contexts=contexts, history="full") as again:
+        again.replay([written.step])
+        assert all(torch.equal(again.sums[layer].total, first[layer]) for layer in LAYERS)
 
 
 def test_a_second_batch_starts_from_what_the_first_has_left(decoder, operators):
