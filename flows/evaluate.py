@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 from prefect import flow
 
@@ -20,6 +20,7 @@ from factsmith.flows.reporting.figures import before_and_after
 from factsmith.flows.reporting.page import open_page, show_abilities, show_scores
 from factsmith.flows.reporting.reports import Report, Scored
 from factsmith.flows.reporting.sequence.trajectory import log_trajectory
+from factsmith.tasks.abilities.harness_stage import HarnessResult, harness
 from factsmith.tasks.abilities.measures import Ability
 from factsmith.tasks.abilities.stage import ANSWERS, abilities
 from factsmith.tasks.edit.stage import past_edits
@@ -73,7 +74,7 @@ def score(run: Run, edits: Sequence[Artifact], *, figure: bool = True) -> Scored
     if figure:
         workspace.tracker.figure(before_and_after(scores.before, scores.after), "before_after.png")
     measured, along = measure(run, edits)
-    return Scored(scores, curves | along, measured, moved)
+    return Scored(scores, curves | along, measured, moved, measure_with_lm_eval(run, edits))
 
 
 def _drift(run: Run, edits: Sequence[Artifact], curves: Curves) -> list[DriftMeasure]:
@@ -125,6 +126,23 @@ def measure(run: Run, edits: Sequence[Artifact]) -> tuple[list[Ability], Curves]
     return found.found, curves
 
 
+def measure_with_lm_eval(run: Run, edits: Sequence[Artifact]) -> list[HarnessResult]:
+    """Run the tasks of lm-eval that the settings ask for. Logs their results to MLflow.
+
+    Args:
+        run: the run.
+        edits: the edits that ``write`` returned.
+    """
+    if not run.lm_eval:
+        return []
+    settings = run.settings.abilities.lm_eval
+    found = harness(run.workspace, run.model, run.lm_eval, settings, run.harness_edits(edits))
+    run.workspace.tracker.metrics({f"after/lm-eval {one.name}": one.after for one in found})
+    run.workspace.tracker.metrics({f"before/lm-eval {one.name}": one.before for one in found})
+    run.workspace.tracker.document([asdict(one) for one in found], "lm_eval.json")
+    return found
+
+
 @flow(name="evaluate")
 def evaluate(settings: RunSettings, run: str | None = None) -> Report:
     """Score the edit that the settings describe. Artifacts that this needs and that do not exist yet are built first.
@@ -147,7 +165,7 @@ def evaluate(settings: RunSettings, run: str | None = None) -> Report:
         model(current.workspace, current.model)
         scored = score(current, edits)
         show_scores(current, scored.scores)
-        show_abilities(current, scored.abilities)
+        show_abilities(current, scored.abilities, scored.lm_eval)
         report = Report.of(current, scored)
         log_run_report(current, report, "evaluate", scored=scored.scores, past=past.id)
         return report

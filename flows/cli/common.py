@@ -217,6 +217,10 @@ def show_report(
         from factsmith.flows.reporting.page import abilities_table
 
         show(abilities_table(report.abilities).terminal())
+    if report.lm_eval:
+        from factsmith.flows.reporting.page import lm_eval_table
+
+        show(lm_eval_table(report.lm_eval).terminal())
     if isinstance(report, PrecomputeReport):
         show(conditioning_table(report.layers))
     if report.answers:

@@ -99,6 +99,10 @@ def evaluate(
         str | None, typer.Option(metavar="NAMES", help="metric families to score: counterfact,generation,...")
     ] = None,
     report_file: ReportFile = None,
+    lm_eval: Annotated[
+        str | None, typer.Option("--lm-eval", metavar="NAMES", help="tasks of lm-eval to run: arc_easy,hellaswag,...")
+    ] = None,
+    lm_eval_limit: Annotated[int | None, typer.Option(min=1, help="most documents of each task of lm-eval")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Score a model before and after its facts are written. Existing scores are reused.
@@ -108,6 +112,10 @@ def evaluate(
     given = list(arguments or [])
     if metrics is not None:
         given.append(f"dataset.metrics=[{metrics}]")
+    if lm_eval is not None:
+        given.append(f"abilities.lm_eval.tasks=[{lm_eval}]")
+    if lm_eval_limit is not None:
+        given.append(f"abilities.lm_eval.limit={lm_eval_limit}")
     run = given.pop(0) if given and _is_run(given[0]) else None
     past = None
     if run is None:

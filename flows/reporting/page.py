@@ -15,6 +15,7 @@ from prefect.runtime import flow_run
 from factsmith.artifacts.signs_of_life import living
 from factsmith.flows.configuration.differences import differences
 from factsmith.flows.reporting.text_table import TextTable
+from factsmith.tasks.abilities.harness_stage import HarnessResult
 from factsmith.tasks.abilities.measures import ACCURACY, METRICS, Ability
 from factsmith.tasks.evaluation.stage import Scores
 from factsmith.tasks.evaluation.summary import PHASES
@@ -25,7 +26,15 @@ from factsmith.tasks.planning.preflight import open_run
 from factsmith.tasks.planning.run import Run
 from factsmith.tasks.planning.settings import Settings
 
-__all__ = ["abilities_table", "name_flow_run", "open_page", "show_abilities", "show_scores", "show_tables"]
+__all__ = [
+    "abilities_table",
+    "lm_eval_table",
+    "name_flow_run",
+    "open_page",
+    "show_abilities",
+    "show_scores",
+    "show_tables",
+]
 
 _MLFLOW = "http://127.0.0.1:5000"
 """Where `factsmith ui` shows MLflow, unless told otherwise."""
@@ -86,12 +95,13 @@ def show_scores(run: Run, scores: Scores) -> None:
         create_table_artifact(table=table, key=key, description=f"{tracker.name}: scores in percent")
 
 
-def show_abilities(run: Run, found: Sequence[Ability]) -> None:
-    """Show general abilities before and after the edit: on the page in Prefect and in the description in MLflow."""
-    if found:
-        table = abilities_table(found)
+def show_abilities(run: Run, found: Sequence[Ability], results: Sequence[HarnessResult]) -> None:
+    """Show general abilities and results of lm-eval: on the page in Prefect and in the description in MLflow."""
+    tables = [abilities_table(found)] if found else []
+    tables += [lm_eval_table(results)] if results else []
+    for table in tables:
         run.workspace.tracker.note(table.markdown())
-        show_tables(run.settings.model.name, [table], kind="abilities")
+    show_tables(run.settings.model.name, tables, kind="abilities")
 
 
 def abilities_table(found: Sequence[Ability]) -> TextTable:
@@ -117,6 +127,24 @@ def abilities_table(found: Sequence[Ability]) -> TextTable:
         low, high = first.change
         table.add(f"({first.examples})", "", "after", f"{first.after:.1f}", f"{low:+z.0f}..{high:+z.0f}", *after)
         table.end_section()
+    return table
+
+
+def lm_eval_table(found: Sequence[HarnessResult]) -> TextTable:
+    """Results of lm-eval, in its units: one row per task and metric."""
+    edits = found[0].edits
+    table = TextTable(
+        "lm-eval",
+        ["task", "metric", "of", "before", "after"],
+        labels=2,
+        caption="of: number of documents; +-: standard error"
+        + (f"; after: mean over the edits of {edits} batches" if edits > 1 else ""),
+        wrapped=["task", "metric"],
+    )
+    for one in found:
+        errors = ("" if error is None else f" +- {error:.4f}" for error in (one.stderr_before, one.stderr_after))
+        values = (f"{value:z.4f}{error}" for value, error in zip((one.before, one.after), errors, strict=True))
+        table.add(one.task, one.metric, str(one.examples), *values)
     return table
 
 

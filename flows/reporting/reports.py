@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from factsmith.artifacts.formats import load_table
 from factsmith.flows.reporting.curves import Curves
 from factsmith.flows.reporting.drift import DriftMeasure
+from factsmith.tasks.abilities.harness_stage import HarnessResult
 from factsmith.tasks.abilities.measures import Ability
 from factsmith.tasks.evaluation.answers_stage import Answer
 from factsmith.tasks.evaluation.resampling import Resampled
@@ -48,12 +49,14 @@ class Scored:
         curves: the curves of a sequence; empty for independent batches.
         abilities: general abilities before and after the edit; empty if none are measured.
         drift: how far the predictions of held-out text have moved; empty if that was not measured.
+        lm_eval: results of lm-eval before and after the edit; empty if it is not run.
     """
 
     scores: Scores
     curves: Curves = field(default_factory=dict)
     abilities: list[Ability] = field(default_factory=list)
     drift: list[DriftMeasure] = field(default_factory=list)
+    lm_eval: list[HarnessResult] = field(default_factory=list)
 
 
 class _Frozen(BaseModel):
@@ -76,6 +79,7 @@ class Report(_Frozen):
         drift: how far the predictions of held-out text have moved; empty if that was not measured.
         answers: the answers to each fact's prompt before and after ``edit``.
         abilities: general abilities before and after the edit: one entry per task, way of answering and metric.
+        lm_eval: results of lm-eval before and after the edit: one entry per task and metric.
     """
 
     run_id: str | None
@@ -90,6 +94,7 @@ class Report(_Frozen):
     drift: list[DriftMeasure] = []
     answers: list[Answer] = []
     abilities: list[Ability] = []
+    lm_eval: list[HarnessResult] = []
     facts: int = Field(0, exclude=True, description="number of facts that were scored")
 
     @classmethod
@@ -116,6 +121,7 @@ class Report(_Frozen):
             trajectory=scored.curves if scored else {},
             drift=scored.drift if scored else [],
             abilities=scored.abilities if scored else [],
+            lm_eval=scored.lm_eval if scored else [],
             facts=scores.artifact.summary["records"] if scores else 0,
         )
 

@@ -14,7 +14,8 @@ from functools import cached_property
 
 from factsmith.artifacts.recipe import Recipe, Series
 from factsmith.artifacts.rows import RowSeries
-from factsmith.tasks.abilities.stage import prediction_series
+from factsmith.tasks.abilities.harness_stage import harness_recipe
+from factsmith.tasks.abilities.stage import Asked, prediction_series
 from factsmith.tasks.corpus.stage import last_within
 from factsmith.tasks.edit.sequence_shards_stage import batch_digests, stored_batches
 from factsmith.tasks.edit.sequence_stage import sequence_edits, sequence_series, state_series
@@ -200,9 +201,18 @@ class _RunPlanner(PrecomputePlanner):
         return [StagePlan("drift", missing, len(edits), "edits", flop, missing * positions * 32, memory)]
 
     def abilities(self, edits: Sequence[Recipe]) -> list[StagePlan]:
-        """The plan of the abilities; empty if none are measured."""
-        if (asked := self.run.abilities) is None:
-            return []
+        """The plans of the abilities and of lm-eval, as far as they are measured. What lm-eval costs is not known."""
+        asked, harness = self.run.abilities, self.run.lm_eval
+        stages = []
+        if asked is not None:
+            stages.append(self._answers(asked, edits))
+        if harness:
+            weights = [None, *(recipe.digest for recipe in self.run.harness_edits(edits))]
+            recipes = [harness_recipe(self.fingerprint, task, edit) for task in harness for edit in weights]
+            stages.append(StagePlan("lm-eval", self.missing(recipes), len(recipes), "evaluations"))
+        return stages
+
+    def _answers(self, asked: Asked, edits: Sequence[Recipe]) -> StagePlan:
         weights = [None, *(recipe.digest for recipe in self.run.asked_edits(edits)[0])]
         missing, total, flop = 0, 0, 0.0
         for task, examples, way in asked.parts():
@@ -212,7 +222,7 @@ class _RunPlanner(PrecomputePlanner):
                 missing, total = missing + len(lacking), total + len(examples)
                 passes = (one for prompt in lacking for one in way.passes(self.run.model.tokenizer, task, prompt))
                 flop += sum(itertools.starmap(self._pass_flop, passes))
-        return [StagePlan("abilities", missing, total, "answers", flop, memory=self.pass_memory())]
+        return StagePlan("abilities", missing, total, "answers", flop, memory=self.pass_memory())
 
     def _unscored(self, phases: Sequence[tuple[str | None, Sequence[Record]]]) -> tuple[int, float]:
         """The number and the FLOP of missing scores.

@@ -94,7 +94,7 @@ def check_input(
     if dataset:
         _ = run.families
         if editing:
-            _ = run.abilities
+            _ = run.abilities, run.lm_eval
     if dataset and (editing or past is not None):
         for family in run.families:
             family.check(model.tokenizer, run.batches.records)

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from factsmith.artifacts.errors import InputError
 from factsmith.artifacts.recipe import digest_of
 from factsmith.artifacts.store import Store
+from factsmith.tasks.abilities.harness import HarnessTask, load_harness
 from factsmith.tasks.abilities.reading import select_examples
 from factsmith.tasks.abilities.stage import Asked
 from factsmith.tasks.abilities.task import load_tasks
@@ -210,6 +211,18 @@ class Run:
         tasks = [(task, select_examples(task, settings)) for task in load_tasks(settings.tasks)]
         return Asked(tasks, settings.answers)
 
+    @cached_property
+    def lm_eval(self) -> list[HarnessTask]:
+        """The tasks of lm-eval; empty if none are run.
+
+        Raises:
+            InputError: lm-eval is not installed, or there is no such task, or its data cannot be loaded.
+        """
+        settings = self.settings.abilities.lm_eval
+        if self._lender is not None and settings == self._lender.settings.abilities.lm_eval:
+            return self._lender.lm_eval
+        return load_harness(settings) if settings.tasks else []
+
     def asked_edits(self, edits: Sequence[T]) -> tuple[Sequence[T], list[int] | None]:
         """The edits whose abilities are measured, and how many facts each of them holds if they are a sequence.
 
@@ -221,6 +234,10 @@ class Run:
             return edits[: settings.edits], None
         counts = [batches.counts[number - 1] for number in batches.scored]
         return (edits, counts) if settings.along else (edits[-1:], counts[-1:])
+
+    def harness_edits(self, edits: Sequence[T]) -> Sequence[T]:
+        """The edits that lm-eval is run on: the last one of a sequence, or those of the first batches."""
+        return edits[-1:] if self.batches.in_sequence else edits[: self.settings.abilities.edits]
 
     @cached_property
     def given_contexts(self) -> tuple[str, ...] | None:
