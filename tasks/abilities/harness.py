@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import importlib.metadata
 import logging
 import math
 import random
@@ -26,6 +27,7 @@ from factsmith.artifacts.errors import InputError, closest, first_line
 from factsmith.artifacts.recipe import digest_of
 from factsmith.tasks.abilities.settings import LmEvalSettings
 from factsmith.tasks.decoder.decoder import Decoder
+from factsmith.tasks.decoder.quiet import quiet_transformers
 
 __all__ = ["HarnessTask", "load_harness", "run_harness"]
 
@@ -59,9 +61,8 @@ def load_harness(settings: LmEvalSettings) -> list[HarnessTask]:
 
 
 def _load(name: str, settings: LmEvalSettings) -> HarnessTask:
-    from lm_eval import __version__ as version
-
     manager = _manager(settings)
+    version = importlib.metadata.version("lm_eval")
     if name not in manager.all_tasks:
         raise InputError(
             f"lm-eval {version} has no task {name!r}.",
@@ -219,11 +220,12 @@ def _seeds_restored() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Only warnings of lm-eval that matter: not those about a model in memory, which is what we want."""
+    """Only errors of lm-eval and transformers: they warn of a model in memory, which is what we want."""
     logger = logging.getLogger("lm_eval")
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        yield
+        with quiet_transformers():
+            yield
     finally:
         logger.setLevel(level)
