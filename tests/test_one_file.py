@@ -1,4 +1,4 @@
-"""A new method, architecture family, dataset format or metric family is one new file: nothing else changes."""
+"""A new method, architecture family, dataset format, metric family or ability task is one new file: nothing else changes."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ import pytest
 from transformers import GPT2Config
 
 from factsmith.flows.configuration.composition import compose
+from factsmith.tasks.abilities import task, tasks
+from factsmith.tasks.abilities.reading import select_examples
+from factsmith.tasks.abilities.settings import AbilitySettings
 from factsmith.tasks.decoder import families, layout
 from factsmith.tasks.evaluation import family, metrics
 from factsmith.tasks.facts import datasets
@@ -55,6 +58,23 @@ class Rewrites(AnswerAccuracy):
 FAMILY = Rewrites()
 """
 
+TASK = """
+from factsmith.tasks.abilities.task import AbilityTask, Example, HubSplit, label_index, verbatim
+
+
+class Parity(AbilityTask):
+    name = "parity"
+    title = "Parity"
+    labels = ("even", "odd")
+    hub = HubSplit("someone/parity", "default", "test")
+
+    def parse(self, raw):
+        return Example(f"The number {verbatim(raw, 'number')} is", label_index(raw, "label", (0, 1)))
+
+
+TASK = Parity()
+"""
+
 METHOD = """
 # MEMIT with a looser fit.
 name: loose
@@ -70,11 +90,11 @@ def add(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def call(package, name: str, text: str) -> None:
         (tmp_path / f"{name}.py").write_text(text)
         monkeypatch.setattr(package, "__path__", [*package.__path__, str(tmp_path)])
-        for cached in (layout._families, family._families):
+        for cached in (layout._families, family._families, task._tasks):
             cached.cache_clear()
 
     yield call
-    for cached in (layout._families, family._families):
+    for cached in (layout._families, family._families, task._tasks):
         cached.cache_clear()
 
 
@@ -97,6 +117,14 @@ def test_a_metric_family(add):
     add(metrics, "rewrites", METRIC)
     (found,) = family.load_families(["rewrites"])
     assert list(found.metrics) == ["Rew"]
+
+
+def test_an_ability_task(add, tmp_path):
+    add(tasks, "parity", TASK)
+    (tmp_path / "parity.jsonl").write_text('{"number": "7", "label": 1}')
+    (found,) = task.load_tasks(["parity"])
+    (example,) = select_examples(found, AbilitySettings(tasks=["parity"], path=tmp_path))
+    assert (example.prompt, found.labels[example.label]) == ("The number 7 is", "odd")
 
 
 def test_a_method(tmp_path):

@@ -18,6 +18,7 @@ from factsmith.flows.reporting.figures import score_by_multiplier
 from factsmith.flows.reporting.reports import CellReport, SweepReport
 from factsmith.flows.reporting.sequence.sweeps import log_sequences, sequence_tables, write_sequences
 from factsmith.flows.reporting.text_table import TextTable
+from factsmith.tasks.abilities.measures import ACCURACY
 from factsmith.tasks.evaluation.held_out.drift import MEASURES
 from factsmith.tasks.evaluation.resampling import EXPLAINED
 from factsmith.tasks.tracking.tracker import Tracker
@@ -37,7 +38,7 @@ def sweep_tables(report: SweepReport) -> list[TextTable]:
     """The tables of a sweep.
 
     If d_m varies, these are S by d_m and the papers' layout. Otherwise they are a table with one row per cell, and
-    tables of sequences by the number of edits.
+    tables of sequences by the number of edits. General abilities, if they were measured, have a table of their own.
     """
     done = [cell for cell in report.cells if not cell.error]
     if not done:
@@ -46,7 +47,7 @@ def sweep_tables(report: SweepReport) -> list[TextTable]:
         found = [*_by_multiplier(report), *_full_and_fast(report)]
     else:
         found = [_cells(report), *sequence_tables(report)]
-    return [table for table in found if table.rows]
+    return [table for table in (*found, _abilities(report)) if table.rows]
 
 
 def curves(report: SweepReport) -> dict[str, dict[str, Curve]]:
@@ -196,6 +197,24 @@ def _cells(report: SweepReport) -> TextTable:
     return table
 
 
+def _abilities(report: SweepReport) -> TextTable:
+    """The accuracy of each task before and after the edit, with one row per cell."""
+    varied = [axis[0] for axis in report.axes]
+    by_cell = [
+        (cell, {f"{one.task} {one.way}": one for one in cell.abilities if one.metric == ACCURACY})
+        for cell in report.cells
+    ]
+    names = list(dict.fromkeys(name for _, found in by_cell for name in found))
+    columns = [*(key.rpartition(".")[2] for key in varied), *names]
+    title = f"{report.name}: accuracy in percent, before -> after"
+    table = TextTable(title, columns, labels=len(varied), wrapped=names)
+    for cell, found in by_cell:
+        if found:
+            shown = {name: f"{one.before:.1f} -> {one.after:.1f}" for name, one in found.items()}
+            table.add(*(cell.place[key] for key in varied), *(shown.get(name, "-") for name in names))
+    return table
+
+
 def _csv(report: SweepReport) -> str:
     """CSV text with one row per cell, phase and metric."""
     varied = [key for axis in report.axes for key in axis]
@@ -216,6 +235,13 @@ def _csv(report: SweepReport) -> str:
                     writer.writerow(
                         [*place, cell.facts, cell.tokens, phase, metric, value, *ends, cell.mlflow_run_id, ""]
                     )
+        for ability in cell.abilities:
+            for phase, value, ends in (
+                ("before", ability.before, ["", "", ""]),
+                ("after", ability.after, [*ability.interval, "examples"]),
+            ):
+                row = [cell.facts, cell.tokens, phase, ability.name, value, *ends]
+                writer.writerow([*place, *row, cell.mlflow_run_id, ""])
         for one in cell.drift:
             for phase, moved in (("before", one.before), ("after", one.after)):
                 if moved is not None:

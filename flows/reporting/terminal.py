@@ -128,8 +128,9 @@ def _answer(answer: str | None) -> str:
 
 
 def trajectory_table(curves: Curves, settings: Settings) -> Table:
-    """Scores, perplexity and KL by the number of edits, with at most twenty rows. The last one is always shown."""
+    """Scores, perplexity, KL and abilities by the number of edits, in at most twenty rows. The last is always shown."""
     from factsmith.flows.reporting.curves import ALL_FACTS, FIRST_FACTS, KL, PERPLEXITY, evenly
+    from factsmith.tasks.abilities.measures import ACCURACY
     from factsmith.tasks.evaluation.family import load_families
     from factsmith.tasks.evaluation.summary import FIRST
 
@@ -144,6 +145,10 @@ def trajectory_table(curves: Curves, settings: Settings) -> Table:
         if family.mean:
             shown[f"{family.mean[0]}, first {FIRST}"] = FIRST_FACTS.format(family.mean[0])
     shown = {heading: name for heading, name in {**shown, "perplexity": PERPLEXITY, "KL": KL}.items() if name in curves}
+    ability = f" {ACCURACY}"
+    shown |= {
+        name.removeprefix(ALL_FACTS.format("")).removesuffix(ability): name for name in curves if name.endswith(ability)
+    }
     for heading in shown:
         table.add_column(heading, justify="right")
     counts = sorted({count for name in shown.values() for count in curves[name]})
