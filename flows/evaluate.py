@@ -19,7 +19,7 @@ from factsmith.flows.reporting.drift import DriftMeasure, drift_metrics, drift_r
 from factsmith.flows.reporting.figures import before_and_after
 from factsmith.flows.reporting.page import open_page, show_abilities, show_scores
 from factsmith.flows.reporting.reports import Report, Scored
-from factsmith.flows.reporting.sequence.trajectory import log_trajectory
+from factsmith.flows.reporting.trajectory import log_trajectory
 from factsmith.tasks.abilities.harness_stage import HarnessResult, harness
 from factsmith.tasks.abilities.measures import Ability
 from factsmith.tasks.abilities.stage import ANSWERS, abilities
@@ -167,5 +167,5 @@ def evaluate(settings: RunSettings, run: str | None = None) -> Report:
         show_scores(current, scored.scores)
         show_abilities(current, scored.abilities, scored.lm_eval)
         report = Report.of(current, scored)
-        log_run_report(current, report, "evaluate", scored=scored.scores, past=past.id)
+        log_run_report(current, report, "evaluate", scored=scored.scores, past=past)
         return report

@@ -24,7 +24,7 @@ from factsmith.flows.html.pages import log_sweep_report
 from factsmith.flows.precompute import Prepared
 from factsmith.flows.reporting.page import name_flow_run, show_tables
 from factsmith.flows.reporting.reports import CellReport, Report, SweepReport
-from factsmith.flows.reporting.sweeps import log_sweep, sweep_tables
+from factsmith.flows.reporting.sweeps.results import log_sweep, sweep_tables
 from factsmith.flows.run import run_part
 from factsmith.tasks.evaluation.family import load_families
 from factsmith.tasks.pipeline.environment import home

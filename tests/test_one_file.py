@@ -1,4 +1,4 @@
-"""A new method, architecture family, dataset format, metric family or ability task is one new file: nothing else changes."""
+"""A new method, architecture family, dataset format, metric family or ability task is one new file."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ def sweep(
     from factsmith.flows.sweep import cells_flow
 
     report = complete(cells_flow(opened))
-    from factsmith.flows.reporting.sweeps import failures, sweep_tables, write_sweep
+    from factsmith.flows.reporting.sweeps.results import failures, sweep_tables, write_sweep
 
     write_report(report.mlflow_run_id, report_file)
     written = write_sweep(report, out) if out is not None else []

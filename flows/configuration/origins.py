@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -17,7 +17,7 @@ from factsmith.flows.configuration.keys import setting_defaults, setting_values
 from factsmith.flows.configuration.unread import is_read
 from factsmith.tasks.planning.settings import Settings
 
-__all__ = ["DEFAULT", "GIVEN", "arguments_of", "origins"]
+__all__ = ["DEFAULT", "GIVEN", "arguments_again", "arguments_of", "origins"]
 
 GIVEN = "given"
 """The origin of a setting that differs from its choice and its default."""
@@ -59,6 +59,13 @@ def arguments_of(settings: Settings) -> list[str] | None:
         return arguments if compose(arguments) == settings else None
     except InputError:
         return None
+
+
+def arguments_again(content: Mapping[str, Any], settings: Settings) -> list[str]:
+    """Arguments of `evaluate RUN`: the settings that differ from those of the earlier run, nested in ``content``."""
+    before = dict(setting_values(content))
+    now = setting_values(settings.model_dump(mode="json"))
+    return [_argument(name, value) for name, value in now if name in before and before[name] != value]
 
 
 def _chosen(settings: Settings) -> dict[str, str]:

@@ -8,10 +8,13 @@ from typing import Any
 
 from factsmith.flows.configuration.choices import GROUPS
 from factsmith.flows.configuration.keys import setting_values
-from factsmith.flows.configuration.origins import arguments_of
+from factsmith.flows.configuration.origins import arguments_again, arguments_of
+from factsmith.flows.html.blocks import Verbatim
 from factsmith.flows.html.document import Document, render
+from factsmith.flows.html.sections.abilities import abilities
 from factsmith.flows.html.sections.cost import cost
 from factsmith.flows.html.sections.covariance import covariance
+from factsmith.flows.html.sections.drift import drift
 from factsmith.flows.html.sections.environment import environment
 from factsmith.flows.html.sections.facts import facts
 from factsmith.flows.html.sections.lineage import lineage
@@ -26,7 +29,7 @@ from factsmith.tasks.pipeline.workspace import Workspace
 from factsmith.tasks.planning.run import Run
 from factsmith.tasks.planning.settings import Settings
 from factsmith.tasks.planning.title import summary
-from factsmith.tasks.tracking.runs import REPORT
+from factsmith.tasks.tracking.runs import REPORT, PastRun
 
 __all__ = ["log_run_report", "log_sweep_report"]
 
@@ -39,7 +42,7 @@ def log_run_report(
     dataset: bool = True,
     scored: Scores | None = None,
     leverages: Leverages | None = None,
-    past: str | None = None,
+    past: PastRun | None = None,
 ) -> None:
     """Attach the report of a run to it, as its last file: what is in it has to be known.
 
@@ -50,12 +53,14 @@ def log_run_report(
         dataset: whether it reads facts.
         scored: its scores, if it was scored.
         leverages: the held-out leverages that led to the number of tokens, if it was searched for.
-        past: id of the earlier run whose edits it scored, if it made none.
+        past: the earlier run whose edits it scored, if it made none.
     """
     given, families = run.settings, run.families if dataset else []
     found = [
         scores(report, families) if report.metrics else None,
-        trajectory(report.trajectory, families) if report.trajectory else None,
+        trajectory(report.trajectory, families, report.abilities) if report.trajectory else None,
+        abilities(report.abilities) if report.abilities else None,
+        drift(report.drift) if report.drift else None,
         facts(run.batches, families, scored, report.answers) if dataset else None,
         covariance(
             report,
@@ -111,9 +116,10 @@ def log_sweep_report(
     workspace.tracker.text(render(document), REPORT)
 
 
-def _command(flow: str, given: Settings, past: str | None) -> Any:
+def _command(flow: str, given: Settings, past: PastRun | None) -> Verbatim | None:
+    """The command that repeats the run; ``None`` if no arguments give its settings."""
     if past is not None:
-        return command(flow, [past[:8], f"dataset.metrics=[{','.join(given.dataset.metrics)}]"])
+        return command(flow, [past.id[:8], *arguments_again(past.content, given)])
     arguments = arguments_of(given)
     return None if arguments is None else command(flow, arguments)
 

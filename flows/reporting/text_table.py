@@ -26,6 +26,7 @@ class TextTable:
         sections: indices of rows that end a section.
         caption: the text below the table.
         wrapped: columns whose cells may be wrapped on a narrow terminal.
+        texts: columns after the labels that hold text.
     """
 
     title: str
@@ -37,6 +38,7 @@ class TextTable:
     sections: set[int] = field(default_factory=set)
     caption: str = ""
     wrapped: Sequence[str] = ()
+    texts: Sequence[str] = ()
 
     def add(self, *cells: str, weak: bool = False, strong: bool = False) -> None:
         """Add a row."""
@@ -50,11 +52,15 @@ class TextTable:
         """Draw a line below the last row."""
         self.sections.add(len(self.rows) - 1)
 
+    def is_number(self, index: int) -> bool:
+        """Whether a column holds numbers."""
+        return index >= self.labels and self.columns[index] not in self.texts
+
     def terminal(self) -> Table:
         """The table for the terminal. Weak rows are red, strong rows bold."""
         table = Table(title=self.title, title_justify="left", caption=self.caption or None, caption_justify="left")
         for index, name in enumerate(self.columns):
-            justify: Literal["left", "right"] = "left" if index < self.labels else "right"
+            justify: Literal["left", "right"] = "right" if self.is_number(index) else "left"
             table.add_column(name, justify=justify, no_wrap=name not in self.wrapped, overflow="fold")
         for number, row in enumerate(self.rows):
             colour = "red" if number in self.weak else ""
@@ -65,7 +71,7 @@ class TextTable:
 
     def markdown(self) -> str:
         """The table in GitHub's Markdown. Weak rows are in italics, strong rows in bold."""
-        marks = [":--"] * self.labels + ["--:"] * (len(self.columns) - self.labels)
+        marks = ["--:" if self.is_number(index) else ":--" for index in range(len(self.columns))]
         lines = [f"**{self.title}**", "", _line(self.columns), _line(marks)]
         for number, row in enumerate(self.rows):
             mark = "*" * ((number in self.weak) + 2 * (number in self.strong))

@@ -43,8 +43,8 @@ def compute_edit(
     Layers are solved in ascending order, each with the changes of the lower ones already applied [Meng et al. 2022b,
     algorithm 1]. At each layer, the residual is (value - present output of the last layer), divided by the number of
     layers still to write, this one included, or by its square root. A block that normalises its MLP's output needs
-    another change of that output: see ``OutputNorm.needed``. A fact that is also written as a question has two keys, with
-    the same residual.
+    another change of that output: see ``OutputNorm.needed``. A fact that is also written as a question has two keys,
+    with the same residual.
 
     Args:
         decoder: the model. Its weights are restored before this returns.

@@ -17,7 +17,7 @@ from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRun
 from factsmith.artifacts.errors import InputError
 from factsmith.flows.cells import RunPool, open_sweep
 from factsmith.flows.configuration.composition import compose
-from factsmith.flows.reporting.sweeps import curves, failures, sweep_tables, write_sweep
+from factsmith.flows.reporting.sweeps.results import curves, failures, sweep_tables, write_sweep
 from factsmith.flows.sweep import run_sweep
 from factsmith.tasks.model.checkpoint import Checkpoint
 from factsmith.tasks.pipeline.progress import progress

@@ -31,8 +31,8 @@ _LONGEST = 300
 _EXACT = 1 - 1e-9
 """A mean over prompts that is at least this is 1."""
 
-_WRITTEN = "rewrite"
-"""The kind of prompt that was written."""
+_WRITTEN = ("rewrite", "question")
+"""Kinds of prompts whose answers are shown first: the prompt that was written, and the fact's question in a chat."""
 
 Values = Mapping[str, Mapping[str, tuple[float | None, float | None]]]
 """Each metric of a fact before and after the edit, by the fact's digest and the metric."""
@@ -69,7 +69,7 @@ def facts(
     holds = [held for _, held in judged] if scores else [one.holds for one in answers]
     judging = list(dict.fromkeys(name for name, _ in judged if name))
     chosen = _chosen(holds or [None] * len(records))
-    texts = [_texts(family, scores) for family in families] if scores else []
+    generated = [_texts(family, scores) for family in families] if scores else []
     metrics = _metrics(families, values)
     numbers = {id(record): number for number, batch in enumerate(batches.batches, start=1) for record in batch}
     room = _MOST_CHARACTERS
@@ -77,9 +77,9 @@ def facts(
     for place in chosen:
         record = records[place]
         request, mine = record.request, values.get(record.fact, {})
-        written = [text for family in texts for text in family.of(record)]
-        answer = _asked(answers[place]) if answers else next((one for one in written if one.kind == _WRITTEN), None)
-        others = [one for one in written if one is not answer]
+        texts = _asked(answers[place]) if answers else [text for family in generated for text in family.of(record)]
+        answer = next((one for kind in _WRITTEN for one in texts if one.kind == kind), None)
+        others = [one for one in texts if one is not answer]
         length = sum(len(one.prompt) + len(one.before or "") + len(one.after or "") for one in others)
         if length > room:
             others, cut = [], True
@@ -106,7 +106,7 @@ def facts(
         answers=any(one.answer for one in found),
         judged=any(one is not None for one in holds),
     )
-    return Section("Facts", [*_about(table, records, holds, bool(answers), judging, cut, texts), table])
+    return Section("Facts", [*_about(table, records, holds, bool(answers), judging, cut, generated), table])
 
 
 def _about(
@@ -202,5 +202,9 @@ def _text(kind: str, prompt: str, before: str | None, after: str | None, right: 
     return Text(kind, prompt, _clipped(before, prompt), _clipped(after, prompt), right)
 
 
-def _asked(answer: Answer) -> Text:
-    return _text(_WRITTEN, answer.prompt, answer.before, answer.after, answer.holds)
+def _asked(answer: Answer) -> list[Text]:
+    """The answers to the prompt, and to the question in a chat if there is one."""
+    found = [_text("rewrite", answer.prompt, answer.before, answer.after, answer.holds)]
+    if chat := answer.chat:
+        found.append(_text("question", chat.question, chat.before, chat.after, chat.holds))
+    return found

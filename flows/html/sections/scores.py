@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from factsmith.flows.html.blocks import Headline, Score, ScoreTable, Section
 from factsmith.flows.html.numbers import interval, percent
 from factsmith.flows.reporting.reports import Report
+from factsmith.tasks.evaluation.answers_stage import Answer
 from factsmith.tasks.evaluation.family import MetricFamily
+from factsmith.tasks.evaluation.resampling import EXPLAINED
 
 __all__ = ["headlines", "scores"]
 
@@ -18,9 +20,7 @@ _MOST = 6
 def headlines(report: Report, families: Sequence[MetricFamily]) -> list[Headline]:
     """The harmonic means and the metrics that they combine; of a family without a mean, all metrics."""
     if report.answers:
-        held = sum(one.holds for one in report.answers)
-        before = sum(one.held for one in report.answers)
-        return [Headline("facts hold", f"{held:,}", f"{before:,}", f"of {len(report.answers):,} facts")]
+        return _held(report.answers)
     names = [
         name for family in families for name in ([family.mean[0], *family.mean[1]] if family.mean else family.metrics)
     ]
@@ -36,6 +36,16 @@ def headlines(report: Report, families: Sequence[MetricFamily]) -> list[Headline
         )
         for name in known[:_MOST]
     ]
+
+
+def _held(answers: Sequence[Answer]) -> list[Headline]:
+    """How many facts hold, in text and in a chat."""
+    held, before = sum(one.holds for one in answers), sum(one.held for one in answers)
+    found = [Headline("facts hold", f"{held:,}", f"{before:,}", f"of {len(answers):,} facts")]
+    if asked := [one.chat for one in answers if one.chat]:
+        held = sum(one.holds for one in asked)
+        found.append(Headline("hold in a chat", f"{held:,}", note=f"of {len(asked):,} questions"))
+    return found
 
 
 def scores(report: Report, families: Sequence[MetricFamily]) -> Section:
@@ -60,10 +70,9 @@ def scores(report: Report, families: Sequence[MetricFamily]) -> Section:
             for family in families
         ]
     )
-    about = (
-        f"Percent, of {report.facts:,} facts. The 95 % bootstrap interval says how much a number would vary with "
-        "another sample of as many facts."
-    )
+    about = f"Percent, of {report.facts:,} facts."
+    if report.intervals_over:
+        about += f" 95 % {EXPLAINED[report.intervals_over]}."
     return Section("Scores", [about, table])
 
 

@@ -8,8 +8,8 @@ from factsmith.flows.html.blocks import Block, Charts, Headline, Section, Verbat
 from factsmith.flows.html.chart import Line, LineChart
 from factsmith.flows.html.numbers import interval, percent, span
 from factsmith.flows.reporting.reports import SweepReport
-from factsmith.flows.reporting.sequence.sweeps import trajectories
-from factsmith.flows.reporting.sweeps import failures, points_by_multiplier, sweep_tables
+from factsmith.flows.reporting.sweeps.results import failures, points_by_multiplier, sweep_tables
+from factsmith.flows.reporting.sweeps.sequences import trajectories
 from factsmith.flows.reporting.text_table import TextTable
 
 __all__ = ["cells", "results", "sweep_headlines"]

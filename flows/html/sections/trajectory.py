@@ -6,7 +6,17 @@ from collections.abc import Sequence
 
 from factsmith.flows.html.blocks import Charts, Section
 from factsmith.flows.html.chart import Line, LineChart
-from factsmith.flows.reporting.curves import ALL_FACTS, COLLAPSE, FIRST_FACTS, PERPLEXITY, RELATIVE, Curves, collapse
+from factsmith.flows.reporting.curves import (
+    ALL_FACTS,
+    COLLAPSE,
+    FIRST_FACTS,
+    KL,
+    PERPLEXITY,
+    RELATIVE,
+    Curves,
+    collapse,
+)
+from factsmith.tasks.abilities.measures import ACCURACY, Ability
 from factsmith.tasks.evaluation.family import MetricFamily
 from factsmith.tasks.evaluation.summary import FIRST
 
@@ -16,14 +26,26 @@ _WIDE = 10
 """Values whose largest is so many times the smallest are drawn on a logarithmic axis."""
 
 
-def trajectory(curves: Curves, families: Sequence[MetricFamily]) -> Section:
-    """Curves of the scores, of perplexity and of the changes of each layer."""
+def trajectory(curves: Curves, families: Sequence[MetricFamily], abilities: Sequence[Ability] = ()) -> Section:
+    """Curves of the scores, of drift, of general abilities and of the changes of each layer.
+
+    Args:
+        curves: the curves.
+        families: the metric families of the scores.
+        abilities: the general abilities. The accuracies that have curves are drawn.
+    """
+    abilities = [one for one in abilities if one.metric == ACCURACY and ALL_FACTS.format(one.name) in curves]
     charts = [chart for family in families if (chart := _scores(curves, family)).lines]
     if points := curves.get(PERPLEXITY):
         wide = max(points.values()) > _WIDE * min(points.values())
         limits = [COLLAPSE * points[0]] if wide else []
         lines = [Line("perplexity", points)]
         charts.append(LineChart("Perplexity of held-out text", "edits", lines, log_y=wide, limits=limits))
+    if points := curves.get(KL):
+        charts.append(LineChart("KL(unedited || edited) of held-out text, nats", "edits", [Line("KL", points)]))
+    if abilities:
+        lines = [Line(one.name, curves[ALL_FACTS.format(one.name)]) for one in abilities]
+        charts.append(LineChart("General abilities, percent", "edits", lines, share=True))
     prefix = f"{RELATIVE}/layer_"
     layers = [Line(f"layer {key.removeprefix(prefix)}", one) for key, one in curves.items() if key.startswith(prefix)]
     if layers:

@@ -54,6 +54,7 @@ class Chat(MetricFamily):
         "ChatH": "harmonic mean of ChatEff, ChatGen and ChatSpe",
     }
     mean = ("ChatH", ("ChatEff", "ChatGen", "ChatSpe"))
+    efficacy = ("ChatEff",)
 
     def recipe(self, tokenizer: PreTrainedTokenizerFast) -> Mapping[str, Any]:
         return {**self.parameters, "chat": in_chat(tokenizer, PLACEHOLDER)}

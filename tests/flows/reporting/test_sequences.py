@@ -12,7 +12,7 @@ from factsmith.flows.cells import open_sweep
 from factsmith.flows.configuration.composition import compose
 from factsmith.flows.reporting.curves import collapse
 from factsmith.flows.reporting.reports import CellReport, SweepReport
-from factsmith.flows.reporting.sweeps import sweep_tables, write_sweep
+from factsmith.flows.reporting.sweeps.results import sweep_tables, write_sweep
 from factsmith.flows.reporting.terminal import trajectory_table
 from factsmith.flows.sweep import run_sweep
 from factsmith.tasks.tracking.tracker import metric_name

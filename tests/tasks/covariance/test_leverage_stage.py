@@ -17,7 +17,7 @@ from factsmith.flows.cells import open_sweep
 from factsmith.flows.configuration.composition import compose
 from factsmith.flows.precompute import precompute
 from factsmith.flows.reporting.reports import PrecomputeReport
-from factsmith.flows.reporting.sweeps import sweep_tables, write_sweep
+from factsmith.flows.reporting.sweeps.results import sweep_tables, write_sweep
 from factsmith.flows.sweep import run_sweep
 from factsmith.tasks.keys import stage as keys_stage
 from factsmith.tasks.model.checkpoint import Checkpoint

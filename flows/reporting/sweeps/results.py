@@ -16,7 +16,7 @@ from pathlib import Path
 from factsmith.flows.configuration.grid import MULTIPLIER
 from factsmith.flows.reporting.figures import score_by_multiplier
 from factsmith.flows.reporting.reports import CellReport, SweepReport
-from factsmith.flows.reporting.sequence.sweeps import log_sequences, sequence_tables, write_sequences
+from factsmith.flows.reporting.sweeps.sequences import log_sequences, sequence_tables, write_sequences
 from factsmith.flows.reporting.text_table import TextTable
 from factsmith.tasks.abilities.measures import ACCURACY
 from factsmith.tasks.evaluation.held_out.drift import MEASURES

@@ -1,1 +1,0 @@
-"""How a sequence went: its curves in MLflow, and the tables of a sweep of sequences."""
