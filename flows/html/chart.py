@@ -7,11 +7,11 @@ importing Matplotlib takes longer than rendering a whole report.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-__all__ = ["Line", "LineChart"]
+__all__ = ["Line", "LineChart", "is_wide"]
 
 WIDTH, HEIGHT = 460, 250
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 10, 10, 38
@@ -22,6 +22,9 @@ _TICKS = 5
 
 _CLOSE_UP = 50.0
 """If all shares are above this, the axis begins a little below them."""
+
+_WIDE = 10
+"""Values whose largest is so many times the smallest are wide."""
 
 Point = tuple[float, float]
 
@@ -136,6 +139,12 @@ class LineChart:
             return low / 1.1, high * 1.1
         ticks = _round_numbers(low, high)
         return min(low, ticks[0]), max(high, ticks[-1])
+
+
+def is_wide(lines: Iterable[Line]) -> bool:
+    """Whether values differ so much that a logarithmic axis shows them better."""
+    found = [y for line in lines for _, y in _finite(line.points)]
+    return bool(found) and min(found) > 0 and max(found) > _WIDE * min(found)
 
 
 def _finite(points: Mapping[float, float] | Mapping[int, float]) -> list[Point]:

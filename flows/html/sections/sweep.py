@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from factsmith.flows.html.blocks import Block, Charts, Headline, Section, Verbatim
-from factsmith.flows.html.chart import Line, LineChart
+from factsmith.flows.html.chart import Line, LineChart, is_wide
 from factsmith.flows.html.numbers import interval, percent, span
 from factsmith.flows.reporting.reports import SweepReport
 from factsmith.flows.reporting.sweeps.results import failures, points_by_multiplier, sweep_tables
@@ -86,4 +86,5 @@ def _by_edits(report: SweepReport) -> Iterator[LineChart]:
     """The curves of sequences: one chart per curve, one line per cell."""
     for title, curves in trajectories(report).items():
         lines = [Line(name, points) for name, points in curves.items()]
-        yield LineChart(title, "edits", lines, share="percent" in title, log_y="perplexity" in title)
+        share = "percent" in title
+        yield LineChart(title, "edits", lines, share=share, log_y=not share and is_wide(lines))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from factsmith.flows.html.blocks import Charts, Section
-from factsmith.flows.html.chart import Line, LineChart
+from factsmith.flows.html.chart import Line, LineChart, is_wide
 from factsmith.flows.reporting.curves import (
     ALL_FACTS,
     COLLAPSE,
@@ -22,9 +22,6 @@ from factsmith.tasks.evaluation.summary import FIRST
 
 __all__ = ["trajectory"]
 
-_WIDE = 10
-"""Values whose largest is so many times the smallest are drawn on a logarithmic axis."""
-
 
 def trajectory(curves: Curves, families: Sequence[MetricFamily], abilities: Sequence[Ability] = ()) -> Section:
     """Curves of the scores, of drift, of general abilities and of the changes of each layer.
@@ -37,9 +34,9 @@ def trajectory(curves: Curves, families: Sequence[MetricFamily], abilities: Sequ
     abilities = [one for one in abilities if one.metric == ACCURACY and ALL_FACTS.format(one.name) in curves]
     charts = [chart for family in families if (chart := _scores(curves, family)).lines]
     if points := curves.get(PERPLEXITY):
-        wide = max(points.values()) > _WIDE * min(points.values())
-        limits = [COLLAPSE * points[0]] if wide else []
         lines = [Line("perplexity", points)]
+        wide = is_wide(lines)
+        limits = [COLLAPSE * points[0]] if wide else []
         charts.append(LineChart("Perplexity of held-out text", "edits", lines, log_y=wide, limits=limits))
     if points := curves.get(KL):
         charts.append(LineChart("KL(unedited || edited) of held-out text, nats", "edits", [Line("KL", points)]))
