@@ -14,6 +14,7 @@ document.querySelectorAll(".facts").forEach((facts) => {
   const table = facts.querySelector("table");
   const form = facts.querySelector("form");
   const none = facts.querySelector(".none");
+  const all = facts.querySelector(".all");
   const headings = [...table.tHead.rows[0].cells];
   const rows = [...table.tBodies].map((body) => ({
     body,
@@ -22,17 +23,21 @@ document.querySelectorAll(".facts").forEach((facts) => {
     cells: [...body.rows[0].cells].map((cell) => cell.textContent.trim()),
   }));
 
+  let most = 200; // A browser lays out so many rows at once without a wait.
+
   function filter() {
     const wanted = form.elements.words.value.toLowerCase().split(/\s+/).filter(Boolean);
     const failures = form.elements.failures?.checked ?? false;
-    let shown = 0;
+    let found = 0;
     for (const row of rows) {
       const matches = (row.failed || !failures) && wanted.every((word) => row.words.includes(word));
-      row.body.hidden = !matches;
-      shown += matches;
+      found += matches;
+      row.body.hidden = !matches || found > most;
     }
-    form.elements.count.value = `${shown.toLocaleString("en")} of ${rows.length.toLocaleString("en")} facts`;
-    none.hidden = shown > 0;
+    form.elements.count.value = `${found.toLocaleString("en")} of ${rows.length.toLocaleString("en")} facts`;
+    all.textContent = `Show all ${found.toLocaleString("en")}`;
+    all.hidden = found <= most;
+    none.hidden = found > 0;
   }
 
   function sort(column) {
@@ -50,6 +55,7 @@ document.querySelectorAll(".facts").forEach((facts) => {
     headings.forEach((one) => one.removeAttribute("aria-sort"));
     heading.setAttribute("aria-sort", down ? "descending" : "ascending");
     table.append(...rows.map((row) => row.body));
+    filter();
   }
 
   headings.forEach((heading, column) => {
@@ -58,6 +64,10 @@ document.querySelectorAll(".facts").forEach((facts) => {
     button.append(...heading.childNodes);
     button.addEventListener("click", () => sort(column));
     heading.append(button);
+  });
+  all.addEventListener("click", () => {
+    most = Infinity;
+    filter();
   });
   form.addEventListener("input", filter);
   form.addEventListener("submit", (event) => event.preventDefault());

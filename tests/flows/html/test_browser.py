@@ -6,6 +6,8 @@ import json
 
 from playwright.sync_api import expect
 
+from factsmith.flows.html.blocks import Fact, FactTable, Section
+from factsmith.flows.html.document import Document, render
 from factsmith.tasks.tracking.runs import find_run
 from tests.browser import new_page
 
@@ -56,3 +58,25 @@ def test_a_report_is_read_filtered_and_sorted(chromium, factsmith, plain_flows, 
         assert page.title() == "3 facts written into local by memit"
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     assert told == []
+
+
+def test_many_facts_are_shown_in_parts(chromium, tmp_path):
+    file = tmp_path / "many.html"
+    many = [
+        Fact(place, 1, f"s{place}", f"s{place} is", "", "new", place % 3 > 0, None, [], []) for place in range(1, 301)
+    ]
+    table = FactTable(many, [], batches=1, answers=False, judged=True)
+    file.write_text(render(Document("many", {}, [], [Section("Facts", [table])])))
+    with new_page(chromium) as page:
+        page.goto(file.as_uri())
+        shown = page.locator(".facts .subject:visible")
+        expect(shown).to_have_count(200)
+        page.get_by_label("only failures").check()
+        expect(shown).to_have_count(100)
+        page.get_by_label("only failures").uncheck()
+        page.get_by_role("button", name="#").click()
+        page.get_by_role("button", name="#").click()
+        expect(shown.first).to_have_text("s300")
+        expect(shown).to_have_count(200)
+        page.get_by_role("button", name="Show all 300").click()
+        expect(shown).to_have_count(300)

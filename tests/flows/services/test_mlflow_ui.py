@@ -172,6 +172,14 @@ def test_two_runs_are_compared(page, address, reports):
     page.get_by_text("config.json", exact=True).click()
     expect(page.get_by_text('"emmet"')).to_be_visible()
 
+    # Its report, whose script runs in MLflow's frame too.
+    page.get_by_text("report.html", exact=True).click()
+    report = page.frame_locator("iframe")
+    expect(report.get_by_role("heading", name="4 facts written into embedded by emmet")).to_be_visible()
+    expect(report.get_by_role("status")).to_have_text("4 of 4 facts")
+    report.get_by_role("link", name="Environment").click()
+    expect(report.get_by_role("heading", name="Environment")).to_be_in_viewport()
+
 
 def test_a_database_that_cannot_be_read(refused, tmp_path, monkeypatch):
     (tmp_path / "notes.db").write_text("nothing that SQLite knows" * 100)
