@@ -36,8 +36,8 @@ def value(decoder) -> torch.Tensor:
 
 
 def row(states: torch.Tensor, place: int) -> torch.Tensor:
-    """The state at ``place`` of one text. Blocks of OPT join the rows of a batch."""
-    return states.reshape(-1, states.shape[-1])[place]
+    """The state at ``place`` of one text. Blocks of OPT join the rows of a batch, those of Falcon write into it later."""
+    return states.reshape(-1, states.shape[-1])[place].clone()
 
 
 @torch.no_grad()
