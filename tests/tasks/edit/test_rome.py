@@ -36,7 +36,7 @@ def value(decoder) -> torch.Tensor:
 
 
 def row(states: torch.Tensor, place: int) -> torch.Tensor:
-    """The state at ``place`` of one text. Blocks of OPT join the rows of a batch, those of Falcon write into it later."""
+    """The state at ``place`` of one text. Blocks of OPT join the rows of a batch; those of Falcon write into it."""
     return states.reshape(-1, states.shape[-1])[place].clone()
 
 
