@@ -35,8 +35,8 @@ def test_json_is_all_there_is_on_stdout_and_tables_name_what_matters(factsmith, 
     assert result.code == 0, result
     document = json.loads(result.out)
     assert set(document) == {
-        "run_id", "mlflow_run_id", "dynamic_multiplier", "stages", "metrics", "intervals", "records", "trajectory",
-        "answers",
+        "run_id", "mlflow_run_id", "dynamic_multiplier", "stages", "metrics", "intervals", "intervals_over", "records",
+        "trajectory", "abilities", "drift", "answers",
     }  # fmt: skip
     assert document["dynamic_multiplier"] == 20
     assert {tuple(stage) for stage in document["stages"]} == {("name", "state", "seconds", "artifact", "metrics")}
