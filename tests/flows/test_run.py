@@ -169,7 +169,7 @@ def test_half_precision_keys_are_what_c0_is_made_of(pipeline, store):
 def test_methods_share_everything_before_the_edit(pipeline):
     pipeline()
     report = pipeline("method=emmet")
-    assert {name for name, state in states(report).items() if state == "built"} == {"edit", "evaluation"}
+    assert {name for name, state in states(report).items() if state == "built"} == {"edit", "evaluation", "drift"}
 
 
 def test_emmet_is_memit_at_another_weight(pipeline, store):
@@ -255,7 +255,7 @@ def test_each_flow_runs_alone(plain_flows, home, arguments):
     assert list(states(report)) == [*STAGES[:8], "answers"]
     assert report.metrics == {}
     report = evaluate(settings)
-    assert {name for name, state in states(report).items() if state == "built"} == {"evaluation"}
+    assert {name for name, state in states(report).items() if state == "built"} == {"evaluation", "drift"}
     assert set(report.metrics["after"]) == METRICS
 
 
@@ -366,7 +366,7 @@ def test_runs_are_logged_with_the_same_names(pipeline, home):
         (read,) = one.inputs.dataset_inputs
         assert (read.dataset.name, json.loads(read.dataset.profile)) == ("embedded", {"num_rows": 6})
         assert {file.path for file in client.list_artifacts(one.info.run_id)} == {
-            "config.json", "edits.json", "counterfact.parquet", "records.parquet", "before_after.png",
+            "config.json", "edits.json", "counterfact.parquet", "records.parquet", "before_after.png", "report.html",
         }  # fmt: skip
         children = client.search_runs(
             [one.info.experiment_id], f"tags.mlflow.parentRunId = '{one.info.run_id}'", max_results=50
