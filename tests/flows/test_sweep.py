@@ -69,7 +69,7 @@ def test_what_cells_share_is_computed_once(sweep, pipeline, store, home, monkeyp
     assert "method.name" not in parent.data.params
     assert parent.data.params["model.name"] == "local"
     assert {one.path for one in client.list_artifacts(report.mlflow_run_id)} == {
-        "config.json", "results.md", "results.csv", "score_by_multiplier.png",
+        "config.json", "results.md", "results.csv", "score_by_multiplier.png", "report.html",
     }  # fmt: skip
     history = client.get_metric_history(report.mlflow_run_id, "emmet/batch_3/S")
     assert [one.step for one in sorted(history, key=lambda one: one.step)] == [cell.tokens // 5 * d for d in (2, 5)]
