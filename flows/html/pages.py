@@ -59,7 +59,7 @@ def log_run_report(
     found = [
         scores(report, families) if report.metrics else None,
         trajectory(report.trajectory, families, report.abilities) if report.trajectory else None,
-        abilities(report.abilities) if report.abilities else None,
+        abilities(report.abilities, report.lm_eval) if report.abilities or report.lm_eval else None,
         drift(report.drift) if report.drift else None,
         facts(run.batches, families, scored, report.answers) if dataset else None,
         covariance(

@@ -79,6 +79,8 @@ class MetricFamily(ABC):
             that does not fit the model. Such a prompt counts in no metric.
         metrics: description of each metric, in the order in which they are shown.
         mean: name of the harmonic mean that summarises the family, and its metrics; ``None`` for a family without one.
+        text: the column of the rows with what the model wrote; ``None`` if it writes nothing. A column ``correct`` then
+            says whether that is right, if there is one.
         efficacy: metrics that say whether a fact holds: they are 1 if it does. The first that a fact has counts.
         conditional: whether the unedited model decides which rows count (``counted``).
     """
@@ -91,6 +93,7 @@ class MetricFamily(ABC):
     metrics: ClassVar[Mapping[str, str]]
     mean: ClassVar[tuple[str, tuple[str, ...]] | None] = None
     efficacy: ClassVar[tuple[str, ...]] = ()
+    text: ClassVar[str | None] = None
     conditional: ClassVar[bool] = False
 
     @abstractmethod

@@ -74,6 +74,7 @@ class QuestionSets(MetricFamily):
         metric_of: metric of each kind of sets.
     """
 
+    text = "answer"
     schema = pa.schema(
         [
             *ASKED,

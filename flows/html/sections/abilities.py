@@ -6,13 +6,21 @@ from collections.abc import Sequence
 
 from factsmith.flows.html.blocks import Section
 from factsmith.flows.html.numbers import interval, percent
+from factsmith.flows.reporting.page import lm_eval_table
 from factsmith.flows.reporting.text_table import TextTable
+from factsmith.tasks.abilities.harness_stage import HarnessResult
 from factsmith.tasks.abilities.measures import METRICS, Ability
 
 __all__ = ["abilities"]
 
 
-def abilities(found: Sequence[Ability]) -> Section:
+def abilities(found: Sequence[Ability], lm_eval: Sequence[HarnessResult] = ()) -> Section:
+    """The tasks that Factsmith asks, and those of lm-eval."""
+    blocks = [*([_table(found)] if found else []), *([lm_eval_table(lm_eval)] if lm_eval else [])]
+    return Section("General abilities", blocks)
+
+
+def _table(found: Sequence[Ability]) -> TextTable:
     """One row per task, way of answering and metric."""
     columns = ["task", "answer by", "metric", "before", "after", "95 % interval", "change, 95 % interval", "examples"]
     table = TextTable("", columns, labels=3, caption=_about(found))
@@ -31,7 +39,7 @@ def abilities(found: Sequence[Ability]) -> Section:
             f"{one.examples:,}" if first else "",
             weak=one.change[1] < 0 and one.metric != "unanswered",
         )
-    return Section("General abilities", [table])
+    return table
 
 
 def _about(found: Sequence[Ability]) -> str:

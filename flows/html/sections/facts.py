@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 
 from factsmith.artifacts.formats import load_table
 from factsmith.flows.html.blocks import Block, Fact, FactTable, Section, Text
 from factsmith.tasks.evaluation.answers_stage import Answer
-from factsmith.tasks.evaluation.family import ASKED, MetricFamily
+from factsmith.tasks.evaluation.family import MetricFamily
 from factsmith.tasks.evaluation.stage import Scores, prompt_table
 from factsmith.tasks.facts.batches import FactBatches
 from factsmith.tasks.facts.record import Record
@@ -173,21 +174,23 @@ def _metrics(families: Sequence[MetricFamily], values: Values) -> dict[str, str]
 
 
 def _texts(family: MetricFamily, scores: Scores) -> _Texts:
-    """The texts in the rows of a metric family: its first column of text after the prompt."""
-    names = [field.name for field in list(family.schema)[len(ASKED) :] if pa.types.is_string(field.type)]
-    if not names:
+    """What the models wrote, from the rows of a metric family."""
+    if family.text is None:
         return _Texts(family, {})
     table = load_table(scores.artifact.path / prompt_table(family.name))
     judged = ["correct"] if "correct" in table.column_names else []
-    rows = table.select(["phase", "record", "kind", "index", "prompt", names[0], *judged]).to_pylist()
-    before = {(row["record"], row["kind"], row["index"]): row for row in rows if row["phase"] == "before"}
+    rows = table.select(["phase", "record", "kind", "index", "prompt", family.text, *judged]).to_pylist()
+    before = {_place(row): row[family.text] for row in rows if row["phase"] == "before"}
     found: dict[str, list[Text]] = defaultdict(list)
     for row in rows:
         if row["phase"] == "after":
-            old = before[row["record"], row["kind"], row["index"]]
-            text = _text(row["kind"], row["prompt"], old[names[0]], row[names[0]], row.get("correct"))
+            text = _text(row["kind"], row["prompt"], before.get(_place(row)), row[family.text], row.get("correct"))
             found[row["record"]].append(text)
     return _Texts(family, found)
+
+
+def _place(row: Mapping[str, Any]) -> tuple[str, str, int]:
+    return row["record"], row["kind"], row["index"]
 
 
 def _clipped(text: str | None, prompt: str) -> str | None:

@@ -46,6 +46,7 @@ class Chat(MetricFamily):
     version = 1
     kinds = tuple(_METRIC_OF)
     parameters: ClassVar[Mapping[str, Any]] = {"tokens": 24}
+    text = "answer"
     schema = pa.schema([*ASKED, ("answer", pa.string()), ("correct", pa.bool_())])
     metrics: ClassVar[Mapping[str, str]] = {
         "ChatEff": "efficacy in chat: answer contains new object",

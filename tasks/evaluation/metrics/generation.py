@@ -62,6 +62,7 @@ class Generation(MetricFamily):
     version = 1
     kinds = ("generation",)
     parameters: ClassVar[Mapping[str, Any]] = {"seed": 0, "top_k": 5, "length": 100}
+    text = "text"
     schema = pa.schema([*ASKED, ("text", pa.string()), *((f"bits_{n}", pa.float64()) for n in _WEIGHTS)])
     metrics: ClassVar[Mapping[str, str]] = {"GE": "fluency: entropy of generated text, 100 x bits"}
 

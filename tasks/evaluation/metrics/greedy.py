@@ -42,6 +42,7 @@ class Greedy(MetricFamily):
     efficacy = ("FreeEff",)
     # Tokens to generate beyond those of the object, for the text after it and for spellings with more tokens.
     parameters: ClassVar[Mapping[str, Any]] = {"more": 5}
+    text = "answer"
     schema = pa.schema([*ASKED, ("answer", pa.string()), ("correct", pa.bool_())])
     metrics: ClassVar[Mapping[str, str]] = {
         "FreeEff": "efficacy: greedy answer starts with new object",

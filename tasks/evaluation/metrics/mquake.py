@@ -28,6 +28,7 @@ class MQuAKE(QuestionSets):
     parameters: ClassVar[Mapping[str, Any]] = {"tokens": 20, "examples": EXAMPLES}
     metric_of: ClassVar[Mapping[str, str]] = {"edit": "Edit-wise", "hops": "Instance-wise", "multi_hop": "Multi-hop"}
     kinds = tuple(metric_of)
+    efficacy = ("Edit-wise",)
     metrics: ClassVar[Mapping[str, str]] = {
         "Edit-wise": "edited facts that are recalled",
         "Instance-wise": "instances whose facts are all recalled",

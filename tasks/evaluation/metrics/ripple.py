@@ -38,6 +38,7 @@ class Ripple(QuestionSets):
         "Relation_Specificity": "RS",
     }
     kinds = tuple(metric_of)
+    efficacy = ("Fact",)
     metrics: ClassVar[Mapping[str, str]] = {
         "Fact": "new facts that are given",
         "LG": "logical generalisation: related facts that follow",

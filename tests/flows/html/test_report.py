@@ -208,3 +208,12 @@ def test_what_is_not_in_the_store_any_more_has_no_sources(tmp_path):
 def test_titles_are_anchors():
     assert document._slug("How well C0 is known") == "how-well-c0-is-known"
     assert re.fullmatch("[a-z-]+", document._slug("Cost"))
+
+
+def test_what_a_metric_family_names_is_there():
+    families = {family.name: family for family in load_families()}
+    for family in families.values():
+        assert set(family.efficacy) <= set(family.metrics), family.name
+        if family.text is not None:
+            assert family.schema.field(family.text).type == "string", family.name
+    assert families["zsre"].text is None, "its rows hold the correct answers, which no model wrote"
