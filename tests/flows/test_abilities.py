@@ -9,7 +9,11 @@ import pytest
 
 from factsmith.flows.configuration.composition import compose, compose_again
 from factsmith.flows.evaluate import evaluate
+from factsmith.flows.reporting.reports import CellReport, SweepReport
+from factsmith.flows.reporting.sweeps.results import sweep_tables, write_sweep
+from factsmith.flows.reporting.terminal import trajectory_table
 from factsmith.tasks.abilities.answering import ByLikelihood
+from factsmith.tasks.abilities.measures import Ability
 from factsmith.tasks.planning.plan import plan
 from factsmith.tasks.planning.run import Run
 from factsmith.tasks.tracking.runs import find_run
@@ -49,7 +53,7 @@ def test_a_past_run_is_asked_and_only_what_is_new(pipeline, home, asked, prompts
         return evaluate(compose_again(past.content, [*asked, *more]), past.id)
 
     report = again("abilities.examples=8")
-    assert states(report) == {"model": "cached", "evaluation": "cached", "abilities": "built"}
+    assert (states(report)["evaluation"], states(report)["abilities"]) == ("cached", "built")
     assert prompts == [8, 8]
     found = {one.name: one for one in report.abilities}
     accuracy = found["SST-2 likelihood accuracy"]
@@ -110,3 +114,26 @@ def test_what_is_refused(refused, factsmith, arguments, asked, tmp_path):
     assert "a sequence" in refused("run", *arguments(*asked, "abilities.along=true"))
     assert "does not read abilities" in refused("precompute", *arguments(*asked))
     assert "sst2.jsonl does not exist" in refused("run", *arguments(asked[0], f"abilities.path={tmp_path}"))
+
+
+def test_tables_of_sweeps_and_sequences(tmp_path):
+    ability = Ability("SST-2", "likelihood", "accuracy", 70.0, 60.0, (50.0, 70.0), (-20.0, 0.0), 50, 1)
+    cells = [
+        CellReport(place={"method": name}, metrics={"before": {"S": 1.0}, "after": {"S": 2.0}}, abilities=found)
+        for name, found in (("memit", [ability]), ("emmet", []))
+    ]
+    report = SweepReport(
+        run_id="r", mlflow_run_id="m", name="by-hand", axes=[["method"]], metrics=[], mean=None, cells=cells
+    )
+    (table,) = (one for one in sweep_tables(report) if "accuracy" in one.title)
+    assert table.columns == ["method", "SST-2 likelihood"]
+    assert table.rows == [["memit", "70.0 -> 60.0"]]
+    write_sweep(report, tmp_path)
+    lines = (tmp_path / "results.csv").read_text().splitlines()
+    assert [line.split(",")[3:8] for line in lines if "SST-2" in line] == [
+        ["before", "SST-2 likelihood accuracy", "70.0", "", ""],
+        ["after", "SST-2 likelihood accuracy", "60.0", "50.0", "70.0"],
+    ]  # fmt: skip
+    curves = {"sequence/SST-2 likelihood accuracy": {0: 70.0, 5: 60.0}, "sequence/SST-2 likelihood F1": {0: 1.0}}
+    shown = trajectory_table(curves, compose())
+    assert [column.header for column in shown.columns] == ["edits", "SST-2 likelihood"]
