@@ -11,7 +11,8 @@ __all__ = ["TASK"]
 class Rte(AbilityTask):
     """Label 0 is entailment, 1 is none, as in GLUE.
 
-    The evaluation code of AlphaEdit reads the labels the other way round, so its accuracy is 100 percent minus ours.
+    The evaluation code of AlphaEdit reads the labels the other way round, so its accuracy by likelihood is 100 percent
+    minus ours.
     """
 
     name = "rte"

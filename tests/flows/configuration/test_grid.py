@@ -107,7 +107,8 @@ def test_a_faulty_experiment_is_refused(tmp_path, content):
 @pytest.mark.parametrize("name", sorted(choices(EXPERIMENT)))
 def test_every_experiment_that_ships_composes(name):
     grid = read_grid([f"experiment={name}"])
-    paths = {"embedded": [], "cf-gpt2": ["model.path", "corpus.path", "dataset.path"]}
+    local = ["corpus.path", "dataset.path"]
+    paths = {"embedded": [], "cf-gpt2": ["model.path", *local], "smollm2-135m": local}
     needed = [f"{path}=/there" for path in paths.get(grid.settings["model"], ["dataset.path"])]
     unread = []
     for cell in grid.cells:
