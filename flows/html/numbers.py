@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["interval", "number", "percent", "size", "span"]
+__all__ = ["counted", "interval", "number", "percent", "size", "span"]
 
 _SIZES = {"TB": 1e12, "GB": 1e9, "MB": 1e6, "kB": 1e3}
 
@@ -22,6 +22,11 @@ def number(value: float | None) -> str:
     if value is None:
         return "–"
     return f"{value:,.0f}" if value == int(value) else f"{value:.4g}"
+
+
+def counted(count: int, noun: str) -> str:
+    """A number of things: ``1 fact``, ``2 facts``."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def size(count: float | None) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from factsmith.flows.html.blocks import Headline, Score, ScoreTable, Section
-from factsmith.flows.html.numbers import interval, percent
+from factsmith.flows.html.numbers import counted, interval, percent
 from factsmith.flows.reporting.reports import Report
 from factsmith.tasks.evaluation.answers_stage import Answer
 from factsmith.tasks.evaluation.family import MetricFamily
@@ -32,7 +32,7 @@ def headlines(report: Report, families: Sequence[MetricFamily]) -> list[Headline
             name,
             percent(_value(report, "after", name)),
             percent(_value(report, "before", name)),
-            f"{interval(report.intervals.get(name))}, {report.records.get(name, 0):,} facts",
+            f"{interval(report.intervals.get(name))}, {counted(report.records.get(name, 0), 'fact')}",
         )
         for name in known[:_MOST]
     ]
@@ -41,10 +41,10 @@ def headlines(report: Report, families: Sequence[MetricFamily]) -> list[Headline
 def _held(answers: Sequence[Answer]) -> list[Headline]:
     """How many facts hold, in text and in a chat."""
     held, before = sum(one.holds for one in answers), sum(one.held for one in answers)
-    found = [Headline("facts hold", f"{held:,}", f"{before:,}", f"of {len(answers):,} facts")]
+    found = [Headline("facts hold", f"{held:,}", f"{before:,}", f"of {counted(len(answers), 'fact')}")]
     if asked := [one.chat for one in answers if one.chat]:
         held = sum(one.holds for one in asked)
-        found.append(Headline("hold in a chat", f"{held:,}", note=f"of {len(asked):,} questions"))
+        found.append(Headline("hold in a chat", f"{held:,}", note=f"of {counted(len(asked), 'question')}"))
     return found
 
 
@@ -70,7 +70,7 @@ def scores(report: Report, families: Sequence[MetricFamily]) -> Section:
             for family in families
         ]
     )
-    about = f"Percent, of {report.facts:,} facts."
+    about = f"Percent, of {counted(report.facts, 'fact')}."
     if report.intervals_over:
         about += f" 95 % {EXPLAINED[report.intervals_over]}."
     return Section("Scores", [about, table])
