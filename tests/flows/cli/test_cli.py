@@ -47,7 +47,7 @@ def test_json_is_all_there_is_on_stdout_and_tables_name_what_matters(factsmith, 
 
     result = factsmith("run", *arguments())
     assert result.code == 0
-    for word in ("before", "after", "ES", "PS", "NS", "S", "9 cached", "factsmith ui", "covariance"):
+    for word in ("before", "after", "ES", "PS", "NS", "S", "10 cached", "factsmith ui", "covariance"):
         assert word in result.out
 
 
