@@ -72,7 +72,7 @@ def look_at(chromium: str, prefect: Prefect, run: dict[str, Any], scores: dict[s
     with new_page(chromium) as page:
         page.goto(f"{prefect.url}/runs/flow-run/{run['id']}")
         expect(page.get_by_text(run["name"], exact=True).first).to_be_visible()
-        for word in ("Completed", "auto-scheduled", "9 Task runs"):
+        for word in ("Completed", "auto-scheduled", "10 Task runs"):
             expect(page.get_by_text(word, exact=True).first).to_be_visible()
         expect(page.get_by_text(re.compile("^model: built in")).first).to_be_visible()
         page.locator("#artifacts").click()
