@@ -35,7 +35,8 @@ def _home(tmp_path_factory, _mlflow_tables):
 @pytest.mark.parametrize(
     ("method", "size", "batches", "least"),
     [
-        ("memit", 16, 3, 92), ("memit-f", 16, 3, 92),
+        ("memit", 16, 3, 92),
+        pytest.param("memit-f", 16, 3, 92, marks=pytest.mark.slow),
         pytest.param("memit", 16, 10, 92, marks=pytest.mark.slow),
         pytest.param("memit", 64, 4, 87, marks=pytest.mark.slow),
         pytest.param("memit-f", 16, 10, 92, marks=pytest.mark.slow),
