@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from functools import partial
 from pathlib import Path
@@ -20,7 +19,7 @@ from factsmith.flows.run import run_part
 from factsmith.tasks.locate.search import Point, Search
 from factsmith.tasks.model.embedded.world import Split
 from factsmith.tasks.model.settings import EMBEDDED
-from factsmith.tasks.pipeline.environment import home
+from factsmith.tasks.pipeline.environment import check_writable, home
 from factsmith.tasks.pipeline.page import ProgressArtifacts, subflow
 from factsmith.tasks.pipeline.progress import progress, published_by
 from factsmith.tasks.planning.preflight import check_input
@@ -84,9 +83,7 @@ def check_tune(settings: Settings, out: Path | None = None) -> None:
         raise InputError(f"{out} cannot be used as a choice of model.", expected="a name that ends in .yaml")
     if out.exists() and not (out.is_file() and out.read_text(errors="replace").startswith(_HEADER)):
         raise InputError(f"{out} exists already.", expected="a new file, or one that an earlier `tune` wrote")
-    parent = out.absolute().parent
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise InputError(f"{out} cannot be written.", got=f"{parent} is not a writable folder")
+    check_writable(out)
 
 
 @flow(name="tune")

@@ -14,7 +14,7 @@ import typer
 from factsmith.artifacts.errors import InputError
 from factsmith.artifacts.signs_of_life import living
 from factsmith.artifacts.store import Store
-from factsmith.tasks.pipeline.environment import SERVED, home, prepare_command_line
+from factsmith.tasks.pipeline.environment import SERVED, check_writable, home, prepare_command_line
 from factsmith.tasks.tracking.runs import REPORT_MARK
 
 if TYPE_CHECKING:
@@ -31,7 +31,6 @@ __all__ = [
     "ReportFile",
     "check_report_file",
     "check_runs",
-    "check_writable",
     "complete",
     "compose_arguments",
     "preflight",
@@ -87,21 +86,6 @@ def compose_arguments(arguments: list[str] | None, **options: Any) -> Settings:
     return compose(arguments or [], **options)
 
 
-def check_writable(file: Path | None) -> None:
-    """Check that a file that the user asks for can be written, before the work for it begins.
-
-    Raises:
-        InputError: its folder does not exist or cannot be written to, or it is a folder.
-    """
-    if file is None:
-        return
-    parent = file.absolute().parent
-    if file.is_dir():
-        raise InputError(f"{file} cannot be written.", got="a folder", expected="a file")
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise InputError(f"{file} cannot be written.", got=f"{parent} is not a writable folder")
-
-
 def check_report_file(file: Path | None) -> None:
     """Check that a report can be written to ``file``, if one is given.
 
@@ -114,9 +98,7 @@ def check_report_file(file: Path | None) -> None:
         raise InputError(f"{file} cannot be the file of a report.", expected="a name that ends in .html")
     if os.path.lexists(file) and not (file.is_file() and REPORT_MARK in file.read_text(errors="replace")[:_BEGINNING]):
         raise InputError(f"{file} exists already.", expected="a new file, or a report that an earlier command wrote")
-    folder = file.absolute().parent
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise InputError(f"{file} cannot be written.", got=f"{folder} is not a writable folder")
+    check_writable(file)
 
 
 def write_report(run: str, file: Path | None) -> None:

@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from factsmith.flows.cli.common import Arguments, AsJson, check_writable, complete, compose_arguments, preflight, show
+from factsmith.flows.cli.common import Arguments, AsJson, complete, compose_arguments, preflight, show
+from factsmith.tasks.pipeline.environment import check_writable
 
 __all__ = ["known", "locate", "tune"]
 
@@ -26,7 +27,8 @@ def known(
     from factsmith.flows.configuration.composition import UNUSED_BY_LOCATE
 
     settings = compose_arguments(arguments, stand_ins={**UNUSED_BY_LOCATE, "trace": {}})
-    check_writable(out)
+    if out is not None:
+        check_writable(out)
     preflight(settings, dataset=True, editing=False)
     from factsmith.flows.locate import known as flow
 

@@ -6,7 +6,9 @@ import os
 import warnings
 from pathlib import Path
 
-__all__ = ["SERVED", "disable_telemetry", "home", "prepare_command_line", "prepare_scheduler"]
+from factsmith.artifacts.errors import InputError
+
+__all__ = ["SERVED", "check_writable", "disable_telemetry", "home", "prepare_command_line", "prepare_scheduler"]
 
 SERVED = "served.json"
 """The file in the home that says where `factsmith serve` serves Prefect and MLflow, while it does."""
@@ -15,6 +17,19 @@ SERVED = "served.json"
 def home() -> Path:
     """``FACTSMITH_HOME``, or ``.factsmith`` in the working directory."""
     return Path(os.environ.get("FACTSMITH_HOME") or ".factsmith").expanduser().resolve()
+
+
+def check_writable(file: Path) -> None:
+    """Check that a file that the user asks for can be written, before the work for it begins.
+
+    Raises:
+        InputError: its folder does not exist or cannot be written to, or it is a folder.
+    """
+    parent = file.absolute().parent
+    if file.is_dir():
+        raise InputError(f"{file} cannot be written.", got="a folder", expected="a file")
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise InputError(f"{file} cannot be written.", got=f"{parent} is not a writable folder")
 
 
 def disable_telemetry() -> None:
