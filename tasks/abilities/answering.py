@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import pyarrow as pa
 
 from factsmith.tasks.abilities.task import AbilityTask
-from factsmith.tasks.decoder.text import EncodedPrompt, encode_prompt, text_after
+from factsmith.tasks.decoder.text import EncodedPrompt, encode_prompt
 from factsmith.tasks.decoder.words import occurrences
 
 if TYPE_CHECKING:
@@ -134,20 +134,15 @@ class ByGeneration(Way):
         most_tokens: int,
         advance: Callable[[int], None] = lambda done: None,
     ) -> list[dict[str, Any]]:
-        from factsmith.tasks.decoder.generation import continuations, end_tokens
+        from factsmith.tasks.decoder.generation import greedy_answers
 
         encoded = [encode_prompt(decoder.tokenizer, prompt).tokens for prompt in prompts]
-        lengths = [len(one) + task.most_generated for one in encoded]
-        limits = [length if length <= decoder.context_length else 0 for length in lengths]
-        generated = continuations(
-            decoder, encoded, limits, most_tokens=most_tokens, ends=end_tokens(decoder), advance=advance
-        )
-        found: list[dict[str, Any]] = []
-        for tokens, limit, continued in zip(encoded, limits, generated, strict=True):
-            text = text_after(decoder.tokenizer, tokens, continued) if limit else None
-            answer = None if text is None else first_label(text, task)
-            found.append({"asked": bool(limit), "answer": answer, "text": text})
-        return found
+        counts = [task.most_generated] * len(encoded)
+        texts = greedy_answers(decoder, encoded, counts, most_tokens=most_tokens, advance=advance)
+        return [
+            {"asked": False} if text is None else {"asked": True, "answer": first_label(text, task), "text": text}
+            for text in texts
+        ]
 
     def passes(self, tokenizer: PreTrainedTokenizerFast, task: AbilityTask, prompt: str) -> list[tuple[int, int]]:
         count = task.most_generated

@@ -16,8 +16,9 @@ from factsmith.artifacts.recipe import digest_of
 from factsmith.tasks.decoder.batching import length_batches, pad
 from factsmith.tasks.decoder.decoder import Decoder
 from factsmith.tasks.decoder.prefix_cache import PrefixCache
+from factsmith.tasks.decoder.text import text_after
 
-__all__ = ["TopK", "continuations", "end_tokens"]
+__all__ = ["TopK", "continuations", "end_tokens", "greedy_answers"]
 
 _WASTE = 0.5
 """Share of a batch that may be padding. A pass adds one token to each row, so padding costs less than more passes."""
@@ -91,6 +92,37 @@ def continuations(
         _continue(decoder, [growing[place] for place in batch], top_k, ends)
         advance(len(batch))
     return [row.continuation for row in rows]
+
+
+def greedy_answers(
+    decoder: Decoder,
+    prompts: Sequence[Sequence[int]],
+    counts: Sequence[int],
+    *,
+    more: int = 0,
+    ends: Collection[int] = (),
+    most_tokens: int,
+    advance: Callable[[int], None] = lambda prompts: None,
+) -> list[str | None]:
+    """The text that the model writes after each of ``prompts`` with its first choices, in the order of ``prompts``.
+
+    Args:
+        decoder: the model.
+        prompts: tokens of each prompt, special ones included.
+        counts: tokens that an answer may need. If a prompt leaves no room for them, its answer is ``None``.
+        more: tokens that an answer may have besides these, if there is room.
+        ends: tokens that end an answer, besides those that end every text of the model.
+        most_tokens: as in ``continuations``.
+        advance: called with the number of prompts just finished.
+    """
+    needed = [len(prompt) + count for prompt, count in zip(prompts, counts, strict=True)]
+    limits = [length + more if length <= decoder.context_length else 0 for length in needed]
+    ends = end_tokens(decoder).union(ends)
+    generated = continuations(decoder, prompts, limits, most_tokens=most_tokens, ends=ends, advance=advance)
+    return [
+        text_after(decoder.tokenizer, prompt, continuation) if continuation else None
+        for prompt, continuation in zip(prompts, generated, strict=True)
+    ]
 
 
 class _Row:

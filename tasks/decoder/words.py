@@ -9,7 +9,7 @@ import re
 import unicodedata
 from typing import Literal
 
-__all__ = ["Separator", "occurrences", "separator_between", "within_word"]
+__all__ = ["Separator", "normalised", "occurrences", "separator_between", "within_word"]
 
 Separator = Literal["auto", "blank", "none"]
 """What stands between a prompt and its object. ``auto`` is a blank, unless one of them is in a script without blanks.
@@ -20,6 +20,11 @@ _WITHOUT_BLANKS = re.compile(
     "\uff00-\uff9f\U00020000-\U0003ffff]"
 )
 """Characters of scripts without blanks, and their punctuation."""
+
+
+def normalised(text: str) -> str:
+    """``text`` in Unicode NFC, with each run of white space replaced by one space and none at its ends."""
+    return " ".join(unicodedata.normalize("NFC", text).split())
 
 
 def separator_between(prompt: str, text: str, separator: Separator = "auto") -> str:

@@ -8,15 +8,14 @@ its questions are, or one of them, as the dataset says. Means are taken within a
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import pyarrow as pa
 
-from factsmith.tasks.decoder.text import encode_prompt, text_after
-from factsmith.tasks.decoder.words import occurrences
+from factsmith.tasks.decoder.text import encode_prompt
+from factsmith.tasks.decoder.words import normalised, occurrences
 from factsmith.tasks.evaluation.family import ASKED, Asked, MetricFamily, Passes
 from factsmith.tasks.facts.record import Question, Record
 
@@ -114,21 +113,18 @@ class QuestionSets(MetricFamily):
         most_tokens: int,
         advance: Callable[[int], None] = lambda done: None,
     ) -> pa.Table:
-        from factsmith.tasks.decoder.generation import continuations, end_tokens
+        from factsmith.tasks.decoder.generation import greedy_answers
 
         asked = self._questions(records)
         # Sets of a record share many prompts, and a condition is often the question itself.
         prompts = {one.text: encode_prompt(decoder.tokenizer, one.text).tokens for one in asked}
         advance(len(asked) - len(prompts))
-        limits = [len(prompt) + self.parameters["tokens"] for prompt in prompts.values()]
-        fitting = [limit if limit <= decoder.context_length else 0 for limit in limits]
-        continued = continuations(
-            decoder, list(prompts.values()), fitting, most_tokens=most_tokens, ends=end_tokens(decoder), advance=advance
-        )
-        answers: dict[str, str | None] = {}
-        for (text, prompt), generated in zip(prompts.items(), continued, strict=True):
-            whole = text_after(decoder.tokenizer, prompt, generated)
-            answers[text] = whole.lstrip("\n").partition("\n")[0] if generated else None
+        counts = [self.parameters["tokens"]] * len(prompts)
+        written = greedy_answers(decoder, list(prompts.values()), counts, most_tokens=most_tokens, advance=advance)
+        answers = {
+            text: None if whole is None else whole.lstrip("\n").partition("\n")[0]
+            for text, whole in zip(prompts, written, strict=True)
+        }
         return self.table(asked, [{**one.place, **_judged(one, answers[one.text])} for one in asked])
 
     def by_record(self, rows: pa.Table) -> pa.Table:
@@ -170,10 +166,6 @@ def _table(values: Iterable[tuple[str, str, float]]) -> pa.Table:
 def contains(answer: str, spellings: Sequence[str], prompt: str) -> bool:
     """Whether ``answer``, which follows ``prompt``, contains one of ``spellings`` as whole words."""
     # The last words of the prompt show whether the answer goes on within one of them.
-    before = _plain(prompt[-20:])
-    text = _plain(prompt[-20:] + answer)
-    return any(place >= len(before) for one in spellings for place in occurrences(text, _plain(one)))
-
-
-def _plain(text: str) -> str:
-    return " ".join(unicodedata.normalize("NFC", text).split())
+    before = normalised(prompt[-20:])
+    text = normalised(prompt[-20:] + answer)
+    return any(place >= len(before) for one in spellings for place in occurrences(text, normalised(one)))

@@ -15,7 +15,6 @@ that denies the object counts like one that asserts it.
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -24,8 +23,8 @@ import pyarrow as pa
 from factsmith.artifacts.errors import InputError
 from factsmith.tasks.chat.questions import subject_in
 from factsmith.tasks.chat.template import end_of_turn, in_chat
-from factsmith.tasks.decoder.text import PLACEHOLDER, encode_prompt, text_after
-from factsmith.tasks.decoder.words import occurrences
+from factsmith.tasks.decoder.text import PLACEHOLDER, encode_prompt
+from factsmith.tasks.decoder.words import normalised, occurrences
 from factsmith.tasks.evaluation.family import ASKED, Asked, MetricFamily, Passes, mean_by_kind
 from factsmith.tasks.facts.record import Record
 
@@ -77,19 +76,18 @@ class Chat(MetricFamily):
         most_tokens: int,
         advance: Callable[[int], None] = lambda done: None,
     ) -> pa.Table:
-        from factsmith.tasks.decoder.generation import continuations, end_tokens
+        from factsmith.tasks.decoder.generation import greedy_answers
 
         asked = self.asked(records)
         prompts = [_tokens(decoder.tokenizer, one.prompt) for one in asked]
-        lengths = [len(prompt) + self.parameters["tokens"] for prompt in prompts]
-        limits = [length if length <= decoder.context_length else 0 for length in lengths]
-        ends = end_tokens(decoder) | end_of_turn(decoder.tokenizer)
-        continued = continuations(decoder, prompts, limits, most_tokens=most_tokens, ends=ends, advance=advance)
-        measured: list[dict[str, Any]] = []
-        for one, prompt, generated in zip(asked, prompts, continued, strict=True):
-            answer = text_after(decoder.tokenizer, prompt, generated).strip()
-            correct = gives(answer, one.answer, _subject(one))
-            measured.append({"answer": answer, "correct": correct} if generated else {})
+        counts, ends = [self.parameters["tokens"]] * len(prompts), end_of_turn(decoder.tokenizer)
+        answers = greedy_answers(decoder, prompts, counts, ends=ends, most_tokens=most_tokens, advance=advance)
+        measured: list[dict[str, Any]] = [
+            {}
+            if answer is None
+            else {"answer": answer.strip(), "correct": gives(answer.strip(), one.answer, _subject(one))}
+            for one, answer in zip(asked, answers, strict=True)
+        ]
         return self.table(asked, measured)
 
     def by_record(self, rows: pa.Table) -> pa.Table:
@@ -109,7 +107,7 @@ def gives(answer: str, wanted: str, subject: str | None = None) -> bool:
 
 
 def _plain(text: str) -> str:
-    return " ".join(unicodedata.normalize("NFC", text).split()).casefold()
+    return normalised(text).casefold()
 
 
 def _subject(asked: Asked) -> str | None:

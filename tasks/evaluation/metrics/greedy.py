@@ -12,14 +12,13 @@ implies Eff* unless the answer spells the object with other tokens.
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import pyarrow as pa
 
-from factsmith.tasks.decoder.text import encode_prompt, text_after
-from factsmith.tasks.decoder.words import within_word
+from factsmith.tasks.decoder.text import encode_prompt
+from factsmith.tasks.decoder.words import normalised, within_word
 from factsmith.tasks.evaluation.family import ASKED, Asked, MetricFamily, Passes, mean_by_kind
 from factsmith.tasks.facts.record import Record
 
@@ -57,22 +56,17 @@ class Greedy(MetricFamily):
         most_tokens: int,
         advance: Callable[[int], None] = lambda done: None,
     ) -> pa.Table:
-        from factsmith.tasks.decoder.generation import continuations, end_tokens
+        from factsmith.tasks.decoder.generation import greedy_answers
 
         asked = self.asked(records)
         prompts = [encode_prompt(decoder.tokenizer, one.prompt).tokens for one in asked]
-        lengths = [
-            len(prompt) + _answer_length(decoder.tokenizer, one) for prompt, one in zip(prompts, asked, strict=True)
+        counts = [_answer_length(decoder.tokenizer, one) for one in asked]
+        more = self.parameters["more"]
+        answers = greedy_answers(decoder, prompts, counts, more=more, most_tokens=most_tokens, advance=advance)
+        measured: list[dict[str, Any]] = [
+            {} if answer is None else {"answer": answer, "correct": opens_with(answer, one.answer, one.prompt)}
+            for one, answer in zip(asked, answers, strict=True)
         ]
-        limits = [length + self.parameters["more"] if length <= decoder.context_length else 0 for length in lengths]
-        continued = continuations(
-            decoder, prompts, limits, most_tokens=most_tokens, ends=end_tokens(decoder), advance=advance
-        )
-        measured: list[dict[str, Any]] = []
-        for one, prompt, generated in zip(asked, prompts, continued, strict=True):
-            answer = text_after(decoder.tokenizer, prompt, generated)
-            correct = opens_with(answer, one.answer, one.prompt)
-            measured.append({"answer": answer, "correct": correct} if generated else {})
         return self.table(asked, measured)
 
     def by_record(self, rows: pa.Table) -> pa.Table:
@@ -92,7 +86,7 @@ def _answer_length(tokenizer: PreTrainedTokenizerFast, asked: Asked) -> int:
 
 def opens_with(answer: str, wanted: str, prompt: str) -> bool:
     """Whether ``answer``, which follows ``prompt``, starts with ``wanted`` as whole words."""
-    plain, wanted = (" ".join(unicodedata.normalize("NFC", text).split()) for text in (answer, wanted))
+    plain, wanted = normalised(answer), normalised(wanted)
     inside = within_word(prompt + answer, len(prompt))
     return plain.startswith(wanted) and not inside and not within_word(plain, len(wanted))
 
