@@ -15,6 +15,7 @@ from factsmith.flows.reporting.page import open_page
 from factsmith.flows.reporting.reports import Report
 from factsmith.tasks.edit.sequence_stage import edit_in_sequence
 from factsmith.tasks.edit.stage import edit as edit_batches
+from factsmith.tasks.editors.stage import write_facts
 from factsmith.tasks.evaluation.answers_stage import answers
 from factsmith.tasks.export.stage import export
 from factsmith.tasks.facts.stage import contexts
@@ -30,16 +31,21 @@ def write(run: Run, prepared: Prepared) -> list[Artifact]:
     """Write the facts: contexts -> values -> edit. In a sequence: contexts -> principal directions -> edit.
 
     A sequence optimises its value vectors in stage ``edit``, because they depend on the weights that earlier batches
-    left.
+    left. An editor needs neither value vectors nor directions.
 
     Returns:
         One edit for each batch. In a sequence, one edit for each number of batches that is scored; the last one holds
         the changes of all batches.
     """
     workspace, model, layers, method, batches = run.workspace, run.model, run.layers, run.settings.method, run.batches
-    templates = contexts(workspace, model, method, run.given_contexts, run.chat_contexts)
-    factors = prepared.factors
-    if batches.in_sequence:
+    editor, factors = run.editor, prepared.factors
+    templates = None
+    if editor is None or editor.uses_contexts:
+        templates = contexts(workspace, model, method, run.given_contexts, run.chat_contexts)
+    if templates is None or factors is None:
+        assert editor is not None
+        edits = write_facts(workspace, model, layers, editor, method, batches, templates)
+    elif batches.in_sequence:
         source, tokens = prepared.statistics, prepared.tokens
         directions = principal_directions(workspace, layers, run.preservation.source, source, tokens)
         edits = edit_in_sequence(workspace, model, layers, method, batches, templates, factors, directions)

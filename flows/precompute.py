@@ -32,14 +32,14 @@ class Prepared:
     """The results of ``prepare``.
 
     Attributes:
-        factors: the factors of the preservation operators.
+        factors: the factors of the preservation operators; ``None`` for an editor.
         keys: the source of the keys; ``None`` if the method reads none.
         statistics: what the factors are made from.
         tokens: the tokens that these statistics cover.
         leverages: the held-out leverages that determined the token count; ``None`` if it was not searched for.
     """
 
-    factors: Factors
+    factors: Factors | None
     keys: KeySource | None
     statistics: FactorSource
     tokens: int
@@ -57,6 +57,8 @@ def prepare(run: Run, *, held_out: int = 0) -> Prepared:
     """
     workspace, settings, kind, budget = run.workspace, run.settings.corpus, run.preservation, run.budget
     model(workspace, run.model)
+    if run.editor is not None:
+        return Prepared(None, None, None, 0, None)
     if kind.source == "nothing":
         return Prepared(factor(workspace, run.model, run.layers, kind, None, budget), None, None, 0, None)
     wanted = budget.most + max(held_out, budget.held_out)

@@ -26,6 +26,7 @@ TASK_ROOMS = [
     "facts",
     "values",
     "edit",
+    "editors",
     "evaluation",
     "abilities",
     "export",

@@ -98,6 +98,8 @@ def _what_is(declared: ReadIf, settings: Settings) -> str:
     if declared.needs is None:
         return f"{declared.name}={_shown(declared.value_in(settings))}"
     if declared.name.startswith("method."):
+        if settings.method.editor is not None:
+            return f"method={settings.method.name}, method.editor={settings.method.editor}"
         return f"method={settings.method.name}, method.preservation={settings.method.preservation}"
     return f"corpus.dynamic_multiplier={settings.corpus.dynamic_multiplier} and method={settings.method.name}"
 

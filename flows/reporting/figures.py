@@ -175,7 +175,8 @@ def trajectory_figure(
             panels[1].plot(list(points), list(points.values()), label=f"layer {key.removeprefix(prefix)}")
     panels[1].set_ylim(bottom=0)
     panels[1].set_title("norm of all changes / norm of the weight")
-    panels[1].legend(frameon=False, fontsize="small")
+    if panels[1].lines:
+        panels[1].legend(frameon=False, fontsize="small")
     if perplexity:
         panels[2].plot(list(perplexity), list(perplexity.values()), marker="o", markersize=3)
         if max(perplexity.values()) > 10 * min(perplexity.values()):

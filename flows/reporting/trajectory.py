@@ -74,5 +74,6 @@ def measure_curves(measures: pa.Table, facts: pa.Table) -> Curves:
                 curves[f"{name}/layer_{row['layer']}"][row["edits"]] = row[column]
     by_batch = facts.group_by("edits", use_threads=False).aggregate([("reached", "mean")])
     edits, reached = by_batch["edits"].to_pylist(), by_batch["reached_mean"].to_pylist()
-    curves["sequence/reached"] = dict(zip(edits, reached, strict=True))
+    if None not in reached:  # An editor has no value vectors to reach.
+        curves["sequence/reached"] = dict(zip(edits, reached, strict=True))
     return dict(curves)

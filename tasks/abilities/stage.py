@@ -17,8 +17,7 @@ from factsmith.tasks.abilities.answering import SCHEMA, WAYS, Way
 from factsmith.tasks.abilities.measures import Ability, compared, measured
 from factsmith.tasks.abilities.task import AbilityTask, Example
 from factsmith.tasks.decoder.decoder import Decoder
-from factsmith.tasks.edit.batch import applied
-from factsmith.tasks.edit.stage import read_deltas
+from factsmith.tasks.editors.stage import applied_edit
 from factsmith.tasks.model.model import Fingerprint, Model
 from factsmith.tasks.pipeline.progress import progress
 from factsmith.tasks.pipeline.stage import Outcome, stage
@@ -167,11 +166,9 @@ def _answers(
     prompts = {one.digest: one.prompt for one in examples}
 
     def build(draft: Draft, digests: list[str]) -> None:
-        deltas = read_deltas(edit) if edit else {}
-
         def answered(decoder: Decoder, digests: Sequence[str], advance: Callable[[int], None]) -> pa.Table:
             wanted = [prompts[digest] for digest in digests]
-            with applied(decoder, deltas):
+            with applied_edit(decoder, edit):
                 found = way.answer(decoder, task, wanted, most_tokens=model.limits.most_tokens, advance=advance)
             rows = [{"example": digest, **one} for digest, one in zip(digests, found, strict=True)]
             return pa.Table.from_pylist(rows, schema=SCHEMA)

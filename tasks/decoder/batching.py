@@ -1,4 +1,7 @@
-"""Batches of token sequences of different lengths, grouped so that a forward pass contains little padding."""
+"""Batches of token sequences of different lengths, grouped so that a forward pass contains little padding.
+
+A pass may also say where the prompts in its rows end.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["length_batches", "pad"]
+__all__ = ["Prompts", "length_batches", "pad"]
 
 
 def pad(sequences: Sequence[Sequence[int]], device: torch.device | str = "cpu") -> Tensor:
@@ -43,3 +46,25 @@ def length_batches(
         real += length
     if batch:
         yield batch
+
+
+class Prompts:
+    """The prompts in the rows of some passes.
+
+    A module that adds a memory to the model looks up each prompt once, and treats the tokens that follow as part of the
+    same request. A pass alone does not tell where its prompts end.
+
+    Attributes:
+        ends: (n,) index of the last token of each row's prompt.
+        decided: what modules have decided about each row, by name, (n, ...). A module fills it in the first pass, which
+            runs all of the prompts, and reads it in the passes that continue them.
+    """
+
+    def __init__(self, ends: Sequence[int], device: torch.device) -> None:
+        self.ends = torch.tensor(ends, dtype=torch.long, device=device)
+        self.decided: dict[str, Tensor] = {}
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Drop all rows except ``rows``."""
+        self.ends = self.ends[list(rows)]
+        self.decided = {name: each[list(rows)] for name, each in self.decided.items()}

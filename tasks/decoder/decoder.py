@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedTokenizerFast
 
+from factsmith.tasks.decoder.batching import Prompts
 from factsmith.tasks.decoder.layout import HFModel, Layout, canonical_weight
 from factsmith.tasks.decoder.output_norm import OutputNorm
 from factsmith.tasks.decoder.placement import execution_device, is_offloaded, state_dict
@@ -48,6 +49,11 @@ class Decoder:
         tokenizer: its tokenizer.
         layout: the layout of its family.
         whole: false for a model of the first blocks of another one, which gives hidden states and keys only.
+
+    Attributes:
+        prompts: the prompts of the present passes, if their ends are known. See ``prompted``.
+        has_memory: whether a module of the model reads ``prompts``. Inputs then only share a pass if their prompts end
+            at the same place.
     """
 
     def __init__(
@@ -62,6 +68,8 @@ class Decoder:
         self.key_width = layout.key_width(model.config)
         self.context_length = layout.context_length(model.config)
         self._shape = torch.Size([1, 1])
+        self.prompts: Prompts | None = None
+        self.has_memory = False
 
     @property
     def device(self) -> torch.device:
@@ -157,6 +165,19 @@ class Decoder:
             else:
                 hidden = step(hidden)
         return hidden.to(self.device)
+
+    @contextmanager
+    def prompted(self, ends: Sequence[int]) -> Iterator[Prompts]:
+        """While open, all passes run these prompts or continue them.
+
+        Args:
+            ends: index of the last token of each row's prompt.
+        """
+        outer, self.prompts = self.prompts, Prompts(ends, self.device)
+        try:
+            yield self.prompts
+        finally:
+            self.prompts = outer
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits (..., vocabulary) of the next token, in float32, from the last block's output (..., d_model)."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from factsmith.artifacts.recipe import digest_of
-from factsmith.tasks.decoder.batching import length_batches, pad
+from factsmith.tasks.decoder.batching import Prompts, length_batches, pad
 from factsmith.tasks.decoder.decoder import Decoder
 from factsmith.tasks.decoder.prefix_cache import PrefixCache
 from factsmith.tasks.decoder.text import text_after
@@ -153,6 +153,13 @@ class _Row:
 
 def _continue(decoder: Decoder, rows: Sequence[_Row], top_k: TopK | None, ends: Collection[int]) -> None:
     """Continue all of ``rows`` to their ends. A row that has ended leaves the batch."""
+    with decoder.prompted([len(row.prompt) - 1 for row in rows]) as prompts:
+        _continue_prompted(decoder, prompts, rows, top_k, ends)
+
+
+def _continue_prompted(
+    decoder: Decoder, prompts: Prompts, rows: Sequence[_Row], top_k: TopK | None, ends: Collection[int]
+) -> None:
     cache = _RowCache(max(row.limit for row in rows))
     hidden = decoder.embed(pad([row.prompt for row in rows], decoder.device))
     hidden = decoder.run(hidden, 0, decoder.block_count, cache=cache)
@@ -171,6 +178,7 @@ def _continue(decoder: Decoder, rows: Sequence[_Row], top_k: TopK | None, ends: 
         if len(unfinished) < len(rows):
             rows = [rows[place] for place in unfinished]
             cache.keep(unfinished)
+            prompts.keep(unfinished)
         positions = torch.tensor([[row.length - 1] for row in rows], device=decoder.device)
         tokens = torch.tensor([row.continuation[-1:] for row in rows], device=decoder.device)
         hidden = decoder.embed(tokens, positions)

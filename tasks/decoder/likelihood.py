@@ -59,22 +59,23 @@ def continuation_likelihoods(
         most_tokens: most positions in one forward pass.
         advance: called with the number of prompts just finished.
     """
-    passes, pass_of = _merged([prompt.inputs for prompt in prompts])
+    ends = [len(prompt.inputs) - prompt.continued for prompt in prompts]
+    passes, pass_of = _merged([prompt.inputs for prompt in prompts], ends if decoder.has_memory else [0] * len(ends))
     readers: list[list[int]] = [[] for _ in passes]
     for index, place in enumerate(pass_of):
         readers[place].append(index)
     found: dict[int, Likelihood] = {}
     for batch in length_batches([len(tokens) for tokens in passes], most_tokens, spare=decoder.pass_cost):
-        hidden = decoder.run(
-            decoder.embed(pad([passes[place] for place in batch], decoder.device)), 0, decoder.block_count
-        )
+        tokens = pad([passes[place] for place in batch], decoder.device)
+        with decoder.prompted([ends[readers[place][0]] for place in batch]):
+            hidden = decoder.run(decoder.embed(tokens), 0, decoder.block_count)
         asked = [(row, index) for row, place in enumerate(batch) for index in readers[place]]
         rows: list[int] = []
         columns: list[int] = []
         labels: list[int] = []
         for row, index in asked:
             prompt = prompts[index]
-            first = len(prompt.inputs) - prompt.continued
+            first = ends[index]
             rows += [row] * prompt.continued
             columns += range(first, first + prompt.continued)
             labels += prompt.labels
@@ -95,14 +96,18 @@ def continuation_likelihoods(
     return [found[index] for index in range(len(prompts))]
 
 
-def _merged(inputs: Sequence[tuple[int, ...]]) -> tuple[list[tuple[int, ...]], list[int]]:
-    """The distinct inputs that are not a prefix of another, and for each input the index of the one that covers it."""
+def _merged(inputs: Sequence[tuple[int, ...]], kinds: Sequence[int]) -> tuple[list[tuple[int, ...]], list[int]]:
+    """The distinct inputs that are not a prefix of another one, and for each input the index of the one that covers it.
+
+    Only inputs of the same kind cover each other.
+    """
     passes: list[tuple[int, ...]] = []
     pass_of = [0] * len(inputs)
+    last_kind: int | None = None
     # In reverse lexicographic order, an input that is a prefix of others directly follows one that starts with it.
-    for index in sorted(range(len(inputs)), key=lambda i: inputs[i], reverse=True):
+    for index in sorted(range(len(inputs)), key=lambda i: (kinds[i], inputs[i]), reverse=True):
         tokens = inputs[index]
-        if not passes or passes[-1][: len(tokens)] != tokens:
+        if kinds[index] != last_kind or passes[-1][: len(tokens)] != tokens:
             passes.append(tokens)
-        pass_of[index] = len(passes) - 1
+        pass_of[index], last_kind = len(passes) - 1, kinds[index]
     return passes, pass_of

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from factsmith.artifacts.errors import InputError
 from factsmith.tasks.decoder.decoder import Decoder
-from factsmith.tasks.edit.delta import LowRankDelta
+from factsmith.tasks.edit.delta import Delta, LowRankDelta
 from factsmith.tasks.edit.settings import ReadKeys, Spread
 from factsmith.tasks.edit.solve import CollidingKeysError, solve_edit
 from factsmith.tasks.facts.activations import FactActivations
@@ -95,7 +95,7 @@ def compute_edit(
     return deltas
 
 
-def merge(decoder: Decoder, deltas: Mapping[int, LowRankDelta]) -> None:
+def merge(decoder: Decoder, deltas: Mapping[int, Delta]) -> None:
     """Write ``deltas`` into the model permanently.
 
     Raises:
@@ -120,7 +120,7 @@ def _overflow(decoder: Decoder, layer: int, what: str) -> InputError:
 
 
 @contextmanager
-def applied(decoder: Decoder, deltas: Mapping[int, LowRankDelta]) -> Iterator[None]:
+def applied(decoder: Decoder, deltas: Mapping[int, Delta]) -> Iterator[None]:
     """Write ``deltas`` into the model while open, then restore its exact former weights."""
     originals = {layer: decoder.weight(layer).clone() for layer in deltas}
     try:

@@ -1,17 +1,40 @@
-"""A low-rank weight change, stored as two thin factors."""
+"""The change of one weight: two thin factors where it is low-rank, a dense matrix where it is not."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-__all__ = ["LowRankDelta"]
+__all__ = ["Delta", "DenseDelta", "LowRankDelta"]
+
+
+class Delta(ABC):
+    """The change of a weight (d_out, d_in)."""
+
+    @property
+    @abstractmethod
+    def rank(self) -> int:
+        """An upper bound of its rank."""
+
+    @abstractmethod
+    def dense(self) -> Tensor:
+        """The change itself, (d_out, d_in), in the dtype that it is kept in."""
+
+    @abstractmethod
+    def norm(self) -> float:
+        """Its Frobenius norm."""
+
+    def added_to(self, weight: Tensor) -> Tensor:
+        """``weight`` (d_out, d_in) plus the change, summed in float32 and rounded once to the weight's dtype."""
+        total = self.dense().to(device=weight.device, dtype=torch.float32)
+        return (weight.to(torch.float32) + total).to(weight.dtype)
 
 
 @dataclass(frozen=True)
-class LowRankDelta:
+class LowRankDelta(Delta):
     """Delta = left @ right.T.
 
     Attributes:
@@ -24,7 +47,7 @@ class LowRankDelta:
 
     @property
     def rank(self) -> int:
-        """Number of columns of the factors, which is an upper bound of Delta's rank."""
+        """Number of columns of the factors."""
         return self.left.shape[1]
 
     def contiguous(self) -> LowRankDelta:
@@ -32,7 +55,6 @@ class LowRankDelta:
         return LowRankDelta(self.left.contiguous(), self.right.contiguous())
 
     def dense(self) -> Tensor:
-        """Delta itself, (d_out, d_in), in the factors' dtype."""
         return self.left @ self.right.T
 
     def norm(self) -> float:
@@ -40,7 +62,23 @@ class LowRankDelta:
         gram = (self.left.T @ self.left) * (self.right.T @ self.right)
         return float(gram.sum().clamp(min=0).sqrt())
 
-    def added_to(self, weight: Tensor) -> Tensor:
-        """``weight`` (d_out, d_in) plus Delta, summed in float32 and rounded once to the weight's dtype."""
-        total = self.dense().to(device=weight.device, dtype=torch.float32)
-        return (weight.to(torch.float32) + total).to(weight.dtype)
+
+@dataclass(frozen=True)
+class DenseDelta(Delta):
+    """A change that has no thin factors. It takes as much memory as the weight itself does in its dtype.
+
+    Attributes:
+        change: (d_out, d_in).
+    """
+
+    change: Tensor
+
+    @property
+    def rank(self) -> int:
+        return min(self.change.shape)
+
+    def dense(self) -> Tensor:
+        return self.change
+
+    def norm(self) -> float:
+        return float(self.change.norm())

@@ -22,11 +22,12 @@ from factsmith.artifacts.formats import save_table, save_tensors
 from factsmith.artifacts.recipe import Recipe, Series, digest_of
 from factsmith.tasks.edit.delta import LowRankDelta
 from factsmith.tasks.edit.delta_sum import DeltaSum
+from factsmith.tasks.edit.edit import WeightEdit
 from factsmith.tasks.edit.sequence import FactMeasures, SequenceWriter, Step, Written
 from factsmith.tasks.edit.sequence_shards_stage import FACTS, MEASURES, STEPS, ShardRange, batch_digests, stored_batches
 from factsmith.tasks.edit.settings import MethodSettings
 from factsmith.tasks.edit.solve import CollidingKeysError
-from factsmith.tasks.edit.stage import colliding, save_deltas
+from factsmith.tasks.edit.stage import colliding, save_edit
 from factsmith.tasks.facts.batches import FactBatches, fact_digests, ordered_facts
 from factsmith.tasks.facts.record import Record
 from factsmith.tasks.facts.stage import Contexts
@@ -293,7 +294,7 @@ class _Sequence:
         def build(draft: Draft) -> None:
             ranges = [one for one in self._ranges if one.start < number]
             draft.read_from(*(one.shard for one in ranges))
-            save_deltas(draft, deltas, requests)
+            save_edit(draft, WeightEdit(deltas), requests)
             for name in (MEASURES, FACTS):
                 save_table(draft.path / name, pa.concat_tables([one.rows(name, number) for one in ranges]))
             draft.made = self._made

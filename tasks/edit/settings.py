@@ -9,7 +9,7 @@ from pydantic import Field, field_validator
 from factsmith.artifacts.errors import InputError
 from factsmith.tasks.facts.settings import ContextSettings
 from factsmith.tasks.pipeline.settings import ReadIf, Section
-from factsmith.tasks.preservation.settings import PreservationSettings
+from factsmith.tasks.preservation.settings import SOLVES, PreservationSettings
 from factsmith.tasks.values.settings import ValueSettings
 
 __all__ = ["MethodSettings", "ReadKeys", "SequenceSettings", "Spread"]
@@ -58,21 +58,25 @@ class MethodSettings(ContextSettings, PreservationSettings):
 
     name: str = Field(description="name of the choice, for tables")
     layers: Annotated[list[int], Field(min_length=1)] = Field(description="edited layers, counted from 0")
-    slack: float = Field(ge=0, le=1e12, description="gamma: 0 forces the new facts, 1 is least squares")
+    slack: Annotated[float, SOLVES] = Field(
+        1, ge=0, le=1e12, description="gamma: 0 forces the new facts, 1 is least squares"
+    )
     slack_of_one: Annotated[
-        float | None, ReadIf("method.relaxes", (True,), needs="a method whose slack is between 0 and 1")
+        float | None, SOLVES, ReadIf("method.relaxes", (True,), needs="a method whose slack is between 0 and 1")
     ] = Field(None, ge=0, le=1e12, description="gamma of a batch of one fact; null for slack")
-    spread: Annotated[Spread, ReadIf("method.one_layer", (False,), needs="several layers")] = Field(
+    spread: Annotated[Spread, SOLVES, ReadIf("method.one_layer", (False,), needs="several layers")] = Field(
         "even", description="how a residual is divided among the layers"
     )
-    clean_weight: float | None = Field(
+    clean_weight: Annotated[float | None, SOLVES] = Field(
         0.5, ge=0, le=1, description="weight of the clean prompt in an averaged key; null for equal weights"
     )
-    read_keys: ReadKeys = Field("averaged", description="key that a change is read with: averaged, or the clean one")
+    read_keys: Annotated[ReadKeys, SOLVES] = Field(
+        "averaged", description="key that a change is read with: averaged, or the clean one"
+    )
     batch_size: Annotated[int, Field(ge=1)] | Literal["all"] = Field(
         16, description="facts written together; instances of several facts, if the dataset has them"
     )
-    value: ValueSettings = Field(default_factory=ValueSettings)
+    value: Annotated[ValueSettings, SOLVES] = Field(default_factory=ValueSettings)
     sequence: SequenceSettings = Field(default_factory=SequenceSettings)
 
     @field_validator("layers")

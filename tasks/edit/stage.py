@@ -1,4 +1,4 @@
-"""Stage ``edit``: the weight changes of every batch, as thin factors."""
+"""Stage ``edit``: the weight changes of every batch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from factsmith.artifacts.formats import load_tensors, save_json, save_tensors
 from factsmith.artifacts.recipe import Recipe, Series, digest_of
 from factsmith.artifacts.store import Store
 from factsmith.tasks.edit.batch import compute_edit
-from factsmith.tasks.edit.delta import LowRankDelta
+from factsmith.tasks.edit.delta import Delta
+from factsmith.tasks.edit.edit import Edit, WeightEdit
 from factsmith.tasks.edit.settings import MethodSettings
 from factsmith.tasks.edit.solve import CollidingKeysError
 from factsmith.tasks.facts.batches import FactBatches, fact_digests, ordered_facts
@@ -28,6 +29,8 @@ from factsmith.tasks.tracking.runs import PastRun
 from factsmith.tasks.values.stage import Values
 
 __all__ = [
+    "OTHER_EDIT",
+    "OTHER_TENSORS",
     "REQUESTS",
     "colliding",
     "edit",
@@ -35,30 +38,36 @@ __all__ = [
     "edit_series",
     "past_edits",
     "read_deltas",
-    "save_deltas",
+    "save_edit",
 ]
 
 _TENSORS = "factors.safetensors"
-"""Holds ``layer.N.left`` (d_out, B) and ``layer.N.right`` (d_in, B), float64: Delta = left @ right.T."""
+"""The tensors of a ``WeightEdit``."""
+
+OTHER_EDIT = "edit.json"
+"""The kind of any other edit, and its values."""
+
+OTHER_TENSORS = "edit.safetensors"
+"""The tensors of any other edit."""
 
 REQUESTS = "requests.json"
 """The file with the facts that an edit writes."""
 
 
-def read_deltas(artifact: Artifact) -> dict[int, LowRankDelta]:
-    """The weight change of each edited layer."""
-    tensors = load_tensors(artifact.path / _TENSORS)
-    layers = sorted({int(name.split(".")[1]) for name in tensors})
-    return {layer: LowRankDelta(tensors[f"layer.{layer}.left"], tensors[f"layer.{layer}.right"]) for layer in layers}
+def read_deltas(artifact: Artifact) -> dict[int, Delta]:
+    """The weight change of each edited layer of a ``WeightEdit``."""
+    return dict(WeightEdit.read(load_tensors(artifact.path / _TENSORS), {}).deltas)
 
 
-def save_deltas(draft: Draft, deltas: Mapping[int, LowRankDelta], requests: Sequence[EditRequest]) -> None:
-    """Write the weight changes that write ``requests`` into ``draft``."""
-    sides = ("left", "right")
-    tensors = {f"layer.{layer}.{side}": getattr(delta, side) for layer, delta in deltas.items() for side in sides}
-    save_tensors(draft.path / _TENSORS, tensors)
+def save_edit(draft: Draft, edit: Edit, requests: Sequence[EditRequest]) -> None:
+    """Write ``edit``, which writes ``requests``, into ``draft``."""
+    if isinstance(edit, WeightEdit):
+        save_tensors(draft.path / _TENSORS, edit.tensors())
+    else:
+        save_tensors(draft.path / OTHER_TENSORS, edit.tensors())
+        save_json(draft.path / OTHER_EDIT, {"kind": edit.kind, "values": edit.values()})
     save_json(draft.path / REQUESTS, [{"case_id": request.case_id, **request.fact} for request in requests])
-    draft.summary = {"facts": len(requests), "norm": {str(layer): delta.norm() for layer, delta in deltas.items()}}
+    draft.summary = {"facts": len(requests), **edit.summary()}
 
 
 def edit_series(
@@ -164,7 +173,7 @@ def edit(
                     )
                 except CollidingKeysError as error:
                     raise colliding(requests, error) from None
-                save_deltas(draft, deltas, requests)
+                save_edit(draft, WeightEdit(deltas), requests)
                 draft.made = {**workspace.made, **model.made}
 
             artifact, built = workspace.store.get_or_build(edit_recipe(series, batch), build)

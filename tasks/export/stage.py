@@ -13,8 +13,8 @@ from factsmith.artifacts.errors import InputError
 from factsmith.artifacts.formats import allow_others, load_json, save_json
 from factsmith.artifacts.manifest import code_versions
 from factsmith.artifacts.recipe import digest_of
-from factsmith.tasks.edit.batch import applied
-from factsmith.tasks.edit.stage import REQUESTS, read_deltas
+from factsmith.tasks.edit.stage import REQUESTS
+from factsmith.tasks.editors.stage import applied_edit
 from factsmith.tasks.model.model import Model
 from factsmith.tasks.pipeline.resource_errors import resource_errors
 from factsmith.tasks.pipeline.stage import Outcome, stage
@@ -40,7 +40,7 @@ def export(workspace: Workspace, model: Model, edit: Artifact, out: Path, about:
         out.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(staging, ignore_errors=True)  # A killed command has left it.
         try:
-            with applied(model.decoder, read_deltas(edit)):
+            with applied_edit(model.decoder, edit):
                 model.decoder.save(staging)
             allow_others(staging)
             model.checkpoint.copy_tokenizer(staging)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 
 from factsmith.artifacts.recipe import Recipe, Series
@@ -20,6 +20,8 @@ from factsmith.tasks.corpus.stage import last_within
 from factsmith.tasks.edit.sequence_shards_stage import batch_digests, stored_batches
 from factsmith.tasks.edit.sequence_stage import sequence_edits, sequence_series, state_series
 from factsmith.tasks.edit.stage import edit_recipe, edit_series
+from factsmith.tasks.editors.editor import Editor
+from factsmith.tasks.editors.stage import editor_recipes, editor_series
 from factsmith.tasks.evaluation.family import MetricFamily
 from factsmith.tasks.evaluation.held_out.drift import SCORES_IN_MEMORY
 from factsmith.tasks.evaluation.held_out.drift_stage import EDITS_AT_ONCE, drift_series
@@ -49,7 +51,9 @@ def plan(run: Run, *, dataset: bool = True) -> list[StagePlan]:
         InputError: the corpus is known to be too small.
     """
     planner = _RunPlanner(run)
-    stages = [planner.model(), *planner.corpus(), planner.factor()]
+    stages = [planner.model()]
+    if run.editor is None:
+        stages += [*planner.corpus(), planner.factor()]
     return [*stages, *planner.facts()] if dataset else stages
 
 
@@ -57,7 +61,12 @@ class _RunPlanner(PrecomputePlanner):
     """Plans the stages after ``precompute`` too: contexts, values, edit and evaluation."""
 
     def facts(self) -> list[StagePlan]:
-        """The plans of contexts, values, edit and evaluation; for a sequence, those of ``in_sequence``."""
+        """The plans of contexts, values, edit and evaluation; for a sequence, those of ``in_sequence``.
+
+        For an editor, those of ``by_editor``.
+        """
+        if self.run.editor is not None:
+            return self.by_editor(self.run.editor)
         series = context_series(self.fingerprint, self.settings.method, self.run.given_contexts, self.run.chat_contexts)
         contexts = series.member()
         templates = StagePlan("contexts", self.missing([contexts]), 1, "template list", memory=self.weights)
@@ -68,6 +77,33 @@ class _RunPlanner(PrecomputePlanner):
         edits = [self.edit_recipe(contexts, vectors, batch) for batch in self.run.batches.batches]
         measured = [*self.drift(edits[: self.settings.drift.edits]), *self.abilities(edits)]
         return [templates, self.values(vectors), self.edits(edits), self.evaluation(edits), *measured]
+
+    def by_editor(self, editor: Editor) -> list[StagePlan]:
+        """The plans of contexts, edit, evaluation and for a sequence trajectory."""
+        run, method = self.run, self.settings.method
+        stages, contexts = [], None
+        if editor.uses_contexts:
+            recipe = context_series(self.fingerprint, method, run.given_contexts, run.chat_contexts).member()
+            stages.append(StagePlan("contexts", self.missing([recipe]), 1, "template list", memory=self.weights))
+            contexts = recipe.digest
+        edits = editor_recipes(editor_series(self.fingerprint, editor, self.layers, method, contexts), run.batches)
+        missing = [self.store.find(recipe) is None for recipe in edits]
+        batches = run.batches.batches
+        if run.batches.scored is None:
+            batches = [batch for batch, absent in zip(batches, missing, strict=True) if absent]
+        else:
+            stored = [n for n, absent in zip(run.batches.scored, missing, strict=True) if not absent]
+            batches = batches[max(stored, default=0) :] if any(missing) else []
+        facts = [record.request for batch in batches for record in batch]
+        flop = sum(3 * editor.steps(method) * self._prompt_flop(one, editor.uses_contexts) for one in facts)
+        size = 4 * len(self.layers) * self.cost.projection * sum(missing)
+        memory = self.pass_memory() + 12 * len(self.layers) * self.cost.projection
+        edit = StagePlan("edit", len(facts), len(run.batches.requests), "facts", flop, size, memory)
+        if run.batches.scored is None:
+            measured = [*self.drift(edits[: self.settings.drift.edits]), *self.abilities(edits)]
+            return [*stages, edit, self.evaluation(edits), *measured]
+        trajectory = self.trajectory(dict(zip(run.batches.scored, edits, strict=True)))
+        return [*stages, edit, self.evaluation(edits[-1:]), trajectory, *self.drift(edits), *self.abilities(edits)]
 
     def in_sequence(self, contexts: str) -> list[StagePlan]:
         """The plans of principal directions, edit, evaluation and trajectory."""
@@ -98,19 +134,22 @@ class _RunPlanner(PrecomputePlanner):
         changes = 16 * len(self.layers) * self.cost.projection
         memory = self.pass_memory() + self.operator.bytes + changes + self.run.model.limits.memory
         edit = StagePlan("edit", left, len(run.batches.requests), "facts", flop, 2 * left * vectors, memory)
+        every = list(recipes.values())
+        measured = [*self.drift(every), *self.abilities(every)]
+        return [directions, edit, self.evaluation(every[-1:]), self.trajectory(recipes), *measured]
+
+    def trajectory(self, edits: Mapping[int, Recipe]) -> StagePlan:
+        """The plan of the trajectory of a sequence. The edits are given by their numbers of batches."""
+        run, store = self.run, self.store
         records, counts = run.batches.records, run.batches.counts
-        phases = [(recipe.digest, records[: counts[number - 1]]) for number, recipe in recipes.items()]
+        phases = [(recipe.digest, records[: counts[number - 1]]) for number, recipe in edits.items()]
         missing, flop = self._unscored(phases[:-1])
         texts = [perplexity_series(self.fingerprint, run.corpus, edit) for edit in (None, *dict(phases))]
         blocks = HELD_OUT * sum(not store.members(text) for text in texts)
         flop += blocks * self._pass_flop(self.settings.corpus.block_length, self.settings.corpus.block_length)
         total = sum(len(scored) for _, scored in phases[:-1]) * len(run.families) + HELD_OUT * len(texts)
-        trajectory = StagePlan(
-            "trajectory", missing + blocks, total, "records and blocks", flop, memory=self.pass_memory()
-        )
-        every = list(recipes.values())
-        measured = [*self.drift(every), *self.abilities(every)]
-        return [directions, edit, self.evaluation(every[-1:]), trajectory, *measured]
+        memory = self.pass_memory()
+        return StagePlan("trajectory", missing + blocks, total, "records and blocks", flop, memory=memory)
 
     def edit_recipe(self, contexts: Recipe, vectors: Series, batch: Sequence[Record]) -> Recipe:
         series = edit_series(
@@ -139,6 +178,16 @@ class _RunPlanner(PrecomputePlanner):
         flop = sum(map(self._value_flop, absent))
         memory = self.weights + self.run.model.limits.memory
         return StagePlan("values", len(absent), len(facts), "facts", flop, 8 * self.cost.width * len(absent), memory)
+
+    def _prompt_flop(self, request: EditRequest, in_contexts: bool) -> float:
+        """FLOP of a pass of the whole model over a fact's prompts, with its new object."""
+        contexts = self.contexts if in_contexts else Counter[Context]({CLEAN: 1})
+        flop = 0.0
+        for context, count in contexts.items():
+            asked = in_context(context, request)
+            prompt = asked.encode(self.run.model.tokenizer, request.subject, request.target_new)
+            flop += count * self._pass_flop(len(prompt.inputs), prompt.continued)
+        return flop
 
     def _value_flop(self, request: EditRequest) -> float:
         steps, above = self.settings.method.value.steps, self.cost.blocks - self.layers[-1] - 1

@@ -7,11 +7,13 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from factsmith.artifacts.errors import InputError
 from factsmith.artifacts.store import Store
 from factsmith.tasks.edit.stage import past_edits
 from factsmith.tasks.facts.contexts import CLEAN, Context
+from factsmith.tasks.facts.settings import ContextSettings
 from factsmith.tasks.model.stage import known_cost
 from factsmith.tasks.pipeline.environment import home
 from factsmith.tasks.planning.run import Run
@@ -132,6 +134,22 @@ def _check_corpus(run: Run) -> None:
 def _check_method(run: Run, facts: int) -> None:
     """Check that the method can write ``facts`` facts together at these layers."""
     method = run.settings.method
+    if run.editor is not None:
+        run.editor.check(method, run.layers, facts)
+        given = [name for name in ContextSettings.model_fields if getattr(method, name) != _default(name)]
+        if given and not run.editor.uses_contexts:
+            raise InputError(
+                f"method.{given[0]} would have no effect.",
+                got=f"method={method.name}, which writes a fact as its prompt alone",
+                remedy="leave it out",
+            )
+        if method.sequence.history not in (None, "none"):
+            raise InputError(
+                f"method={method.name} keeps no history: it does not solve the equation that a history is a part of.",
+                got=f"method.sequence.history={method.sequence.history}",
+                remedy="set method.sequence.history=none to write batches one after the other",
+            )
+        return
     if method.read_keys == "clean" and facts > 1:
         raise InputError(
             f"method={method.name} writes one fact at a time.",
@@ -151,6 +169,10 @@ def _check_method(run: Run, facts: int) -> None:
             got=f"model.dtype={dtype} on {device}",
             remedy="leave out method.value.tf32",
         )
+
+
+def _default(name: str) -> Any:
+    return ContextSettings.model_fields[name].get_default(call_default_factory=True)
 
 
 def _check_out(run: Run, out: Path) -> None:

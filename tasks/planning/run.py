@@ -17,6 +17,7 @@ from factsmith.tasks.abilities.stage import Asked
 from factsmith.tasks.abilities.task import load_tasks
 from factsmith.tasks.corpus.budget import TokenBudget
 from factsmith.tasks.corpus.corpus import Corpus, open_corpus
+from factsmith.tasks.editors.editor import Editor, load_editor
 from factsmith.tasks.evaluation.family import MetricFamily, load_families
 from factsmith.tasks.facts.batches import FactBatches, fact_digests
 from factsmith.tasks.facts.contexts import CLEAN, ChatContext, chat_contexts, read_contexts
@@ -119,8 +120,21 @@ class Run:
 
     @cached_property
     def preservation(self) -> PreservationKind:
-        """The kind of preservation that the method chooses."""
+        """The kind of preservation that the method chooses; that of the identity for an editor, which reads nothing."""
+        if not self.settings.method.solves:
+            method = self.settings.method.model_copy(update={"preservation": "identity", "preservation_weight": 1.0})
+            return load_kind(method, width=self.model.key_width, keep_keys=False)
         return load_kind(self.settings.method, width=self.model.key_width, keep_keys=self.keeps_keys)
+
+    @cached_property
+    def editor(self) -> Editor | None:
+        """The editor that writes the facts; ``None`` for a method that solves the equation.
+
+        Raises:
+            InputError: there is no such editor.
+        """
+        name = self.settings.method.editor
+        return None if name is None else load_editor(name)
 
     @cached_property
     def keeps_keys(self) -> bool:

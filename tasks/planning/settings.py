@@ -8,7 +8,7 @@ from pydantic import Field
 
 from factsmith.tasks.abilities.settings import AbilitySettings
 from factsmith.tasks.corpus.settings import CorpusSettings
-from factsmith.tasks.edit.settings import MethodSettings
+from factsmith.tasks.editors.settings import WritingSettings
 from factsmith.tasks.evaluation.settings import DriftSettings
 from factsmith.tasks.facts.settings import DatasetSettings
 from factsmith.tasks.locate.settings import TraceSettings
@@ -21,8 +21,11 @@ RENAMED = {"dataset.suite": "dataset.format"}
 """Settings that had another name in an earlier version: the old name and the new one."""
 
 
-_READS_CORPUS = ReadIf("method.reads", but=("nothing",), needs="a method that uses keys of a corpus") | ReadIf(
-    "method.in_sequence", (True,)
+_READS_CORPUS = ReadIf("reads_corpus", (True,), needs="a method that uses keys of a corpus, or a measure of drift")
+_MEASURES_DRIFT = (
+    ReadIf("method.reads", but=("nothing",), needs="a method that uses keys of a corpus")
+    | ReadIf("method.in_sequence", (True,))
+    | ReadIf("method.solves", (False,))
 )
 
 
@@ -31,18 +34,19 @@ class Settings(Section):
 
     model: ModelSettings
     corpus: Annotated[CorpusSettings, _READS_CORPUS]
-    method: MethodSettings
+    method: WritingSettings
     dataset: DatasetSettings
     abilities: AbilitySettings = Field(default_factory=AbilitySettings)
-    drift: Annotated[DriftSettings, _READS_CORPUS] = Field(default_factory=DriftSettings)
+    drift: Annotated[DriftSettings, _MEASURES_DRIFT] = Field(default_factory=DriftSettings)
     trace: TraceSettings = Field(default_factory=TraceSettings)
     runtime: RuntimeSettings = Field(default_factory=RuntimeSettings)
     tracking: TrackingSettings = Field(default_factory=TrackingSettings)
 
     @property
     def reads_corpus(self) -> bool:
-        """Whether the run reads a corpus."""
-        return _READS_CORPUS.holds(self)
+        """Whether the run reads a corpus: for its method, for a sequence, or to measure the drift of an editor."""
+        method = self.method
+        return method.reads != "nothing" or method.in_sequence or (not method.solves and self.drift.edits > 0)
 
     @property
     def measures_drift(self) -> bool:

@@ -10,7 +10,11 @@ from factsmith.artifacts.errors import InputError
 from factsmith.tasks.corpus.budget import Reads
 from factsmith.tasks.pipeline.settings import ReadIf, Section
 
-__all__ = ["EnergyOf", "LowRankSettings", "NullSpaceSettings", "PreservationSettings"]
+__all__ = ["SOLVES", "EnergyOf", "LowRankSettings", "NullSpaceSettings", "PreservationSettings"]
+
+SOLVES = ReadIf("method.editor", (None,), needs="a method that solves the equation")
+"""Settings of the equation. Methods with an editor do not read them."""
+
 
 EnergyOf = Literal["eigenvalues", "squared_eigenvalues"]
 """Whether the energy of a rank is its share of the fused covariance's eigenvalues, or of their squares."""
@@ -70,18 +74,18 @@ class NullSpaceSettings(Section):
 class PreservationSettings(Section):
     """What an edit must preserve. These settings are part of ``method``."""
 
-    preservation: Literal["full", "low_rank", "null_space", "identity"] = Field(
+    preservation: Annotated[Literal["full", "low_rank", "null_space", "identity"], SOLVES] = Field(
         "full", description="what A is made from: C0, its low-rank model, its null space, or the identity"
     )
     preservation_weight: Annotated[
-        Annotated[float, Field(gt=0)] | None, ReadIf("method.preservation", but=("null_space",))
+        Annotated[float, Field(gt=0)] | None, SOLVES, ReadIf("method.preservation", but=("null_space",))
     ] = Field(None, description="lambda, the weight of C0 or of what replaces it; null_space has l2 instead")
     low_rank: LowRankSettings = Field(default_factory=LowRankSettings)
-    null_space: Annotated[NullSpaceSettings, ReadIf("method.preservation", ("null_space",))] = Field(
+    null_space: Annotated[NullSpaceSettings, SOLVES, ReadIf("method.preservation", ("null_space",))] = Field(
         default_factory=NullSpaceSettings
     )
     ridge: Annotated[
-        Annotated[float, Field(ge=0, le=1e30)] | Literal["auto"], ReadIf("method.preservation", ("full",))
+        Annotated[float, Field(ge=0, le=1e30)] | Literal["auto"], SOLVES, ReadIf("method.preservation", ("full",))
     ] = Field(
         0.0, description="added to the diagonal of lambda C0; 'auto' for the smallest that allows a factorisation"
     )
@@ -105,9 +109,15 @@ class PreservationSettings(Section):
             return self.model_copy(update={"null_space": self.null_space.model_copy(update={"l2": weight})})
         return self.model_copy(update={"preservation_weight": weight})
 
+    @property
+    def solves(self) -> bool:
+        """Whether the method solves the equation, which these settings are for."""
+        return True
+
     @model_validator(mode="after")
     def _weight_is_given(self) -> Self:
-        _ = self.weight
+        if self.solves:
+            _ = self.weight
         return self
 
     @property

@@ -8,7 +8,7 @@ a few places.  [Kullback and Leibler 1951; for side effects of edits e.g. in Hoe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 
 import numpy as np
@@ -18,8 +18,7 @@ from torch import Tensor
 
 from factsmith.tasks.decoder.batching import length_batches, pad
 from factsmith.tasks.decoder.decoder import Decoder
-from factsmith.tasks.edit.batch import applied
-from factsmith.tasks.edit.delta import LowRankDelta
+from factsmith.tasks.edit.edit import Edit
 from factsmith.tasks.evaluation.held_out.perplexity import perplexity
 
 __all__ = ["MEASURES", "SCHEMA", "SCORES_IN_MEMORY", "block_drift", "drift_measures"]
@@ -55,7 +54,7 @@ SCORES_IN_MEMORY = 6 * 8 * _SCORES
 def block_drift(
     decoder: Decoder,
     blocks: Sequence[Sequence[int]],
-    edits: Sequence[Mapping[int, LowRankDelta]],
+    edits: Sequence[Edit],
     *,
     most_tokens: int,
     advance: Callable[[int], None] = lambda blocks: None,
@@ -67,14 +66,14 @@ def block_drift(
     Args:
         decoder: the unedited model. Its weights are restored before this returns.
         blocks: token sequences, each a separate text.
-        edits: for each edit, the changes of its layers. Their last hidden states are in memory together.
+        edits: the edits. Their last hidden states are in memory together.
         most_tokens: most positions in one forward pass; a longer block runs alone.
         advance: called with the number of blocks just finished, each counted once for each edit.
 
     Returns:
         A table of ``SCHEMA`` for each edit, with the positions in the order of the text.
     """
-    first = min((layer for deltas in edits for layer in deltas), default=decoder.block_count)
+    first = min((edit.first_layer for edit in edits), default=decoder.block_count)
     lengths = [len(block) - 1 for block in blocks]
     starts = [0, *accumulate(lengths)]
     found = torch.zeros(len(edits), 4, starts[-1], dtype=torch.float64)
@@ -84,12 +83,13 @@ def block_drift(
 
         def read(below: Tensor = below, batch: Sequence[int] = batch) -> Tensor:
             """The last hidden states of the predicting positions, (positions, d_model), with the present weights."""
-            hidden = decoder.run(below, first, decoder.block_count)
+            with decoder.prompted([lengths[index] for index in batch]):
+                hidden = decoder.run(below, first, decoder.block_count)
             return torch.cat([hidden[row, : lengths[index]] for row, index in enumerate(batch)])
 
         unedited, edited = read(), []
-        for deltas in edits:
-            with applied(decoder, deltas):
+        for edit in edits:
+            with edit.applied(decoder):
                 edited.append(read())
         wanted = torch.cat([tokens[row, 1 : len(blocks[index])] for row, index in enumerate(batch)])
         places = torch.cat([torch.arange(starts[index], starts[index] + lengths[index]) for index in batch])

@@ -16,7 +16,7 @@ from factsmith.artifacts.rows import RowSeries
 from factsmith.tasks.corpus.budget import TokenBudget
 from factsmith.tasks.corpus.corpus import Corpus
 from factsmith.tasks.corpus.stage import held_out_blocks, last_reached, token_series
-from factsmith.tasks.edit.stage import read_deltas
+from factsmith.tasks.editors.stage import read_edit
 from factsmith.tasks.evaluation.held_out.drift import MEASURES, block_drift, drift_measures
 from factsmith.tasks.evaluation.settings import DriftSettings
 from factsmith.tasks.model.model import Fingerprint, Model
@@ -93,8 +93,8 @@ def drift(
 
         def build(draft: Draft, digests: list[str]) -> None:
             measured = [by_digest[digest] for digest in digests]
-            deltas = [read_deltas(edit) for edit in measured]
-            tables = block_drift(model.decoder, blocks, deltas, most_tokens=model.limits.most_tokens, advance=advance)
+            read = [read_edit(edit) for edit in measured]
+            tables = block_drift(model.decoder, blocks, read, most_tokens=model.limits.most_tokens, advance=advance)
             named = [
                 table.add_column(0, "edit", pa.array([digest] * len(table), pa.string()))
                 for digest, table in zip(digests, tables, strict=True)

@@ -35,8 +35,9 @@ def block_nll(
     found = [0.0] * len(blocks)
     for batch in length_batches([len(block) for block in blocks], most_tokens, spare=decoder.pass_cost):
         tokens = pad([blocks[index] for index in batch], decoder.device)
-        hidden = decoder.run(decoder.embed(tokens), 0, decoder.block_count)
         lengths = [len(blocks[index]) for index in batch]
+        with decoder.prompted([length - 1 for length in lengths]):
+            hidden = decoder.run(decoder.embed(tokens), 0, decoder.block_count)
         read = torch.cat([hidden[row, : length - 1] for row, length in enumerate(lengths)])
         wanted = torch.cat([tokens[row, 1:length] for row, length in enumerate(lengths)])
         each = torch.cat(

@@ -13,6 +13,7 @@ from factsmith.flows.run import run
 from factsmith.tasks.decoder.decoder import Decoder
 from factsmith.tasks.edit.batch import merge
 from factsmith.tasks.edit.delta import LowRankDelta
+from factsmith.tasks.edit.edit import WeightEdit
 from factsmith.tasks.evaluation.held_out import drift
 from factsmith.tasks.evaluation.held_out.drift import block_drift, drift_measures
 from tests.edits import weights
@@ -26,16 +27,18 @@ def texts() -> list[list[int]]:
     return [torch.randint(3, 400, (length,), generator=generator).tolist() for length in (12, 30, 2, 12)]
 
 
-def change(decoder: Decoder, scale: float, seed: int = 1) -> dict[int, LowRankDelta]:
+def change(decoder: Decoder, scale: float, seed: int = 1) -> WeightEdit:
     generator = torch.Generator().manual_seed(seed)
     shapes = {layer: decoder.weight(layer).shape for layer in LAYERS}
-    return {
-        layer: LowRankDelta(
-            scale * torch.randn(rows, 2, generator=generator, dtype=torch.float64),
-            torch.randn(columns, 2, generator=generator, dtype=torch.float64),
-        )
-        for layer, (rows, columns) in shapes.items()
-    }
+    return WeightEdit(
+        {
+            layer: LowRankDelta(
+                scale * torch.randn(rows, 2, generator=generator, dtype=torch.float64),
+                torch.randn(columns, 2, generator=generator, dtype=torch.float64),
+            )
+            for layer, (rows, columns) in shapes.items()
+        }
+    )
 
 
 def log_probabilities(decoder: Decoder, text: list[int]) -> torch.Tensor:
@@ -44,9 +47,9 @@ def log_probabilities(decoder: Decoder, text: list[int]) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def by_hand(decoder: Decoder, deltas: dict[int, LowRankDelta]) -> dict[str, np.ndarray]:
+def by_hand(decoder: Decoder, edit: WeightEdit) -> dict[str, np.ndarray]:
     before = [log_probabilities(decoder, text) for text in texts()]
-    merge(decoder, deltas)
+    merge(decoder, edit.deltas)
     after = [log_probabilities(decoder, text) for text in texts()]
     p, q = torch.cat(before), torch.cat(after)
     own = torch.tensor([token for text in texts() for token in text[1:]])[:, None]

@@ -1,0 +1,101 @@
+"""What a method makes of a model: an edit, which a model has while it is applied."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+from torch import Tensor
+
+from factsmith.tasks.decoder.decoder import Decoder
+from factsmith.tasks.edit.batch import applied
+from factsmith.tasks.edit.delta import Delta, DenseDelta, LowRankDelta
+
+__all__ = ["Edit", "WeightEdit"]
+
+
+class Edit(ABC):
+    """What a method makes of a model.
+
+    An edit is stored as tensors and as values that JSON can hold, and is the same edit when it is read again.
+
+    Attributes:
+        kind: name of the kind of edit, which an artifact gives.
+    """
+
+    kind: ClassVar[str]
+
+    @abstractmethod
+    def applied(self, decoder: Decoder) -> AbstractContextManager[None]:
+        """Make ``decoder`` the edited model while open. Its former weights are restored to the bit afterwards.
+
+        Raises:
+            InputError: a changed weight is NaN or infinite in the model's data type; names the layer.
+        """
+
+    @property
+    @abstractmethod
+    def first_layer(self) -> int:
+        """The lowest layer that is not as it was. The blocks below it give what they gave."""
+
+    @abstractmethod
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors to store, by name."""
+
+    def values(self) -> dict[str, Any]:
+        """Everything else to store, as values of JSON."""
+        return {}
+
+    @classmethod
+    @abstractmethod
+    def read(cls, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> Self:
+        """The edit that was stored as ``tensors`` and ``values``."""
+
+    def summary(self) -> dict[str, Any]:
+        """Numbers that describe it, for its manifest."""
+        return {}
+
+
+@dataclass(frozen=True)
+class WeightEdit(Edit):
+    """Changes of the MLP output projections of some layers.
+
+    Attributes:
+        deltas: the change of each layer.
+    """
+
+    deltas: Mapping[int, Delta]
+    kind = "weights"
+
+    def applied(self, decoder: Decoder) -> AbstractContextManager[None]:
+        return applied(decoder, self.deltas)
+
+    @property
+    def first_layer(self) -> int:
+        return min(self.deltas)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """``layer.N.left`` (d_out, rank) and ``layer.N.right`` (d_in, rank), or ``layer.N.dense`` (d_out, d_in)."""
+        found: dict[str, Tensor] = {}
+        for layer, delta in self.deltas.items():
+            if isinstance(delta, LowRankDelta):
+                found |= {f"layer.{layer}.left": delta.left, f"layer.{layer}.right": delta.right}
+            else:
+                found[f"layer.{layer}.dense"] = delta.dense()
+        return found
+
+    @classmethod
+    def read(cls, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> Self:
+        deltas: dict[int, Delta] = {}
+        for layer in sorted({int(name.split(".")[1]) for name in tensors}):
+            if (dense := tensors.get(f"layer.{layer}.dense")) is not None:
+                deltas[layer] = DenseDelta(dense)
+            else:
+                deltas[layer] = LowRankDelta(tensors[f"layer.{layer}.left"], tensors[f"layer.{layer}.right"])
+        return cls(deltas)
+
+    def summary(self) -> dict[str, Any]:
+        return {"norm": {str(layer): delta.norm() for layer, delta in self.deltas.items()}}

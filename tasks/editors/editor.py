@@ -1,0 +1,143 @@
+"""What every editor defines: how it writes facts, and which settings it reads."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, ClassVar
+
+from factsmith.artifacts.errors import InputError, closest
+from factsmith.tasks.decoder.decoder import Decoder
+from factsmith.tasks.edit.edit import Edit, WeightEdit
+from factsmith.tasks.editors import methods
+from factsmith.tasks.editors.settings import WritingSettings
+from factsmith.tasks.facts.contexts import Context
+from factsmith.tasks.facts.request import EditRequest
+
+__all__ = ["Editor", "Fit", "NotWrittenError", "Task", "Written", "load_editor"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What an editor is to write, and how.
+
+    Attributes:
+        requests: B facts.
+        contexts: contexts, the clean one first; only that one if the editor uses no others.
+        layers: the layers to edit, ascending.
+        method: the settings.
+        most_tokens: most positions in one forward pass.
+    """
+
+    requests: Sequence[EditRequest]
+    contexts: Sequence[Context]
+    layers: Sequence[int]
+    method: WritingSettings
+    most_tokens: int
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How well a fact was written.
+
+    Attributes:
+        steps: number of steps of the optimiser that it took part in.
+        loss: its last loss, or that of its batch.
+    """
+
+    steps: int
+    loss: float
+
+
+@dataclass(frozen=True)
+class Written:
+    """What an editor leaves.
+
+    Attributes:
+        edit: the edit, with everything that was written before it.
+        fits: how well each fact was written.
+    """
+
+    edit: Edit
+    fits: Sequence[Fit]
+
+
+class NotWrittenError(Exception):
+    """The loss of a fact is NaN or infinite.
+
+    Attributes:
+        request: the fact.
+    """
+
+    def __init__(self, request: EditRequest) -> None:
+        super().__init__(f"the loss of case {request.case_id} is NaN or infinite")
+        self.request = request
+
+
+class Editor(ABC):
+    """A method that writes facts in a way of its own.
+
+    Attributes:
+        name: name of the editor, which is that of its module.
+        version: must be raised when the same settings and facts would give another edit.
+        sections: the groups of ``method.*`` that it reads, such as ``training``. All of them are part of its recipe.
+        edit: the kind of its edits.
+        uses_contexts: whether it writes facts in all contexts. If not, it uses the clean prompt alone.
+    """
+
+    name: ClassVar[str]
+    version: ClassVar[int]
+    sections: ClassVar[tuple[str, ...]] = ()
+    edit: ClassVar[type[Edit]] = WeightEdit
+    uses_contexts: ClassVar[bool] = False
+
+    @abstractmethod
+    def write(self, decoder: Decoder, before: Edit | None, task: Task) -> Written:
+        """Write facts on top of what earlier batches of a sequence wrote.
+
+        Args:
+            decoder: the unedited model. Its weights are the same when this returns.
+            before: what the earlier batches left; ``None`` before the first one.
+            task: the facts and the settings. The same task gives the same edit.
+
+        Raises:
+            NotWrittenError: the loss of a fact is NaN or infinite.
+        """
+
+    def check(self, method: WritingSettings, layers: Sequence[int], facts: int) -> None:
+        """Check that the editor can write batches of ``facts`` facts at these layers.
+
+        Raises:
+            InputError: it cannot; says what would help.
+        """
+
+    def steps(self, method: WritingSettings) -> int:
+        """The most passes through the whole model, forward and backward, that a fact takes. For plans."""
+        return method.training.steps
+
+    def recipe(self, method: WritingSettings) -> dict[str, Any]:
+        """The settings that determine its edits."""
+        read = {name: getattr(method, name).model_dump(mode="json") for name in self.sections}
+        return {"editor": self.name, "version": self.version, **read}
+
+
+def load_editor(name: str) -> Editor:
+    """Load an editor by name.
+
+    Raises:
+        InputError: there is no editor of that name.
+    """
+    known = _editors()
+    if name not in known:
+        raise InputError(f"There is no editor {name!r}.", remedy=closest(name, known))
+    return known[name]
+
+
+@cache
+def _editors() -> dict[str, Editor]:
+    names = sorted(module.name for module in pkgutil.iter_modules(methods.__path__))
+    return {name: importlib.import_module(f"{methods.__name__}.{name}").EDITOR for name in names}

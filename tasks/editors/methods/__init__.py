@@ -1,0 +1,1 @@
+"""One module per editor, named after it. Each defines an ``EDITOR``."""

@@ -1,0 +1,54 @@
+"""Settings of the methods that do not solve the equation.
+
+A section here belongs to the editors whose ``sections`` name it.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from factsmith.tasks.corpus.budget import Reads
+from factsmith.tasks.edit.settings import MethodSettings
+from factsmith.tasks.pipeline.settings import ReadIf, Section
+
+__all__ = ["FtSettings", "TrainingSettings", "WritingSettings"]
+
+_EDITOR = ReadIf("method.editor", but=(None,), needs="a method with an editor")
+
+
+class TrainingSettings(Section):
+    """How an editor optimises what it writes."""
+
+    steps: int = Field(25, ge=1, description="most steps of the optimiser for a batch of facts")
+    learning_rate: float = Field(5e-4, gt=0, le=1e6, description="learning rate of Adam")
+    weight_decay: float = Field(0, ge=0, le=1e12, description="weight decay of Adam")
+    stop_loss: float = Field(0.01, ge=0, description="mean loss of a batch below which it is finished")
+    seed: int = Field(0, ge=0, description="seed of everything that is drawn")
+
+
+class FtSettings(Section):
+    """Fine-tuning of the edited weights."""
+
+    norm: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="largest change of any entry of a weight (FT-L); null for no limit"
+    )
+
+
+class WritingSettings(MethodSettings):
+    """How facts are written: by the equation, or by an editor."""
+
+    editor: str | None = Field(
+        None, description="editor that writes facts without the equation: ft, ...; null solves the equation"
+    )
+    training: Annotated[TrainingSettings, _EDITOR] = Field(default_factory=TrainingSettings)
+    ft: Annotated[FtSettings, ReadIf("method.editor", ("ft",))] = Field(default_factory=FtSettings)
+
+    @property
+    def solves(self) -> bool:
+        return self.editor is None
+
+    @property
+    def reads(self) -> Reads:
+        return super().reads if self.solves else "nothing"

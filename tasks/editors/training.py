@@ -1,0 +1,132 @@
+"""What editors that train share: the loss of facts under the present weights, and weights that are trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from factsmith.tasks.decoder.batching import length_batches, pad
+from factsmith.tasks.decoder.decoder import Decoder
+from factsmith.tasks.decoder.text import EncodedPrompt
+from factsmith.tasks.editors.editor import Fit, NotWrittenError, Task
+from factsmith.tasks.facts.contexts import in_context
+
+__all__ = ["FactPrompts", "minimise", "trained_changes"]
+
+
+class FactPrompts:
+    """The prompts of B facts, each in every context and followed by the new object.
+
+    Args:
+        decoder: the model.
+        task: the facts and the contexts.
+        first: the blocks below this one do not change. They run once.
+    """
+
+    def __init__(self, decoder: Decoder, task: Task, first: int) -> None:
+        self.task = task
+        self._decoder = decoder
+        self._first = first
+        self._prompts: list[EncodedPrompt] = [
+            in_context(context, request).encode(decoder.tokenizer, request.subject, request.target_new)
+            for request in task.requests
+            for context in task.contexts
+        ]
+        lengths = [len(prompt.inputs) for prompt in self._prompts]
+        self._batches = list(length_batches(lengths, task.most_tokens, spare=decoder.pass_cost))
+        with torch.no_grad():
+            self._below = [
+                decoder.run(decoder.embed(pad([self._prompts[row].inputs for row in batch], decoder.device)), 0, first)
+                for batch in self._batches
+            ]
+
+    def losses(self, backward: bool) -> Tensor:
+        """(B,) float32 loss of each fact: the mean over its contexts of the mean NLL per token of the new object.
+
+        With ``backward``, the gradient of their mean is added to that of everything that requires one. Prompts run in
+        batches, so that the graph of only one of them is in memory.
+        """
+        contexts = len(self.task.contexts)
+        found = torch.zeros(len(self._prompts), device=self._decoder.device)
+        for batch, below in zip(self._batches, self._below, strict=True):
+            with torch.set_grad_enabled(backward), self._decoder.prompted([self._end(row) for row in batch]):
+                hidden = self._decoder.run(below, self._first, self._decoder.block_count)
+                each = self._nll(batch, hidden)
+                if backward:
+                    (each.sum() / len(self._prompts)).backward()
+            found[batch] = each.detach()
+        return found.view(-1, contexts).mean(1)
+
+    def _end(self, row: int) -> int:
+        """The index of the last token of a prompt."""
+        prompt = self._prompts[row]
+        return len(prompt.inputs) - prompt.continued
+
+    def _nll(self, batch: Sequence[int], hidden: Tensor) -> Tensor:
+        """(prompts,) mean NLL per label of the prompts of ``batch``, from the last block's output."""
+        prompts = [self._prompts[row] for row in batch]
+        rows = [place for place, prompt in enumerate(prompts) for _ in prompt.labels]
+        columns = [self._end(row) + at for row in batch for at in range(self._prompts[row].continued)]
+        labels = torch.tensor([label for prompt in prompts for label in prompt.labels], device=hidden.device)
+        weights = torch.tensor([1 / prompts[row].continued for row in rows], device=hidden.device)
+        scores = self._decoder.logits(hidden[rows, columns])
+        each = torch.nn.functional.cross_entropy(scores, labels, reduction="none") * weights
+        return each.new_zeros(len(batch)).index_add(0, torch.tensor(rows, device=hidden.device), each)
+
+
+def minimise(
+    prompts: FactPrompts, parameters: Sequence[Tensor], after_step: Callable[[], None] = lambda: None
+) -> list[Fit]:
+    """Minimise the loss of facts over ``parameters`` with Adam, as ``method.training`` says.
+
+    It stops before the step if the mean loss is below ``stop_loss``.
+
+    Args:
+        prompts: the facts.
+        parameters: what is trained, float32.
+        after_step: called after each step.
+
+    Raises:
+        NotWrittenError: the loss of a fact is NaN or infinite.
+    """
+    settings = prompts.task.method.training
+    optimiser = torch.optim.Adam(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    for step in range(settings.steps + 1):
+        last = step == settings.steps
+        optimiser.zero_grad(set_to_none=True)
+        losses = prompts.losses(backward=not last)
+        if not (finite := losses.isfinite()).all():
+            raise NotWrittenError(prompts.task.requests[int((~finite).int().argmax())])
+        if last or float(losses.mean()) < settings.stop_loss:
+            break
+        optimiser.step()
+        after_step()
+    return [Fit(step, float(loss)) for loss in losses]
+
+
+@contextmanager
+def trained_changes(decoder: Decoder, before: Mapping[int, Tensor]) -> Iterator[dict[int, Tensor]]:
+    """Changes of edited weights as parameters to train, each (d_out, d_in) float32. The model has them while open.
+
+    The weights themselves stay as they are, so that a change is not rounded to the model's dtype at each step.
+
+    Args:
+        decoder: the model.
+        before: the changes to start from, by layer.
+    """
+    changes = {layer: one.to(decoder.device).float().clone().requires_grad_() for layer, one in before.items()}
+
+    def hook(change: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
+        def add(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            here = change.to(output.device)
+            return output + torch.nn.functional.linear(inputs[0].float(), here).to(output.dtype)
+
+        return add
+
+    with ExitStack() as stack:
+        for layer, change in changes.items():
+            stack.callback(decoder.projection(layer).register_forward_hook(hook(change)).remove)
+        yield changes
