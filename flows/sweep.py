@@ -196,7 +196,8 @@ def _run_cell(run: Run, cell: Cell, parent: str) -> CellReport:
 
 def _scored(report: Report, prepared: Prepared) -> dict[str, Any]:
     names = (
-        "facts", "dynamic_multiplier", "metrics", "trajectory", "drift", "abilities", "intervals", "intervals_over",
+        "facts", "dynamic_multiplier", "metrics", "trajectory", "drift", "abilities", "lm_eval", "intervals",
+        "intervals_over",
     )  # fmt: skip
     return {"tokens": prepared.tokens, **{name: getattr(report, name) for name in names}}
 

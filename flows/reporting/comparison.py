@@ -30,6 +30,9 @@ __all__ = ["ComparedRun", "Comparison", "Score", "ScoredRun", "compare", "scored
 
 _LAST_BITS = 1e-9
 
+_AFTER = "after/"
+"""The beginning of a metric's name in MLflow, for the edited model."""
+
 
 @dataclass(frozen=True)
 class ScoredRun:
@@ -43,6 +46,7 @@ class ScoredRun:
         metrics: the metrics of the run, in display order.
         values: the value of each metric for each fact, by phase.
         drift: the measures of the edited model's drift, by name.
+        abilities: general abilities of the edited model and its results of lm-eval, by name.
     """
 
     id: str
@@ -52,6 +56,7 @@ class ScoredRun:
     metrics: Sequence[str]
     values: Mapping[str, RecordValues]
     drift: Mapping[str, float] = field(default_factory=dict)
+    abilities: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def facts(self) -> set[str]:
@@ -124,6 +129,8 @@ class Comparison(BaseModel):
         means: the metrics that are harmonic means of others.
         drift: measures of the edited models' drift on held-out text; null for a run that was not measured. Runs with
             another corpus or other token counts may be measured on another text.
+        abilities: general abilities of the edited models, in percent, and results of lm-eval, in its units; null for a
+            run without them. Runs may have asked different examples.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -133,6 +140,7 @@ class Comparison(BaseModel):
     scores: dict[str, dict[str, list[Score | None]]]
     means: list[str]
     drift: dict[str, list[float | None]]
+    abilities: dict[str, list[float | None]] = {}
 
 
 def scored(run: PastRun) -> ScoredRun:
@@ -141,7 +149,7 @@ def scored(run: PastRun) -> ScoredRun:
     Raises:
         InputError: it has none, or has metrics that this version of Factsmith does not know.
     """
-    if not any(name.startswith("after/") for name in run.metrics):
+    if not any(name.startswith(_AFTER) for name in run.metrics):
         raise InputError(
             f"Run {run.id} has no scores to compare.",
             got=f"{run.name}, {run.status}",
@@ -165,6 +173,11 @@ def scored(run: PastRun) -> ScoredRun:
         metrics=metrics,
         values={phase: record_values(records, phase, families) for phase in PHASES},
         drift={name.removeprefix(DRIFT): value for name, value in run.metrics.items() if name.startswith(DRIFT)},
+        abilities={
+            name.removeprefix(_AFTER): value
+            for name, value in run.metrics.items()
+            if name.startswith(_AFTER) and name.removeprefix(_AFTER) not in metrics
+        },
     )
 
 
@@ -190,11 +203,16 @@ def compare(runs: Sequence[ScoredRun]) -> Comparison:
         ],
         settings={name: values for name, values in settings.items() if len(set(values)) > 1},
         scores={phase: _scores(runs, phase) for phase in PHASES if phase == "after" or before_differs},
-        drift={
-            name: [run.drift.get(name) for run in runs] for name in sorted({name for run in runs for name in run.drift})
-        },
+        drift=_side_by_side([run.drift for run in runs]),
+        abilities=_side_by_side([run.abilities for run in runs]),
         means=list(dict.fromkeys(name for run in runs for name in run.values["after"].means)),
     )
+
+
+def _side_by_side(by_run: Sequence[Mapping[str, float]]) -> dict[str, list[float | None]]:
+    """The numbers of all runs under each name."""
+    names = sorted({name for numbers in by_run for name in numbers})
+    return {name: [numbers.get(name) for numbers in by_run] for name in names}
 
 
 def _scores(runs: Sequence[ScoredRun], phase: str) -> dict[str, list[Score | None]]:

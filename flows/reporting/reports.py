@@ -174,6 +174,7 @@ class CellReport(_Frozen):
         intervals_over: what these intervals resample, as in ``Report``; ``None`` if the cell failed.
         drift: how far the predictions of held-out text have moved; empty if that was not measured.
         abilities: general abilities before and after the edit; empty if none were measured.
+        lm_eval: results of lm-eval before and after the edit; empty if it was not run.
         stages: the stages, in order.
         seconds: time taken, in seconds.
         error: why the cell failed; ``None`` if it did not.
@@ -190,6 +191,7 @@ class CellReport(_Frozen):
     intervals_over: Resampled | None = None
     drift: list[DriftMeasure] = []
     abilities: list[Ability] = []
+    lm_eval: list[HarnessResult] = []
     stages: list[StageReport] = []
     seconds: float = 0.0
     error: str | None = None

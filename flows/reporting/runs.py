@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -125,12 +125,16 @@ def comparison_tables(comparison: Comparison) -> list[TextTable]:
             settings.add(name, *("-" if value is None else value for value in values))
         found.append(settings)
     found += [_scores_table(comparison, phase, ids) for phase in comparison.scores]
-    if comparison.drift:
-        drift = TextTable("drift on held-out text", ["", *ids])
-        for name, numbers in comparison.drift.items():
-            drift.add(name, *("-" if value is None else f"{value:.4g}" for value in numbers))
-        found.append(drift)
-    return found
+    found.append(_numbers_table("drift on held-out text", comparison.drift, ids))
+    found.append(_numbers_table("general abilities of the edited model", comparison.abilities, ids))
+    return [table for table in found if table.rows]
+
+
+def _numbers_table(title: str, numbers: Mapping[str, Sequence[float | None]], ids: Sequence[str]) -> TextTable:
+    table = TextTable(title, ["", *ids])
+    for name, by_run in numbers.items():
+        table.add(name, *("-" if value is None else f"{value:.4g}" for value in by_run))
+    return table
 
 
 def _scores_table(comparison: Comparison, phase: str, ids: Sequence[str]) -> TextTable:

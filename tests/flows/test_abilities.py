@@ -13,6 +13,7 @@ from factsmith.flows.reporting.reports import CellReport, SweepReport
 from factsmith.flows.reporting.sweeps.results import sweep_tables, write_sweep
 from factsmith.flows.reporting.terminal import trajectory_table
 from factsmith.tasks.abilities.answering import ByLikelihood
+from factsmith.tasks.abilities.harness_stage import HarnessResult
 from factsmith.tasks.abilities.measures import Ability
 from factsmith.tasks.planning.plan import plan
 from factsmith.tasks.planning.run import Run
@@ -118,9 +119,11 @@ def test_what_is_refused(refused, factsmith, arguments, asked, tmp_path):
 
 def test_tables_of_sweeps_and_sequences(tmp_path):
     ability = Ability("SST-2", "likelihood", "accuracy", 70.0, 60.0, (50.0, 70.0), (-20.0, 0.0), 50, 1)
+    harness = HarnessResult("arc_easy", "acc", 0.5, 0.4375, None, None, 16, 1)
+    scores = {"before": {"S": 1.0}, "after": {"S": 2.0}}
     cells = [
-        CellReport(place={"method": name}, metrics={"before": {"S": 1.0}, "after": {"S": 2.0}}, abilities=found)
-        for name, found in (("memit", [ability]), ("emmet", []))
+        CellReport(place={"method": "memit"}, metrics=scores, abilities=[ability], lm_eval=[harness]),
+        CellReport(place={"method": "emmet"}, metrics=scores),
     ]
     report = SweepReport(
         run_id="r", mlflow_run_id="m", name="by-hand", axes=[["method"]], metrics=[], mean=None, cells=cells
@@ -128,12 +131,18 @@ def test_tables_of_sweeps_and_sequences(tmp_path):
     (table,) = (one for one in sweep_tables(report) if "accuracy" in one.title)
     assert table.columns == ["method", "SST-2 likelihood"]
     assert table.rows == [["memit", "70.0 -> 60.0"]]
+    (table,) = (one for one in sweep_tables(report) if "lm-eval" in one.title)
+    assert table.rows == [["memit", "0.5 -> 0.4375"]]
     write_sweep(report, tmp_path)
     lines = (tmp_path / "results.csv").read_text().splitlines()
     assert [line.split(",")[3:8] for line in lines if "SST-2" in line] == [
         ["before", "SST-2 likelihood accuracy", "70.0", "", ""],
         ["after", "SST-2 likelihood accuracy", "60.0", "50.0", "70.0"],
     ]  # fmt: skip
+    assert [line.split(",")[4:6] for line in lines if "lm-eval" in line] == [
+        ["lm-eval arc_easy acc", "0.5"],
+        ["lm-eval arc_easy acc", "0.4375"],
+    ]
     curves = {"sequence/SST-2 likelihood accuracy": {0: 70.0, 5: 60.0}, "sequence/SST-2 likelihood F1": {0: 1.0}}
     shown = trajectory_table(curves, compose())
     assert [column.header for column in shown.columns] == ["edits", "SST-2 likelihood"]

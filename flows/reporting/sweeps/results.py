@@ -6,8 +6,6 @@ should reach 95 % of its score [Gupta et al. 2025, section 3].
 
 from __future__ import annotations
 
-import csv
-import io
 import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,9 +14,11 @@ from pathlib import Path
 from factsmith.flows.configuration.grid import MULTIPLIER
 from factsmith.flows.reporting.figures import score_by_multiplier
 from factsmith.flows.reporting.reports import CellReport, SweepReport
+from factsmith.flows.reporting.sweeps.numbers import sweep_csv
 from factsmith.flows.reporting.sweeps.sequences import log_sequences, sequence_tables, write_sequences
 from factsmith.flows.reporting.text_table import TextTable
-from factsmith.tasks.abilities.measures import ACCURACY
+from factsmith.tasks.abilities.harness_stage import HarnessResult
+from factsmith.tasks.abilities.measures import ACCURACY, Ability
 from factsmith.tasks.evaluation.held_out.drift import MEASURES
 from factsmith.tasks.evaluation.resampling import EXPLAINED
 from factsmith.tasks.tracking.tracker import Tracker
@@ -47,7 +47,7 @@ def sweep_tables(report: SweepReport) -> list[TextTable]:
         found = [*_by_multiplier(report), *_full_and_fast(report)]
     else:
         found = [_cells(report), *sequence_tables(report)]
-    return [table for table in (*found, _abilities(report)) if table.rows]
+    return [table for table in (*found, _abilities(report), _lm_eval(report)) if table.rows]
 
 
 def curves(report: SweepReport) -> dict[str, dict[str, Curve]]:
@@ -78,7 +78,7 @@ def write_sweep(report: SweepReport, folder: Path) -> list[Path]:
     title = f"# {report.name}\n\n" + "\n".join(table.markdown() for table in sweep_tables(report))
     failed = "".join(f"\n{line}\n" for line in failures(report))
     (folder / "results.md").write_text(title + failed, encoding="utf-8")
-    (folder / "results.csv").write_text(_csv(report), encoding="utf-8")
+    (folder / "results.csv").write_text(sweep_csv(report), encoding="utf-8")
     written = [folder / "results.md", folder / "results.csv"]
     if report.mean and (points := points_by_multiplier(report)):
         written.append(folder / "score_by_multiplier.png")
@@ -199,55 +199,33 @@ def _cells(report: SweepReport) -> TextTable:
 
 def _abilities(report: SweepReport) -> TextTable:
     """The accuracy of each task before and after the edit, with one row per cell."""
-    varied = [axis[0] for axis in report.axes]
-    by_cell = [
-        (cell, {f"{one.task} {one.way}": one for one in cell.abilities if one.metric == ACCURACY})
+    shown = [
+        {f"{one.task} {one.way}": _change(one, ".1f") for one in cell.abilities if one.metric == ACCURACY}
         for cell in report.cells
     ]
-    names = list(dict.fromkeys(name for _, found in by_cell for name in found))
+    return _before_and_after(report, "accuracy in percent", shown)
+
+
+def _lm_eval(report: SweepReport) -> TextTable:
+    """Each metric of lm-eval before and after the edit, with one row per cell."""
+    shown = [{one.name: _change(one, ".4g") for one in cell.lm_eval} for cell in report.cells]
+    return _before_and_after(report, "lm-eval", shown)
+
+
+def _change(one: Ability | HarnessResult, precision: str) -> str:
+    return f"{one.before:{precision}} -> {one.after:{precision}}"
+
+
+def _before_and_after(report: SweepReport, title: str, shown: Sequence[Mapping[str, str]]) -> TextTable:
+    """A table with one row per cell that has numbers, and one column per name."""
+    varied = [axis[0] for axis in report.axes]
+    names = list(dict.fromkeys(name for by_name in shown for name in by_name))
     columns = [*(key.rpartition(".")[2] for key in varied), *names]
-    title = f"{report.name}: accuracy in percent, before -> after"
-    table = TextTable(title, columns, labels=len(varied), wrapped=names)
-    for cell, found in by_cell:
-        if found:
-            shown = {name: f"{one.before:.1f} -> {one.after:.1f}" for name, one in found.items()}
-            table.add(*(cell.place[key] for key in varied), *(shown.get(name, "-") for name in names))
+    table = TextTable(f"{report.name}: {title}, before -> after", columns, labels=len(varied), wrapped=names)
+    for cell, by_name in zip(report.cells, shown, strict=True):
+        if by_name:
+            table.add(*(cell.place[key] for key in varied), *(by_name.get(name, "-") for name in names))
     return table
-
-
-def _csv(report: SweepReport) -> str:
-    """CSV text with one row per cell, phase and metric."""
-    varied = [key for axis in report.axes for key in axis]
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    scored = ["facts", "tokens", "phase", "metric", "value", "low", "high", "over"]
-    writer.writerow([*varied, *scored, "mlflow_run_id", "error"])
-    for cell in report.cells:
-        place = [cell.place[key] for key in varied]
-        if cell.error:
-            writer.writerow([*place, *("" for _ in scored), cell.mlflow_run_id or "", cell.error])
-        for phase, metrics in cell.metrics.items():
-            for metric, value in metrics.items():
-                if value is not None:
-                    ends: Sequence[object] = ["", "", ""]
-                    if phase == "after" and metric in cell.intervals:
-                        ends = [*cell.intervals[metric], cell.intervals_over]
-                    writer.writerow(
-                        [*place, cell.facts, cell.tokens, phase, metric, value, *ends, cell.mlflow_run_id, ""]
-                    )
-        for ability in cell.abilities:
-            for phase, value, ends in (
-                ("before", ability.before, ["", "", ""]),
-                ("after", ability.after, [*ability.interval, "examples"]),
-            ):
-                row = [cell.facts, cell.tokens, phase, ability.name, value, *ends]
-                writer.writerow([*place, *row, cell.mlflow_run_id, ""])
-        for one in cell.drift:
-            for phase, moved in (("before", one.before), ("after", one.after)):
-                if moved is not None:
-                    row = [cell.facts, cell.tokens, phase, f"drift: {one.measure}", moved, "", "", ""]
-                    writer.writerow([*place, *row, cell.mlflow_run_id, ""])
-    return text.getvalue()
 
 
 # ---------------------------------------------------------------------------------------------------------- reading

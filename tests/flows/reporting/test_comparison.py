@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import numpy as np
@@ -156,6 +157,16 @@ def test_tables_say_which_differences_are_noise():
     assert sheet.rows == [["ES", " 10.0 [10.0, 10.0]", " 12.5 [12.5, 12.5]", " +2.5 [+2.5, +2.5]"]]
     sheet = comparison_tables(compare([scored("a", [10.0] * 3), scored("b", [10.0] * 3)]))[-1]
     assert sheet.rows[0][3].strip() == "0.0 no difference"
+
+
+def test_abilities_stand_side_by_side_and_no_table_is_empty():
+    one, other = scored("a", HALF), scored("b", HALF)
+    titles = [table.title for table in comparison_tables(compare([one, other]))]
+    assert "general abilities of the edited model" not in titles
+    asked = replace(one, abilities={"SST-2 likelihood accuracy": 71.0, "lm-eval arc_easy acc": 0.43215})
+    table = comparison_tables(compare([asked, other]))[-1]
+    assert table.title == "general abilities of the edited model"
+    assert table.rows == [["SST-2 likelihood accuracy", "71", "-"], ["lm-eval arc_easy acc", "0.4321", "-"]]
 
 
 def test_many_runs_have_a_row_each():
