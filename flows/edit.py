@@ -18,7 +18,7 @@ from factsmith.tasks.edit.stage import edit as edit_batches
 from factsmith.tasks.editors.stage import write_facts
 from factsmith.tasks.evaluation.answers_stage import answers
 from factsmith.tasks.export.stage import export
-from factsmith.tasks.facts.stage import contexts
+from factsmith.tasks.facts.stage import Contexts, contexts
 from factsmith.tasks.planning.run import Run
 from factsmith.tasks.preservation.principal_directions_stage import principal_directions
 from factsmith.tasks.tracking.runs import EDITS
@@ -39,21 +39,26 @@ def write(run: Run, prepared: Prepared) -> list[Artifact]:
     """
     workspace, model, layers, method, batches = run.workspace, run.model, run.layers, run.settings.method, run.batches
     editor, factors = run.editor, prepared.factors
-    templates = None
-    if editor is None or editor.uses_contexts:
-        templates = contexts(workspace, model, method, run.given_contexts, run.chat_contexts)
-    if templates is None or factors is None:
-        assert editor is not None
-        edits = write_facts(workspace, model, layers, editor, method, batches, templates)
+    if editor is not None:
+        edits = write_facts(
+            workspace, model, layers, editor, method, batches, _contexts(run) if editor.uses_contexts else None
+        )
+    elif factors is None:
+        raise RuntimeError("a method that solves the equation needs factors")
     elif batches.in_sequence:
-        source, tokens = prepared.statistics, prepared.tokens
+        templates, source, tokens = _contexts(run), prepared.statistics, prepared.tokens
         directions = principal_directions(workspace, layers, run.preservation.source, source, tokens)
         edits = edit_in_sequence(workspace, model, layers, method, batches, templates, factors, directions)
     else:
+        templates = _contexts(run)
         vectors = values(workspace, model, layers[-1], method.value, templates, batches.requests)
         edits = edit_batches(workspace, model, layers, method, batches.batches, templates, vectors, factors)
     workspace.tracker.document([artifact.place for artifact in edits], EDITS)
     return edits
+
+
+def _contexts(run: Run) -> Contexts:
+    return contexts(run.workspace, run.model, run.settings.method, run.given_contexts, run.chat_contexts)
 
 
 @flow(name="edit")

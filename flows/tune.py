@@ -65,6 +65,12 @@ def check_tune(settings: Settings, out: Path | None = None) -> None:
     Raises:
         InputError: too few records, records that cannot be scored, or a file that cannot be written.
     """
+    if not settings.method.solves:
+        raise InputError(
+            f"method={settings.method.name} has no lambda and no clamp to search for.",
+            expected="a method that solves the equation",
+            remedy="try values with a sweep, such as `factsmith sweep method.training.learning_rate=1e-4,5e-4`",
+        )
     tuning = Run(on_half(settings, "tune"), Store(home()))
     for run in (tuning, tuning.variant(on_half(settings, "test"))):
         check_input(run, dataset=True)
