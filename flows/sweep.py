@@ -23,7 +23,8 @@ from factsmith.flows.configuration.grid import Cell
 from factsmith.flows.html.pages import log_sweep_report
 from factsmith.flows.precompute import Prepared
 from factsmith.flows.reporting.page import name_flow_run, show_tables
-from factsmith.flows.reporting.reports import CellReport, Report, SweepReport
+from factsmith.flows.reporting.reports import Report
+from factsmith.flows.reporting.sweeps.reports import CellReport, SweepReport
 from factsmith.flows.reporting.sweeps.results import log_sweep, sweep_tables
 from factsmith.flows.run import run_part
 from factsmith.tasks.evaluation.family import load_families
@@ -197,7 +198,7 @@ def _run_cell(run: Run, cell: Cell, parent: str) -> CellReport:
 def _scored(report: Report, prepared: Prepared) -> dict[str, Any]:
     names = (
         "facts", "dynamic_multiplier", "metrics", "trajectory", "drift", "abilities", "lm_eval", "intervals",
-        "intervals_over",
+        "intervals_over", "seconds_an_edit",
     )  # fmt: skip
     return {"tokens": prepared.tokens, **{name: getattr(report, name) for name in names}}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from factsmith.flows.reporting.reports import CellReport, SweepReport
+from factsmith.flows.reporting.sweeps.reports import CellReport, SweepReport
 
 
 def cell(score: float | None = None, spread: float = 2.0, error: str | None = None, **place) -> CellReport:

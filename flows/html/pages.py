@@ -22,7 +22,8 @@ from factsmith.flows.html.sections.scores import headlines, scores
 from factsmith.flows.html.sections.settings import command, settings
 from factsmith.flows.html.sections.sweep import cells, results, sweep_headlines
 from factsmith.flows.html.sections.trajectory import trajectory
-from factsmith.flows.reporting.reports import PrecomputeReport, Report, SweepReport
+from factsmith.flows.reporting.reports import PrecomputeReport, Report
+from factsmith.flows.reporting.sweeps.reports import SweepReport
 from factsmith.tasks.covariance.leverage_stage import Leverages
 from factsmith.tasks.evaluation.stage import Scores
 from factsmith.tasks.pipeline.workspace import Workspace

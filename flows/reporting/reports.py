@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,12 +17,12 @@ from factsmith.tasks.evaluation.answers_stage import Answer
 from factsmith.tasks.evaluation.resampling import Resampled
 from factsmith.tasks.evaluation.stage import Scores
 from factsmith.tasks.evaluation.summary import intervals, record_values
+from factsmith.tasks.pipeline.stage import SECONDS_AN_EDIT
 from factsmith.tasks.pipeline.workspace import StageReport
 from factsmith.tasks.planning.run import Run
 from factsmith.tasks.tracking.runs import RECORDS
 
 __all__ = [
-    "CellReport",
     "HeldOut",
     "KnownReport",
     "LayerReport",
@@ -30,7 +31,6 @@ __all__ = [
     "Report",
     "SCORES",
     "Scored",
-    "SweepReport",
     "Trial",
     "TuneReport",
 ]
@@ -80,6 +80,8 @@ class Report(_Frozen):
         answers: the answers to each fact's prompt before and after ``edit``.
         abilities: general abilities before and after the edit: one entry per task, way of answering and metric.
         lm_eval: results of lm-eval before and after the edit: one entry per task and metric.
+        seconds_an_edit: seconds that a fact took to write, measured when its artifacts were built, by this run or an
+            earlier one; ``None`` if the run wrote none. What facts share, such as C0, is not part of it.
     """
 
     run_id: str | None
@@ -95,6 +97,7 @@ class Report(_Frozen):
     answers: list[Answer] = []
     abilities: list[Ability] = []
     lm_eval: list[HarnessResult] = []
+    seconds_an_edit: float | None = None
     facts: int = Field(0, exclude=True, description="number of facts that were scored")
 
     @classmethod
@@ -123,7 +126,14 @@ class Report(_Frozen):
             abilities=scored.abilities if scored else [],
             lm_eval=scored.lm_eval if scored else [],
             facts=scores.artifact.summary["records"] if scores else 0,
+            seconds_an_edit=seconds_an_edit(run.workspace.reports),
         )
+
+
+def seconds_an_edit(stages: Sequence[StageReport]) -> float | None:
+    """The seconds that a fact took in all stages that write it; ``None`` if none of them did."""
+    found = [stage.metrics[SECONDS_AN_EDIT] for stage in stages if SECONDS_AN_EDIT in stage.metrics]
+    return round(sum(found), 3) if found else None
 
 
 class LayerReport(_Frozen):
@@ -157,66 +167,6 @@ class PrecomputeReport(Report):
     """
 
     layers: list[LayerReport]
-
-
-class CellReport(_Frozen):
-    """The outcome of one cell of a sweep.
-
-    Attributes:
-        place: the value of each setting that the sweep varies.
-        mlflow_run_id: id of the cell's run in MLflow; ``None`` if the cell did not start.
-        facts: number of facts that were written and scored.
-        tokens: number of tokens that C0 covers; 0 if the cell failed.
-        dynamic_multiplier: d_m: number of tokens that C0 covers, in multiples of d_k; 0 if the cell failed.
-        metrics: metrics by phase (``before``, ``after``), in percent; empty if the cell failed.
-        trajectory: the curves of a sequence's scores and of its relative changes; empty for independent batches.
-        intervals: 95 % bootstrap interval of each metric after the edit.
-        intervals_over: what these intervals resample, as in ``Report``; ``None`` if the cell failed.
-        drift: how far the predictions of held-out text have moved; empty if that was not measured.
-        abilities: general abilities before and after the edit; empty if none were measured.
-        lm_eval: results of lm-eval before and after the edit; empty if it was not run.
-        stages: the stages, in order.
-        seconds: time taken, in seconds.
-        error: why the cell failed; ``None`` if it did not.
-    """
-
-    place: dict[str, str]
-    mlflow_run_id: str | None = None
-    facts: int = 0
-    tokens: int = 0
-    dynamic_multiplier: float = 0.0
-    metrics: dict[str, dict[str, float | None]] = {}
-    trajectory: Curves = {}
-    intervals: dict[str, tuple[float, float]] = {}
-    intervals_over: Resampled | None = None
-    drift: list[DriftMeasure] = []
-    abilities: list[Ability] = []
-    lm_eval: list[HarnessResult] = []
-    stages: list[StageReport] = []
-    seconds: float = 0.0
-    error: str | None = None
-
-
-class SweepReport(_Frozen):
-    """The outcome of ``sweep``.
-
-    Attributes:
-        run_id: id of the flow run in Prefect; ``None`` in a run without Prefect.
-        mlflow_run_id: id of the sweep's run in MLflow.
-        name: name of the experiment.
-        axes: for each axis, the settings that vary along it.
-        metrics: metrics that some cell has, in display order.
-        mean: the harmonic mean that summarises a cell, and the metrics it is made of; ``None`` if no cell has it.
-        cells: the cells, in the order of the axes.
-    """
-
-    run_id: str | None
-    mlflow_run_id: str
-    name: str
-    axes: list[list[str]]
-    metrics: list[str]
-    mean: tuple[str, list[str]] | None
-    cells: list[CellReport]
 
 
 class KnownReport(_Frozen):

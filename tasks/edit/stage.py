@@ -21,7 +21,7 @@ from factsmith.tasks.facts.request import EditRequest
 from factsmith.tasks.facts.stage import Contexts
 from factsmith.tasks.model.model import Fingerprint, Model
 from factsmith.tasks.pipeline.progress import progress
-from factsmith.tasks.pipeline.stage import Outcome, stage
+from factsmith.tasks.pipeline.stage import SECONDS_AN_EDIT, Outcome, stage
 from factsmith.tasks.pipeline.workspace import Workspace
 from factsmith.tasks.preservation.kind import PreservationKind
 from factsmith.tasks.preservation.stage import Factors
@@ -181,7 +181,8 @@ def edit(
             any_built |= built
             advance(len(batch))
     address = edits[0].address if len(edits) == 1 else f"edit/{edits[0].manifest.series}"
-    return Outcome(edits, address, any_built, {"facts": total, "batches": len(edits)})
+    seconds = sum(one.manifest.seconds for one in edits)
+    return Outcome(edits, address, any_built, {"facts": total, "batches": len(edits), SECONDS_AN_EDIT: seconds / total})
 
 
 def past_edits(store: Store, run: PastRun, model: Model, dataset: str, batches: FactBatches) -> list[Artifact]:

@@ -28,13 +28,16 @@ from factsmith.tasks.facts.record import Record
 from factsmith.tasks.facts.stage import Contexts
 from factsmith.tasks.model.model import Fingerprint, Model
 from factsmith.tasks.pipeline.progress import progress
-from factsmith.tasks.pipeline.stage import Outcome, stage
+from factsmith.tasks.pipeline.stage import SECONDS_AN_EDIT, Outcome, stage
 from factsmith.tasks.pipeline.workspace import Workspace
 from factsmith.tasks.values.checks import check_requests
 
 __all__ = ["applied_edit", "editor_recipes", "editor_series", "read_edit", "write_facts"]
 
 logger = logging.getLogger(__name__)
+
+_SECONDS = "seconds_written"
+"""How long the facts of an edit took to write, among the values of its manifest that are not part of the recipe."""
 
 _FACTS = pa.schema(
     [
@@ -128,17 +131,21 @@ def write_facts(
     work = _Work(workspace, model, layers, editor, method, templates, series, batches)
     recipes = editor_recipes(series, batches)
     metrics = {"facts": float(len(batches.requests)), "batches": float(len(batches.batches))}
-    started = time.perf_counter()
     with progress("edit", len(batches.requests)) as advance:
         if batches.scored is None:
             written = work.independent(recipes, advance)
         else:
             with workspace.store.lock(series.digest):
                 written = work.sequence(recipes, advance)
-    if written:
-        metrics |= {"facts_written": float(written), "seconds_an_edit": (time.perf_counter() - started) / written}
     edits = [workspace.store.get(recipe) for recipe in recipes]
+    last = edits[-1:] if batches.scored is not None else edits
+    metrics |= {"facts_written": written, SECONDS_AN_EDIT: sum(map(_seconds, last)) / len(batches.requests)}
     return Outcome(edits, series.address, written > 0, metrics)
+
+
+def _seconds(edit: Artifact) -> float:
+    """How long the facts of an edit took to write."""
+    return float(edit.manifest.made[_SECONDS])
 
 
 @dataclass(frozen=True)
@@ -149,11 +156,13 @@ class _State:
         number: number of batches.
         edit: the edit; ``None`` before the first batch.
         facts: a row for each fact, for the table ``FACTS``.
+        seconds: how long they took.
     """
 
     number: int = 0
     edit: Edit | None = None
     facts: tuple[dict[str, Any], ...] = ()
+    seconds: float = 0.0
 
 
 class _Work:
@@ -232,7 +241,7 @@ class _Work:
             if (found := self._store.find(_state(self._series, self._facts[:number]))) is not None:
                 rows = load_table(found.path / FACTS).to_pylist()
                 logger.info("edit: continuing after %d batches", number)
-                return _State(number, read_edit(found), tuple(rows))
+                return _State(number, read_edit(found), tuple(rows), _seconds(found))
         return _State()
 
     def _store_state(self, state: _State) -> None:
@@ -242,6 +251,7 @@ class _Work:
 
     def _write(self, state: _State, place: int, advance: Callable[[int], None]) -> _State:
         """Write the batch at ``place`` on top of ``state``."""
+        started = time.perf_counter()
         requests = [record.request for record in self._batches[place]]
         task = Task(requests, self._contexts, self._layers, self._method, self._model.limits.most_tokens)
         try:
@@ -260,11 +270,12 @@ class _Work:
             for one, fit in zip(requests, written.fits, strict=True)
         ]
         advance(len(requests))
-        return _State(number, written.edit, (*state.facts, *rows))
+        seconds = state.seconds + time.perf_counter() - started
+        return _State(number, written.edit, (*state.facts, *rows), seconds)
 
     def _save(self, draft: Draft, state: _State, records: Sequence[Record]) -> None:
         assert state.edit is not None
         save_edit(draft, state.edit, [record.request for record in records])
         save_table(draft.path / FACTS, pa.Table.from_pylist(list(state.facts), schema=_FACTS))
         save_table(draft.path / MEASURES, _NO_MEASURES)
-        draft.made = {**self._workspace.made, **self._model.made}
+        draft.made = {**self._workspace.made, **self._model.made, _SECONDS: round(state.seconds, 3)}

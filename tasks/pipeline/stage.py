@@ -13,7 +13,10 @@ from factsmith.tasks.pipeline.progress import published_by
 from factsmith.tasks.pipeline.resource_errors import resource_errors
 from factsmith.tasks.pipeline.workspace import StageReport, Workspace
 
-__all__ = ["Outcome", "stage"]
+__all__ = ["SECONDS_AN_EDIT", "Outcome", "stage"]
+
+SECONDS_AN_EDIT = "seconds_an_edit"
+"""The metric of stages that write facts: seconds that a fact took, when its artifact was built."""
 
 T = TypeVar("T")
 P = ParamSpec("P")

@@ -19,7 +19,7 @@ from factsmith.tasks.facts.request import EditRequest
 from factsmith.tasks.facts.stage import Contexts
 from factsmith.tasks.model.model import Fingerprint, Model
 from factsmith.tasks.pipeline.progress import progress
-from factsmith.tasks.pipeline.stage import Outcome, stage
+from factsmith.tasks.pipeline.stage import SECONDS_AN_EDIT, Outcome, stage
 from factsmith.tasks.pipeline.turns import on_shares
 from factsmith.tasks.pipeline.workspace import Workspace
 from factsmith.tasks.values.checks import check_requests
@@ -144,4 +144,7 @@ def values(
         rows, built = RowSeries(workspace.store, series).get_or_build(
             list(by_digest), build, at_once=_FACTS_PER_ARTIFACT, check=check
         )
-    return Outcome(Values(series, rows), series.address, built > 0, {"facts": len(by_digest), "facts_built": built})
+    used = [rows[digest].artifact for digest in by_digest]
+    seconds = sum(one.manifest.seconds / one.summary["facts"] for one in used)
+    metrics = {"facts": len(used), "facts_built": built, SECONDS_AN_EDIT: seconds / len(used)}
+    return Outcome(Values(series, rows), series.address, built > 0, metrics)

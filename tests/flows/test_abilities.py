@@ -9,7 +9,7 @@ import pytest
 
 from factsmith.flows.configuration.composition import compose, compose_again
 from factsmith.flows.evaluate import evaluate
-from factsmith.flows.reporting.reports import CellReport, SweepReport
+from factsmith.flows.reporting.sweeps.reports import CellReport, SweepReport
 from factsmith.flows.reporting.sweeps.results import sweep_tables, write_sweep
 from factsmith.flows.reporting.terminal import trajectory_table
 from factsmith.tasks.abilities.answering import ByLikelihood

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from factsmith.flows.html.blocks import Block, Charts, Headline, Section, Verbatim
 from factsmith.flows.html.chart import Line, LineChart, is_wide
 from factsmith.flows.html.numbers import interval, percent, span
-from factsmith.flows.reporting.reports import SweepReport
+from factsmith.flows.reporting.sweeps.reports import SweepReport
 from factsmith.flows.reporting.sweeps.results import failures, points_by_multiplier, sweep_tables
 from factsmith.flows.reporting.sweeps.sequences import trajectories
 from factsmith.flows.reporting.text_table import TextTable

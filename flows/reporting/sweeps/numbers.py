@@ -6,7 +6,7 @@ import csv
 import io
 from collections.abc import Iterator
 
-from factsmith.flows.reporting.reports import CellReport, SweepReport
+from factsmith.flows.reporting.sweeps.reports import CellReport, SweepReport
 
 __all__ = ["sweep_csv"]
 

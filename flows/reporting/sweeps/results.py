@@ -13,8 +13,8 @@ from pathlib import Path
 
 from factsmith.flows.configuration.grid import MULTIPLIER
 from factsmith.flows.reporting.figures import score_by_multiplier
-from factsmith.flows.reporting.reports import CellReport, SweepReport
 from factsmith.flows.reporting.sweeps.numbers import sweep_csv
+from factsmith.flows.reporting.sweeps.reports import CellReport, SweepReport
 from factsmith.flows.reporting.sweeps.sequences import log_sequences, sequence_tables, write_sequences
 from factsmith.flows.reporting.text_table import TextTable
 from factsmith.tasks.abilities.harness_stage import HarnessResult
@@ -46,7 +46,7 @@ def sweep_tables(report: SweepReport) -> list[TextTable]:
     if report.mean and _varies(report, MULTIPLIER):
         found = [*_by_multiplier(report), *_full_and_fast(report)]
     else:
-        found = [_cells(report), *sequence_tables(report)]
+        found = [_cells(report), _other_metrics(report), *sequence_tables(report)]
     return [table for table in (*found, _abilities(report), _lm_eval(report)) if table.rows]
 
 
@@ -179,10 +179,12 @@ def _cells(report: SweepReport) -> TextTable:
     varied = [axis[0] for axis in report.axes]
     name, parts = report.mean or (None, report.metrics)
     drift = ["KL"] if any(cell.drift for cell in report.cells) else []
-    columns = [*(key.rpartition(".")[2] for key in varied), "facts", *parts, *([name] if name else []), *drift, "s"]
+    scores = [*parts, *([name] if name else [])]
+    columns = [*(key.rpartition(".")[2] for key in varied), "facts", *scores, *drift, "s an edit"]
     title = f"{report.name}: percent, with 95 % intervals"
     notes = [_resampled(report)] if name else []
     notes += [f"KL: {MEASURES[one]}" for one in drift]
+    notes.append("s an edit: seconds that a fact took when it was written")
     table = TextTable(title, columns, labels=len(varied), caption="\n".join(notes))
     for cell in report.cells:
         if cell.error:
@@ -193,7 +195,22 @@ def _cells(report: SweepReport) -> TextTable:
             values.append("-" if point is None else "{:.1f} {:.0f}-{:.0f}".format(*point))
         moved = {one.measure: f"{one.after:.2g}" for one in cell.drift}
         values += [moved.get(one, "-") for one in drift]
-        table.add(*(cell.place[key] for key in varied), str(cell.facts), *values, f"{cell.seconds:.1f}")
+        written = "-" if cell.seconds_an_edit is None else f"{cell.seconds_an_edit:.2g}"
+        table.add(*(cell.place[key] for key in varied), str(cell.facts), *values, written)
+    return table
+
+
+def _other_metrics(report: SweepReport) -> TextTable:
+    """The metrics that are not part of the main score, after the edit, with one row per cell."""
+    if report.mean is None:
+        return TextTable("", [])
+    varied = [axis[0] for axis in report.axes]
+    names = [one for one in report.metrics if one not in (report.mean[0], *report.mean[1])]
+    columns = [*(key.rpartition(".")[2] for key in varied), *names]
+    table = TextTable(f"{report.name}: other metrics, percent", columns, labels=len(varied))
+    for cell in report.cells:
+        if names and not cell.error:
+            table.add(*(cell.place[key] for key in varied), *(_number(_after(cell, one)) for one in names))
     return table
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from factsmith.flows.reporting.curves import ALL_FACTS, COLLAPSE, FIRST_FACTS, KL, PERPLEXITY, Curves, collapse, evenly
 from factsmith.flows.reporting.figures import trajectories_figure
-from factsmith.flows.reporting.reports import CellReport, SweepReport
+from factsmith.flows.reporting.sweeps.reports import CellReport, SweepReport
 from factsmith.flows.reporting.text_table import TextTable
 from factsmith.tasks.evaluation.summary import FIRST
 from factsmith.tasks.tracking.tracker import Tracker
