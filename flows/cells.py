@@ -145,7 +145,7 @@ class RunPool:
 
 def _checked_settings(settings: Settings) -> str:
     """The settings that decide whether input can be used. Cells that differ only in other settings are checked once."""
-    value = set(type(settings.method.value).model_fields) - {"site", "tf32"}
+    value = set(type(settings.method.value).model_fields) - {"site", "attention", "tf32"}
     numbers = {"preservation_weight", "ridge", "slack", "slack_of_one", "spread", "clean_weight", "context_seed"}
     numbers |= {"low_rank", "null_space"}
     tokens = {"dynamic_multiplier", "tokens", "key_dtype", "keep_keys", "auto"}

@@ -54,7 +54,8 @@ def compute_edit(
         layers: edited layers.
         preservation: returns the preservation operator of a layer.
         slack: gamma of ``solve_edit``.
-        site: whose output the values are: the block's, or its MLP's if only one layer is edited.
+        site: whose output the values are: the last block's, or that of its MLP (ROME, PMET). In PMET too, the residual
+            at every layer is the value minus the present output of the *last* layer's MLP, as in EasyEdit's code.
         spread: how the residual is divided among the layers: by their number, or by its square root.
         clean_weight: weight of the clean prompt in an averaged key; ``None`` for equal weights.
         read_keys: keys that the change is read with.
@@ -75,7 +76,7 @@ def compute_edit(
     with ExitStack() as written:
         for index, layer in enumerate(layers):
             remaining = len(layers) - index
-            present = activations.mlp_outputs(layer) if site == "mlp" else activations.outputs(layer, layers[-1])
+            present = (activations.mlp_outputs if site == "mlp" else activations.outputs)(layer, layers[-1])
             residuals = (values.to(present).T - present) / (remaining if spread == "even" else remaining**0.5)
             if (norm := decoder.output_norm(layer)) is not None:
                 residuals = norm.needed(activations.projected(layer).T, residuals.T).T

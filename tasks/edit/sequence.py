@@ -235,7 +235,7 @@ class SequenceWriter(AbstractContextManager["SequenceWriter"]):
             most_tokens=self._most_tokens,
         )
         keys = {layer: activations.keys(layer)[0] for layer in self._layers} if keys_wanted else {}
-        outputs = activations.mlp_outputs(last) if self._method.value.site == "mlp" else activations.outputs(last, last)
+        outputs = (activations.mlp_outputs if self._method.value.site == "mlp" else activations.outputs)(last, last)
         return outputs.T.cpu(), keys
 
     def _remember(self, keys: Mapping[int, Tensor]) -> None:

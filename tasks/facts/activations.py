@@ -6,7 +6,7 @@ influence it. Hidden states are kept at the input of the next edited block inste
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -109,12 +109,27 @@ class FactActivations:
         outputs: Tensor = projection(clean.T[: self.facts].to(self.decoder.model.dtype))
         return outputs.double().to(self.decoder.device).T
 
-    def mlp_outputs(self, layer: int) -> Tensor:
-        """What the MLP of ``layer`` adds to the residual stream at the clean prompts' lookup tokens.
+    @torch.inference_mode()
+    def mlp_outputs(self, layer: int, last_layer: int) -> Tensor:
+        """What the MLP of ``last_layer`` adds to the residual stream at the clean prompts' lookup tokens.
 
-        (d_model, B) float64: the output of its projection, after the norm if the block has one.
+        (d_model, B) float64: the output of its projection, after the norm if the block has one. ``layer`` is the next
+        layer to be edited.
         """
-        outputs, norm = self.projected(layer), self.decoder.output_norm(layer)
+        if layer == last_layer:
+            outputs = self.projected(layer)
+        else:
+            found = self._empty(self.facts, self.decoder.width)
+            for facts, hidden, last in self._clean(layer):
+
+                def keep(_: int, output: Tensor, facts: list[int] = facts, last: Tensor = last) -> Tensor:
+                    found[facts] = output[torch.arange(len(last), device=last.device), last].double()
+                    return output
+
+                with self.decoder.rewritten("mlp", [last_layer], keep):
+                    self.decoder.run(hidden, layer, last_layer + 1)
+            outputs = found.T
+        norm = self.decoder.output_norm(last_layer)
         return outputs if norm is None else norm.added(outputs.T).T
 
     @torch.inference_mode()
@@ -123,15 +138,19 @@ class FactActivations:
 
         ``layer`` is the next layer to be edited. Hidden states are kept at its input.
         """
-        self._advance(layer)
         found = self._empty(self.facts, self.decoder.width)
+        for facts, hidden, last in self._clean(layer):
+            above = self.decoder.run(hidden, layer, last_layer + 1)
+            found[facts] = above[torch.arange(len(last), device=last.device), last].double()
+        return found.T
+
+    def _clean(self, layer: int) -> Iterator[tuple[list[int], Tensor, Tensor]]:
+        """The clean prompts, in groups: their facts, hidden states at the input of ``layer``, and lookup indices."""
+        self._advance(layer)
         for batch, hidden, last in zip(self._batches, self._hidden, self._last, strict=True):
             clean = [place for place, row in enumerate(batch) if row % self.contexts == 0]
             if clean:
-                above = self.decoder.run(hidden[clean], layer, last_layer + 1)
-                facts = [batch[place] // self.contexts for place in clean]
-                found[facts] = above[torch.arange(len(clean), device=last.device), last[clean]].double()
-        return found.T
+                yield [batch[place] // self.contexts for place in clean], hidden[clean], last[clean]
 
     def _empty(self, rows: int, width: int) -> Tensor:
         return torch.empty(rows, width, dtype=torch.float64, device=self.decoder.device)

@@ -199,8 +199,10 @@ class _RunPlanner(PrecomputePlanner):
             behind += count * (len(prompt.inputs) - prompt.lookup)
             reads += count * prompt.continued
         once = self.cost.block_flop(self.cost.blocks, length)
-        forward_and_back = 2 * steps * (self.cost.block_flop(above, behind) + self.cost.logits_flop(reads))
-        return once + forward_and_back
+        step = self.cost.block_flop(above, behind) + self.cost.logits_flop(reads)
+        if self.settings.method.value.attention:  # The block itself runs again at the lookup tokens.
+            step += self.cost.block_flop(1, 1 + self.contexts.total())
+        return once + 2 * steps * step
 
     def edits(self, recipes: Sequence[Recipe]) -> StagePlan:
         flop, size, missing = 0.0, 0, 0

@@ -156,7 +156,7 @@ def _check_method(run: Run, facts: int) -> None:
             got=f"batches of {facts}",
             remedy="set method.batch_size=1, or choose method=memit or method=emmet",
         )
-    if method.value.site == "mlp" and len(run.layers) > 1:
+    if method.value.site == "mlp" and not method.value.attention and len(run.layers) > 1:
         raise InputError(
             f"method={method.name} edits one layer: a value at the MLP's output belongs to that MLP alone.",
             got=f"method.layers={run.layers}",

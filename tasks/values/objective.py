@@ -25,11 +25,13 @@ class Reads:
         nll: (facts,) sum over a fact's rewrite prompts of the mean NLL per label.
         essence: (essences, vocabulary) log-probabilities at the essence prompts' lookup tokens.
         essence_facts: (essences,) fact that each essence prompt belongs to.
+        misses: (facts,) number of labels that are not the likeliest token, if they are counted.
     """
 
     nll: Tensor
     essence: Tensor
     essence_facts: Tensor
+    misses: Tensor | None = None
 
     def divergence(self, unchanged: Tensor) -> Tensor:
         """(facts,) KL(changed || unchanged) at the essence prompt's lookup token."""
@@ -130,17 +132,24 @@ class Objective:
             )
         return cls(decoder, groups, facts)
 
-    def read(self, deltas: Tensor) -> Reads:
-        """Run the prompts with each fact's delta, (F, d_model), added at its lookup token."""
+    def read(self, deltas: Tensor, *, misses: bool = False) -> Reads:
+        """Run the prompts with each fact's delta added at its lookup token.
+
+        Args:
+            deltas: (F, d_model), or (F, 2, d_model) for the MLP and the attention. See ``Suffixes.run``.
+            misses: whether to count labels that are not the likeliest token.
+        """
         hidden = [group.suffixes.run(deltas[group.facts]) for group in self.groups]
         labelled = [each[group.rows, group.places] for group, each in zip(self.groups, hidden, strict=True)]
         essences = [each[group.essences, 0] for group, each in zip(self.groups, hidden, strict=True)]
         scores = self.decoder.logits(torch.cat(labelled))
         each = torch.nn.functional.cross_entropy(scores, self._labels, reduction="none") * self._weights
+        missed = (scores.detach().argmax(-1) != self._labels).to(each) if misses else None
         return Reads(
             each.new_zeros(self.facts).index_add(0, self._label_facts, each),
             self.decoder.logits(torch.cat(essences)).log_softmax(-1),
             self.essence_facts,
+            None if missed is None else each.new_zeros(self.facts).index_add(0, self._label_facts, missed),
         )
 
     def without(self, done: Tensor) -> Objective:

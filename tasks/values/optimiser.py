@@ -40,7 +40,7 @@ class ValueVector:
     Attributes:
         value: (d_model,) float32, wanted output of block L, or of its MLP, at the lookup token.
         start: (d_model,) float32, the same output before the change, on the clean prompt.
-        loss: last loss, the sum of ``nll``, kl_weight ``divergence`` and the weight decay.
+        loss: last loss, the sum of ``nll`` (which PMET may weigh less), kl_weight ``divergence`` and the weight decay.
         nll: mean NLL per token of the target, averaged over contexts.
         divergence: KL divergence on the essence prompt.
         steps: number of evaluations of the loss.
@@ -84,6 +84,10 @@ def optimise_values(
     + weight_decay ||delta|| / ||start||^2      [Meng et al. 2022b eq. 16; the norm of delta is not squared in the code]
     with ||delta|| kept at or below clamp ||start||.
 
+    With ``settings.attention``, a second delta is optimised on the attention's output of block L. The weight decay is
+    the sum over both, each is clamped by its own start, and only the MLP's is kept    [PMET: Li et al. 2024]. See
+    ``Search`` for its rule about targets that are the likeliest tokens.
+
     Args:
         decoder: the model, with the weights that the edit starts from.
         requests: facts to write.
@@ -101,8 +105,12 @@ def optimise_values(
     """
     facts = [_Fact.encode(decoder, request, contexts) for request in requests]
     found: list[ValueVector] = []
-    for first, last in _ranges(decoder, facts, layer, memory):
-        mlp = FactActivations(decoder, requests[first:last]).mlp_outputs(layer).T if settings.site == "mlp" else None
+    for first, last in _ranges(decoder, facts, layer, memory, attention=settings.attention):
+        mlp = (
+            FactActivations(decoder, requests[first:last]).mlp_outputs(layer, layer).T
+            if settings.site == "mlp"
+            else None
+        )
         with tensor_float_32(settings.tf32):
             found += _optimise(decoder, facts[first:last], layer, settings, mlp)
         for request, vector in zip(requests[first:last], found[first:], strict=True):
@@ -130,9 +138,11 @@ class _Fact:
         )
 
 
-def _ranges(decoder: Decoder, facts: Sequence[_Fact], layer: int, memory: int) -> Iterator[tuple[int, int]]:
+def _ranges(
+    decoder: Decoder, facts: Sequence[_Fact], layer: int, memory: int, *, attention: bool
+) -> Iterator[tuple[int, int]]:
     """Ranges of facts that run together, so that their constants and activations fit into ``memory``."""
-    blocks = decoder.block_count - layer - 1
+    blocks = decoder.block_count - layer - (0 if attention else 1)
     constant = 4 * decoder.width * 2 * (2 * blocks + 1)  # Twice: the joined rows, and their copies in groups.
     activation = 4 * blocks * (12 * decoder.width + 4 * decoder.key_width)
     scores = 4 * 3 * decoder.vocabulary_size
@@ -164,13 +174,17 @@ def _optimise(
     root mean square (``OutputNorm.effect``). It is measured against an input of this length, whose norm is
     sqrt(d_model).
     """
-    objective, outputs, projected = _prepare(decoder, facts, layer)
+    objective, outputs, projected, attention = _prepare(decoder, facts, layer, attention=settings.attention)
     start = outputs.float() if mlp is None else mlp.to(decoder.device).float()
+    measured = start if attention is None else torch.stack([start, attention], dim=1)
     norm = decoder.output_norm(layer)
-    search = Search(objective, start if norm is None else torch.ones_like(start), len(facts[0].rewrites), settings)
+    search = Search(
+        objective, measured if norm is None else torch.ones_like(measured), len(facts[0].rewrites), settings
+    )
     search.run()
     with torch.no_grad():
-        changes = search.deltas if norm is None or projected is None else norm.effect(projected, search.deltas)
+        deltas = search.deltas if attention is None else search.deltas[:, 0]
+        changes = deltas if norm is None or projected is None else norm.effect(projected, deltas)
     return [
         ValueVector(value, before, loss, nll, divergence, steps)
         for value, before, (loss, nll, divergence), steps in zip(
@@ -179,10 +193,13 @@ def _optimise(
     ]
 
 
-def _prepare(decoder: Decoder, facts: Sequence[_Fact], layer: int) -> tuple[Objective, Tensor, Tensor | None]:
+def _prepare(
+    decoder: Decoder, facts: Sequence[_Fact], layer: int, *, attention: bool
+) -> tuple[Objective, Tensor, Tensor | None, Tensor | None]:
     """The objective of ``facts``, and the (facts, d_model) outputs of block ``layer`` at their clean prompts.
 
-    The third item is ``Suffixes.outputs`` at these prompts.
+    The third item is ``Suffixes.outputs`` at these prompts. The fourth is the output of the attention there, float32,
+    with ``attention``.
 
     The prompts of a context are prepared together, because its tokens then run once for all facts. With few facts, that
     saves less than the additional passes cost. Prompts of about equal length are then prepared together.
@@ -195,7 +212,14 @@ def _prepare(decoder: Decoder, facts: Sequence[_Fact], layer: int) -> tuple[Obje
     else:
         batches = [list(range(context, len(prompts), of_fact)) for context in range(of_fact)]
     rows = [row for batch in batches for row in batch]
-    suffixes = Suffixes.join([Suffixes.prepare(decoder, layer, [prompts[row] for row in batch]) for batch in batches])
+    suffixes = Suffixes.join(
+        [Suffixes.prepare(decoder, layer, [prompts[row] for row in batch], attention=attention) for batch in batches]
+    )
     clean = [rows.index(row) for row in range(0, len(prompts), of_fact)]
     objective = Objective.of(suffixes, [prompts[row] for row in rows], [row // of_fact for row in rows], len(facts))
-    return objective, suffixes.hidden[clean, 0], None if suffixes.outputs is None else suffixes.outputs[clean]
+    return (
+        objective,
+        suffixes.hidden[clean, 0],
+        None if suffixes.outputs is None else suffixes.outputs[clean],
+        suffixes.select(torch.tensor(clean, device=decoder.device)).attention() if attention else None,
+    )

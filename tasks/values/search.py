@@ -21,16 +21,21 @@ class Search:
     shapes and reads no result, so that facts that are finished are left out only when they are half of those that run,
     and the step is recorded again.
 
+    A fact has one delta, or one for the MLP's output and one for the attention's. Each is clamped by the norm of its
+    own output, and the weight decay is the sum of both. While all labels of a fact are the likeliest tokens, its next
+    step weighs the NLL less, and the fact is finished once its divergence is small  [Li et al. 2024, section 3.3; both
+    rules as in EasyEdit's code].
+
     Args:
         objective: prompts of the facts.
-        start: (F, d_model) float32 outputs before the change.
+        start: (F, d_model) float32 outputs before the change, or (F, 2, d_model) those of MLP and attention.
         contexts: number of rewrite prompts of a fact.
         settings: settings of the optimiser.
         replayed: whether steps are recorded and replayed; ``None`` for on a GPU with all of the model.
 
     Attributes:
         done: (F,) bool, whether the loss of a fact is small enough.
-        deltas: (F, d_model) float32, delta of each fact when it was finished, or at the last step.
+        deltas: float32, as ``start``; delta of each fact when it was finished, or at the last step.
         measures: (F, 3) float32, loss, NLL and divergence with this delta.
         steps: (F,) number of evaluations of the loss until then.
     """
@@ -48,8 +53,10 @@ class Search:
         self._contexts = contexts
         self._settings = settings
         self._replayed = start.is_cuda and objective.decoder.stays_on_device if replayed is None else replayed
-        self._largest = settings.clamp * start.norm(dim=1, keepdim=True)
-        self._decay = settings.weight_decay / start.norm(dim=1).square()
+        self._pairs = start.ndim == 3
+        self._largest = settings.clamp * start.norm(dim=-1, keepdim=True)
+        self._decay = settings.weight_decay / start.norm(dim=-1).square()
+        self._nll_weight = start.new_ones(len(start))
         self._moving = torch.zeros_like(start, requires_grad=True)
         self._optimiser = torch.optim.Adam([self._moving], lr=settings.learning_rate, capturable=start.is_cuda)
         self._unchanged: Tensor | None = None
@@ -86,23 +93,40 @@ class Search:
         (self._moving.grad,) = torch.autograd.grad(loss.sum(), self._moving)
         self._optimiser.step()
         with torch.no_grad():
-            self._moving.mul_((self._largest / self._moving.norm(dim=1, keepdim=True)).clamp(max=1))
+            norms = self._moving.norm(dim=-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+            self._moving.mul_((self._largest / norms).clamp(max=1))
 
     def _evaluate(self) -> Tensor:
         """(F,) the loss. Keeps the present deltas of the facts that were not done before."""
-        reads: Reads = self._objective.read(self._moving)
+        reads: Reads = self._objective.read(self._moving, misses=self._pairs)
         if self._unchanged is None:
             self._unchanged = reads.essence.detach()
         nll = reads.nll / self._contexts
         kl = reads.divergence(self._unchanged)
-        loss: Tensor = nll + self._settings.kl_weight * kl + self._decay * self._moving.norm(dim=1)
+        decay = self._decay * self._moving.norm(dim=-1)
+        weighted = nll
+        if self._pairs:
+            # A copy, because the weight changes in place before the backward pass.
+            decay, weighted = decay.sum(1), self._nll_weight.clone() * nll
+        loss: Tensor = weighted + self._settings.kl_weight * kl + decay
         with torch.no_grad():
             running = ~self.done
-            self.deltas.copy_(torch.where(running[:, None], self._moving, self.deltas))
+            each = running.view(-1, *[1] * (self._moving.ndim - 1))
+            self.deltas.copy_(torch.where(each, self._moving, self.deltas))
             self.measures.copy_(torch.where(running[:, None], torch.stack([loss, nll, kl], 1), self.measures))
             self.steps.add_(running)
             self.done.logical_or_(loss < self._settings.stop_loss)
+            if reads.misses is not None:
+                self._after_argmax(reads.misses == 0, self._settings.kl_weight * kl)
         return loss
+
+    def _after_argmax(self, reached: Tensor, divergence: Tensor) -> None:
+        """Apply PMET's rule to the facts all of whose labels are the likeliest tokens, ``reached`` (F,).
+
+        ``divergence`` (F,) is weighted, as in EasyEdit's code.
+        """
+        self._nll_weight.copy_(torch.where(reached, self._settings.argmax_nll_weight, 1.0))
+        self.done.logical_or_(reached & (divergence <= self._settings.argmax_divergence))
 
     def _leave_out_finished(self) -> None:
         assert self._unchanged is not None

@@ -36,6 +36,8 @@ class Suffixes:
             ``lookups[row]`` positions of a row are real, the rest is padding.
         outputs: (rows, d_model) outputs of the MLP output projection of block L at the lookup tokens, if a norm comes
             after it; otherwise ``None``.
+        inputs: (rows, d_model) inputs of block L at the lookup tokens, if its attention's output is changed too;
+            otherwise ``None``. The prefix then has the keys and values of block L as well.
     """
 
     decoder: Decoder
@@ -45,11 +47,21 @@ class Suffixes:
     hidden: Tensor
     prefix: PrefixCache
     outputs: Tensor | None
+    inputs: Tensor | None = None
 
     @classmethod
     @torch.no_grad()
-    def prepare(cls, decoder: Decoder, layer: int, prompts: Sequence[EncodedPrompt]) -> Suffixes:
-        """Run the blocks up to ``layer`` on ``prompts``, and those above on the positions before the lookup tokens."""
+    def prepare(
+        cls, decoder: Decoder, layer: int, prompts: Sequence[EncodedPrompt], *, attention: bool = False
+    ) -> Suffixes:
+        """Run the blocks up to ``layer`` on ``prompts``, and those above on the positions before the lookup tokens.
+
+        Args:
+            decoder: the model.
+            layer: L.
+            prompts: the prompts.
+            attention: whether the attention's output of block L is changed too, so that block L runs again.
+        """
         device = decoder.device
         inputs = [prompt.inputs for prompt in prompts]
         lookups = torch.tensor([prompt.lookup for prompt in prompts], device=device)
@@ -70,15 +82,15 @@ class Suffixes:
             kept.append(output[torch.arange(len(output), device=device), lookups - shared])
             return output
 
+        first = layer if attention else layer + 1
+        below = decoder.run(decoder.embed(tokens, positions), 0, layer, positions=positions, mask=mask, cache=trunk)
         with decoder.rewritten("mlp", [layer] if decoder.output_norm(layer) else [], keep):
-            full = decoder.run(
-                decoder.embed(tokens, positions), 0, layer + 1, positions=positions, mask=mask, cache=trunk
-            )
+            full = decoder.run(below, layer, layer + 1, positions=positions, mask=mask, cache=trunk)
         own = max(1, int(lookups.max()) - shared)
         prefix = _recorded(
             decoder,
-            full[:, :own],
-            layer + 1,
+            (below if attention else full)[:, :own],
+            first,
             trunk,
             positions[:, :own],
             None if mask is None else mask[:, :, :own, : shared + own],
@@ -93,6 +105,7 @@ class Suffixes:
             full.gather(1, inside),
             prefix.select(slice(None), int(lookups.max())),
             kept[0] if kept else None,
+            below[torch.arange(len(below), device=device), lookups - shared] if attention else None,
         )
 
     @classmethod
@@ -107,7 +120,8 @@ class Suffixes:
             torch.cat([part.lengths for part in parts]),
             torch.cat(hidden),
             PrefixCache.join([part.prefix for part in parts]),
-            torch.cat(outputs) if (outputs := [part.outputs for part in parts if part.outputs is not None]) else None,
+            _joined([part.outputs for part in parts]),
+            _joined([part.inputs for part in parts]),
         )
 
     def select(self, rows: Tensor) -> Suffixes:
@@ -121,6 +135,7 @@ class Suffixes:
             self.hidden[rows, : int(lengths.max())],
             self.prefix.select(rows, int(lookups.max())),
             None if self.outputs is None else self.outputs[rows],
+            None if self.inputs is None else self.inputs[rows],
         )
 
     def effect(self, changes: Tensor) -> Tensor:
@@ -136,16 +151,70 @@ class Suffixes:
         return norm.effect(self.outputs, changes)
 
     def run(self, changes: Tensor) -> Tensor:
-        """(rows, longest, d_model) output of the last block, with the effect of ``changes`` (rows, d_model)."""
-        changed = self.hidden[:, :1] + self.effect(changes)[:, None].to(self.hidden.dtype)
+        """(rows, longest, d_model) output of the last block, with the effect of ``changes``.
+
+        Args:
+            changes: (rows, d_model) changes of the output of block L or of its MLP, or (rows, 2, d_model) changes of
+                the outputs of its MLP and of its attention.
+        """
+        if changes.ndim == 3:
+            changed, _ = self._block(changes)
+        else:
+            changed = self.hidden[:, 0] + self.effect(changes).to(self.hidden.dtype)
         return self.decoder.run(
-            torch.cat([changed, self.hidden[:, 1:]], dim=1),
+            torch.cat([changed[:, None], self.hidden[:, 1:]], dim=1),
             self.layer + 1,
             self.decoder.block_count,
             positions=self._positions,
             mask=self._mask,
             cache=self.prefix,
         )
+
+    @torch.no_grad()
+    def attention(self) -> Tensor:
+        """(rows, d_model) float32 output of the attention of block L at the lookup tokens."""
+        _, output = self._block(self.hidden.new_zeros(len(self.hidden), 2, self.hidden.shape[2]))
+        return output.float()
+
+    def _block(self, changes: Tensor) -> tuple[Tensor, Tensor]:
+        """Run block L again at the lookup tokens. A change of its parts there reaches no other token of its output.
+
+        In a block that runs its MLP after its attention, a change of the attention's output also changes the MLP's
+        input. Where a norm follows the MLP, changes are steps in multiples of the root mean square of what they are
+        added to, as in ``OutputNorm.effect``.
+
+        Args:
+            changes: (rows, 2, d_model) changes of the outputs of the MLP and of the attention.
+
+        Returns:
+            The output of block L, and that of its attention before the change, both (rows, d_model).
+        """
+        assert self.inputs is not None
+        outputs: list[Tensor] = []
+
+        def add(output: Tensor, steps: Tensor) -> Tensor:
+            if self.outputs is not None:
+                steps = steps * output[:, 0].float().square().mean(1, keepdim=True).sqrt()
+            return output + steps[:, None].to(output.dtype)
+
+        def change_attention(_: int, output: Tensor) -> Tensor:
+            outputs.append(output[:, 0])
+            return add(output, changes[:, 1])
+
+        prefix = int(self.lookups.max())
+        with (
+            self.decoder.rewritten("attention", [self.layer], change_attention),
+            self.decoder.rewritten("mlp", [self.layer], lambda _, output: add(output, changes[:, 0])),
+        ):
+            output = self.decoder.run(
+                self.inputs[:, None],
+                self.layer,
+                self.layer + 1,
+                positions=self.lookups[:, None],
+                mask=self._mask[:, :, :1, : prefix + 1],
+                cache=self.prefix,
+            )
+        return output[:, 0], outputs[0]
 
     @cached_property
     def _positions(self) -> Tensor:
@@ -163,6 +232,11 @@ class Suffixes:
     @property
     def _steps(self) -> Tensor:
         return torch.arange(self.hidden.shape[1], device=self.hidden.device)
+
+
+def _joined(parts: Sequence[Tensor | None]) -> Tensor | None:
+    found = [part for part in parts if part is not None]
+    return torch.cat(found) if found else None
 
 
 def _common_length(sequences: Sequence[tuple[int, ...]]) -> int:

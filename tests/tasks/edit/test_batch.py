@@ -44,8 +44,11 @@ def edit(decoder, operators, values, requests=None, layers=LAYERS, **settings):
 
 
 @torch.no_grad()
-def plain_states(model, tokenizer, request: EditRequest, layer: int, last: int):
-    """Key of ``layer`` as memit averages it, and the clean prompt's outputs of block ``last`` and of the projection."""
+def plain_states(model, tokenizer, request: EditRequest, layer: int, last: int, site: str = "block"):
+    """Key of ``layer`` as memit averages it, and the clean prompt's outputs of block ``last`` and of the projection.
+
+    At the site ``mlp``, the output of block ``last`` is that of its MLP, after the norm if there is one.
+    """
 
     def row(found: torch.Tensor) -> torch.Tensor:
         return found.reshape(-1, found.shape[-1])[prompt.lookup].double()
@@ -53,9 +56,12 @@ def plain_states(model, tokenizer, request: EditRequest, layer: int, last: int):
     inner = plain_blocks(model)
     projection = plain_projection(inner[layer])
     states, outputs = [], []
+    at_last = inner[last]
+    if site == "mlp":
+        at_last = getattr(inner[last], "post_feedforward_layernorm", None) or plain_projection(inner[last])
     handles = [
         projection.register_forward_hook(lambda *args: states.append([row(one) for one in (args[1][0], args[2])])),
-        inner[last].register_forward_hook(lambda *args: outputs.append(row(hidden_of(args[2])))),
+        at_last.register_forward_hook(lambda *args: outputs.append(row(hidden_of(args[2])))),
     ]
     for context in CONTEXTS:
         prompt = encode_prompt(tokenizer, context.replace("{}", request.template), request.subject)
@@ -66,14 +72,17 @@ def plain_states(model, tokenizer, request: EditRequest, layer: int, last: int):
     return (clean + torch.stack(prefixed).mean(0)) / 2, outputs[0], states[0][1]
 
 
-def plain_memit(folder, decoder, operators, values) -> dict[int, torch.Tensor]:
-    """MEMIT over several layers on an untouched transformers model: whole passes, dense float64 algebra."""
+def plain_memit(folder, decoder, operators, values, site="block", power=1.0) -> dict[int, torch.Tensor]:
+    """MEMIT over several layers on an untouched transformers model: whole passes, dense float64 algebra.
+
+    PMET has values at the site ``mlp``, and divides by the square root of the layers left.
+    """
     model = load_plain(folder)
     deltas = {}
     for index, layer in enumerate(LAYERS):
-        states = [plain_states(model, decoder.tokenizer, one, layer, LAYERS[-1]) for one in facts()]
+        states = [plain_states(model, decoder.tokenizer, one, layer, LAYERS[-1], site) for one in facts()]
         keys, outputs, projected = (torch.stack(one) for one in zip(*states, strict=True))
-        keys, residuals = keys.T, (values.double() - outputs).T / (len(LAYERS) - index)
+        keys, residuals = keys.T, (values.double() - outputs).T / (len(LAYERS) - index) ** power
         if (norm := decoder.output_norm(layer)) is not None:
             residuals = norm.needed(projected, residuals.T).T
         matrix = operators[layer].factor @ operators[layer].factor.T
@@ -87,6 +96,12 @@ def plain_memit(folder, decoder, operators, values) -> dict[int, torch.Tensor]:
 def test_agrees_with_plain_memit_over_several_layers(model_folder, decoder, operators, values):
     found = edit(decoder, operators, values)
     for layer, expected in plain_memit(model_folder, decoder, operators, values).items():
+        assert (found[layer].dense() - expected).norm() < 1e-5 * expected.norm()
+
+
+def test_agrees_with_plain_pmet_over_several_layers(model_folder, decoder, operators, values):
+    found = edit(decoder, operators, values, site="mlp", spread="square_root")
+    for layer, expected in plain_memit(model_folder, decoder, operators, values, "mlp", 0.5).items():
         assert (found[layer].dense() - expected).norm() < 1e-5 * expected.norm()
 
 
