@@ -7,7 +7,6 @@ A = lambda C0 + H, H = K K^T of the earlier keys [Fang et al. 2025; the -F paper
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -18,9 +17,12 @@ from torch import Tensor
 
 from factsmith.tasks.decoder.decoder import Decoder
 from factsmith.tasks.edit.batch import compute_edit
-from factsmith.tasks.edit.delta import LowRankDelta
+from factsmith.tasks.edit.delta import Delta, LowRankDelta
 from factsmith.tasks.edit.delta_sum import DeltaSum
+from factsmith.tasks.edit.edited_layer import EditedLayer, LayerMeasures
+from factsmith.tasks.edit.refiners import sum_refiner
 from factsmith.tasks.edit.settings import MethodSettings
+from factsmith.tasks.edit.wrappers import load_wrapper
 from factsmith.tasks.facts.activations import FactActivations
 from factsmith.tasks.facts.contexts import Context, asked_facts
 from factsmith.tasks.facts.request import EditRequest
@@ -39,41 +41,13 @@ class Step:
     """The changes of one batch, and everything that later batches need from it.
 
     Attributes:
-        deltas: change of each layer, on top of the earlier changes.
-        keys: (d_in, B) float64 keys of each layer that are preserved from now on; empty without a history.
+        deltas: change of each layer, on top of the earlier changes, before a refiner of batches.
+        keys: (d_in, B) float64 keys of each layer that are preserved from now on, or that a wrapper remembers; empty
+            without a history or a wrapper.
     """
 
     deltas: dict[int, LowRankDelta]
     keys: dict[int, Tensor]
-
-
-@dataclass(frozen=True)
-class LayerMeasures:
-    """How far a layer has moved. All norms are Frobenius norms.
-
-    "leading" is the norm of a change along the principal directions P of the corpus's keys, ||Delta P||. "rest" is the
-    norm of what remains, ||Delta (I - P P^T)||. They measure how safe an edit is [the -F paper, section 5]. Both are
-    NaN if no principal directions are given.
-
-    Attributes:
-        layer: number of the layer.
-        step: norm of this batch's change.
-        step_leading: norm of its leading part.
-        step_rest: norm of its rest.
-        total: norm of the sum of all changes so far.
-        total_leading: norm of its leading part.
-        total_rest: norm of its rest.
-        relative: ``total`` divided by the norm of the unedited weight.
-    """
-
-    layer: int
-    step: float
-    step_leading: float
-    step_rest: float
-    total: float
-    total_leading: float
-    total_rest: float
-    relative: float
 
 
 @dataclass(frozen=True)
@@ -151,12 +125,18 @@ class SequenceWriter(AbstractContextManager["SequenceWriter"]):
         self._histories = {layer: History(operators[layer]) for layer in layers} if kept else {}
         self._operators: Mapping[int, PreservationOperator] = self._histories or operators
         self._uncompressed = 0
-        self._layers = {layer: _Layer(decoder, layer, directions.get(layer)) for layer in layers}
+        self._wrapper = load_wrapper(method)
+        refiner = sum_refiner(method)
+        self._layers = {layer: EditedLayer(decoder, layer, directions.get(layer), refiner) for layer in layers}
 
     @property
     def sums(self) -> dict[int, DeltaSum]:
         """The sum of all changes of each layer so far."""
-        return {number: layer.sum for number, layer in self._layers.items()}
+        return {number: layer.sum.sum for number, layer in self._layers.items()}
+
+    def published(self) -> dict[int, Delta]:
+        """The change of each layer so far, as a model has it that is scored."""
+        return {number: layer.sum.published() for number, layer in self._layers.items()}
 
     def write(self, requests: Sequence[EditRequest], slack: float) -> Written:
         """Write a batch.
@@ -170,6 +150,9 @@ class SequenceWriter(AbstractContextManager["SequenceWriter"]):
             NonFiniteValueError: a value vector is NaN or infinite; names the fact.
         """
         method, last = self._method, max(self._layers)
+        if self._wrapper is not None:  # It is given edits of the unedited weights.
+            for layer in self._layers.values():
+                layer.restore()
         vectors = optimise_values(self._decoder, requests, self._contexts, last, method.value, memory=self._memory)
         written_keys: dict[int, Tensor] = {}
         computed = compute_edit(
@@ -189,19 +172,27 @@ class SequenceWriter(AbstractContextManager["SequenceWriter"]):
         )
         # A product's last bits depend on the memory layout. A replay reads row-major factors.
         deltas = {layer: delta.contiguous() for layer, delta in computed.items()}
-        for layer, delta in deltas.items():
-            self._layers[layer].add(delta)
-            self._layers[layer].write()
-        after, rewritten = self._read_back(requests)
+        facts = [*range(len(requests)), *asked_facts(self._contexts, requests)]
+        collisions = _collisions(deltas, written_keys, facts)
         keys: dict[int, Tensor] = {}
+        if self._wrapper is not None:
+            keys = self._wrapper.keys(self._decoder, requests, list(self._layers), most_tokens=self._most_tokens)
+            deltas = {
+                number: self._wrapper.step(number, deltas[number], keys[number], layer.original, layer.total)
+                for number, layer in self._layers.items()
+            }
+        refined = {number: self._layers[number].add(delta) for number, delta in deltas.items()}
+        for layer in self._layers.values():
+            layer.write()
+        after, rewritten = self._read_back(requests)
         if self._histories:
             keys = written_keys if method.sequence.history_keys == "as_written" else rewritten
             self._remember(keys)
         return Written(
             Step(deltas, keys),
-            [self._layers[layer].measures(delta) for layer, delta in deltas.items()],
+            [self._layers[number].measures(delta) for number, delta in refined.items()],
             [_fact(*one) for one in zip(requests, vectors, after, strict=True)],
-            _collisions(deltas, written_keys, [*range(len(requests)), *asked_facts(self._contexts, requests)]),
+            collisions,
         )
 
     def replay(self, steps: Iterable[Step]) -> None:
@@ -209,6 +200,8 @@ class SequenceWriter(AbstractContextManager["SequenceWriter"]):
         for step in steps:
             for number, delta in step.deltas.items():
                 self._layers[number].add(delta)
+                if self._wrapper is not None:
+                    self._wrapper.remember(number, step.keys[number])
             for number, history in self._histories.items():
                 # A history takes in new keys at its next ``solve``. Repeating the earlier calls gives the same bits.
                 history.solve(step.keys[number])
@@ -253,59 +246,6 @@ class SequenceWriter(AbstractContextManager["SequenceWriter"]):
             for history in self._histories.values():
                 history.compress(settings.energy, settings.most)
             self._uncompressed = 0
-
-
-class _Layer:
-    """An edited weight: its original, and the sum of its changes."""
-
-    def __init__(self, decoder: Decoder, number: int, directions: Tensor | None) -> None:
-        self.number = number
-        self.sum = DeltaSum()
-        self._weight = decoder.weight(number)
-        self._original = self._weight.clone()
-        self._norm = float(self._original.double().norm())
-        self._directions = directions
-        self._leading = DeltaSum()
-        """(d_out, r) sum of all changes times the principal directions. It is kept because the product is expensive."""
-
-    def add(self, delta: LowRankDelta) -> None:
-        """Add ``delta`` to the sum. The weight itself changes in ``write``."""
-        self.sum.add(delta)
-        if self._directions is not None:
-            self._leading.add(LowRankDelta(delta.left, self._directions.T @ delta.right))
-
-    def write(self) -> None:
-        """Set the weight to its original plus the sum of its changes, if there are any."""
-        if not self.sum.total.numel():
-            return
-        change = self.sum.total.to(self._original.device, torch.float32)
-        self._weight.copy_(self._original.float() + change)
-
-    def measures(self, delta: LowRankDelta) -> LayerMeasures:
-        """The measures of the layer. ``delta`` is the change that was added last."""
-        step, total = delta.norm(), float(self.sum.total.norm())
-        step_leading = total_leading = torch.nan
-        if self._directions is not None:
-            step_leading = LowRankDelta(delta.left, self._directions.T @ delta.right).norm()
-            total_leading = float(self._leading.total.norm())
-        return LayerMeasures(
-            self.number,
-            step,
-            step_leading,
-            _rest(step, step_leading),
-            total,
-            total_leading,
-            _rest(total, total_leading),
-            total / self._norm,
-        )
-
-    def restore(self) -> None:
-        self._weight.copy_(self._original)
-
-
-def _rest(norm: float, leading: float) -> float:
-    """Norm of the rest of a matrix, from the norms of the whole matrix and of its leading part."""
-    return torch.nan if math.isnan(leading) else float(max(norm**2 - leading**2, 0.0) ** 0.5)
 
 
 def _fact(request: EditRequest, vector: ValueVector, output: Tensor) -> FactMeasures:

@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -20,14 +21,15 @@ import torch
 from factsmith.artifacts.artifact import Artifact, Draft
 from factsmith.artifacts.formats import save_table, save_tensors
 from factsmith.artifacts.recipe import Recipe, Series, digest_of
-from factsmith.tasks.edit.delta import LowRankDelta
-from factsmith.tasks.edit.delta_sum import DeltaSum
+from factsmith.tasks.edit.delta import Delta
 from factsmith.tasks.edit.edit import WeightEdit
+from factsmith.tasks.edit.edited_layer import RefinedSum
+from factsmith.tasks.edit.refiners import sum_refiner
 from factsmith.tasks.edit.sequence import FactMeasures, SequenceWriter, Step, Written
 from factsmith.tasks.edit.sequence_shards_stage import FACTS, MEASURES, STEPS, ShardRange, batch_digests, stored_batches
 from factsmith.tasks.edit.settings import MethodSettings
 from factsmith.tasks.edit.solve import CollidingKeysError
-from factsmith.tasks.edit.stage import colliding, save_edit
+from factsmith.tasks.edit.stage import colliding, part_recipes, save_edit
 from factsmith.tasks.facts.batches import FactBatches, fact_digests, ordered_facts
 from factsmith.tasks.facts.record import Record
 from factsmith.tasks.facts.stage import Contexts
@@ -78,6 +80,7 @@ def sequence_series(
         "value": method.value.recipe,
         **kind.scaling,
         **history,
+        **part_recipes(method),
         **model.parameters,
     }
     inputs = {**model.inputs, "contexts": contexts, "factor": factor, "directions": directions}
@@ -189,16 +192,20 @@ class _Sequence:
     def run(self) -> dict[str, float]:
         """Publish the missing edits. Returns metrics of the work."""
         last = max(self._missing)
-        sums = {layer: DeltaSum() for layer in self._in.layers}
+        refiner = sum_refiner(self._in.method)
+        sums = {layer: RefinedSum(layer, partial(self._unedited, layer), refiner) for layer in self._in.layers}
         for number, step in self._stored():
             if number > last:
                 break
             for layer, delta in step.deltas.items():
                 sums[layer].add(delta)
             if number in self._missing:
-                self._publish(number, _deltas(sums))
+                self._publish(number, {layer: one.published() for layer, one in sums.items()})
             self._advance(len(self._batches[number - 1]))
         return self._write(last) if self._reached < last else {"facts_written": 0.0}
+
+    def _unedited(self, layer: int) -> torch.Tensor:
+        return self._in.model.decoder.weight(layer)
 
     def _stored(self) -> Iterator[tuple[int, Step]]:
         """The stored batches, each with its number, counted from 1."""
@@ -233,7 +240,7 @@ class _Sequence:
                         background.call(self._store_steps, pending)
                         pending = {}
                     if number in self._missing:
-                        background.call(self._publish, number, _deltas(writer.sums))
+                        background.call(self._publish, number, writer.published())
                     self._advance(len(batch))
             except BaseException:  # Keep what has been written, whatever ends the sequence early.
                 if pending:
@@ -287,7 +294,7 @@ class _Sequence:
 
         self._ranges.append(ShardRange(self._store.get_or_build(recipe, build)[0], start, stop))
 
-    def _publish(self, number: int, deltas: Mapping[int, LowRankDelta]) -> None:
+    def _publish(self, number: int, deltas: Mapping[int, Delta]) -> None:
         """Publish the changes of the first ``number`` batches, which add up to ``deltas``."""
         requests = [one.request for batch in self._batches[:number] for one in ordered_facts(batch)]
 
@@ -300,10 +307,6 @@ class _Sequence:
             draft.made = self._made
 
         self._store.get_or_build(self._missing[number], build)
-
-
-def _deltas(sums: Mapping[int, DeltaSum]) -> dict[int, LowRankDelta]:
-    return {layer: one.delta() for layer, one in sums.items()}
 
 
 def _row(one: FactMeasures) -> dict[str, Any]:

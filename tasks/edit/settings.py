@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
@@ -12,7 +13,15 @@ from factsmith.tasks.pipeline.settings import ReadIf, Section
 from factsmith.tasks.preservation.settings import SOLVES, PreservationSettings
 from factsmith.tasks.values.settings import ValueSettings
 
-__all__ = ["MethodSettings", "ReadKeys", "SequenceSettings", "Spread"]
+__all__ = [
+    "MethodSettings",
+    "PruneSettings",
+    "ReadKeys",
+    "RectSettings",
+    "SequenceSettings",
+    "SimieSettings",
+    "Spread",
+]
 
 Spread = Literal["even", "square_root"]
 """The divisor of the residual at each layer: the number of layers still to be written (MEMIT) or its square root."""
@@ -53,6 +62,30 @@ class SequenceSettings(Section):
     )
 
 
+class RectSettings(Section):
+    """Which part of a change RECT keeps."""
+
+    kept: float = Field(
+        0.4, gt=0, le=1, description="share of a change's entries that is kept; public code has 0.4 and 0.2"
+    )
+
+
+class PruneSettings(Section):
+    """How far PRUNE lowers singular values."""
+
+    base: float = Field(
+        math.e, gt=1, le=1e6, description="a, base of the logarithm; larger lowers more. Published: e, 2, 1.5 and 1.2"
+    )
+
+
+class SimieSettings(Section):
+    """How much SimIE trusts the keys of a batch."""
+
+    ridge: float = Field(
+        1e4, gt=0, le=1e30, description="multiple of the identity that P starts from; published: 10 for MEMIT, else 1e4"
+    )
+
+
 class MethodSettings(ContextSettings, PreservationSettings):
     """How facts are written."""
 
@@ -77,6 +110,15 @@ class MethodSettings(ContextSettings, PreservationSettings):
         16, description="facts written together; instances of several facts, if the dataset has them"
     )
     value: Annotated[ValueSettings, SOLVES] = Field(default_factory=ValueSettings)
+    refiner: Annotated[str | None, SOLVES] = Field(
+        None, description="what is done to a finished change, whatever its method: rect, prune, or null for nothing"
+    )
+    rect: Annotated[RectSettings, SOLVES, ReadIf("method.refiner", ("rect",))] = Field(default_factory=RectSettings)
+    prune: Annotated[PruneSettings, SOLVES, ReadIf("method.refiner", ("prune",))] = Field(default_factory=PruneSettings)
+    wrapper: Annotated[str | None, SOLVES, _SEQUENCE] = Field(
+        None, description="how a sequence is made of edits of the unedited weights: simie; null edits those before it"
+    )
+    simie: Annotated[SimieSettings, SOLVES, ReadIf("method.wrapper", ("simie",))] = Field(default_factory=SimieSettings)
     sequence: SequenceSettings = Field(default_factory=SequenceSettings)
 
     @field_validator("layers")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cache
+from typing import Any
 
 from factsmith.artifacts.artifact import Artifact, Draft
 from factsmith.artifacts.errors import InputError
@@ -11,10 +12,12 @@ from factsmith.artifacts.formats import load_tensors, save_json, save_tensors
 from factsmith.artifacts.recipe import Recipe, Series, digest_of
 from factsmith.artifacts.store import Store
 from factsmith.tasks.edit.batch import compute_edit
-from factsmith.tasks.edit.delta import Delta
+from factsmith.tasks.edit.delta import Delta, LowRankDelta
 from factsmith.tasks.edit.edit import Edit, WeightEdit
+from factsmith.tasks.edit.refiners import load_refiner
 from factsmith.tasks.edit.settings import MethodSettings
 from factsmith.tasks.edit.solve import CollidingKeysError
+from factsmith.tasks.edit.wrappers import load_wrapper
 from factsmith.tasks.facts.batches import FactBatches, fact_digests, ordered_facts
 from factsmith.tasks.facts.record import Record
 from factsmith.tasks.facts.request import EditRequest
@@ -36,6 +39,7 @@ __all__ = [
     "edit",
     "edit_recipe",
     "edit_series",
+    "part_recipes",
     "past_edits",
     "read_deltas",
     "save_edit",
@@ -89,9 +93,16 @@ def edit_series(
         "clean_weight": method.clean_weight,
         "read_keys": method.read_keys,
         **kind.scaling,
+        **part_recipes(method),
         **model.parameters,
     }
     return Series("edit", 1, parameters, {**model.inputs, "contexts": contexts, "values": values, "factor": factor})
+
+
+def part_recipes(method: MethodSettings) -> dict[str, Any]:
+    """The recipes of the method's refiner and wrapper. Methods without them keep the addresses of earlier versions."""
+    parts = {"refiner": load_refiner(method), "wrapper": load_wrapper(method)}
+    return {role: part.recipe for role, part in parts.items() if part is not None}
 
 
 def edit_recipe(series: Series, batch: Sequence[Record]) -> Recipe:
@@ -173,7 +184,7 @@ def edit(
                     )
                 except CollidingKeysError as error:
                     raise colliding(requests, error) from None
-                save_edit(draft, WeightEdit(deltas), requests)
+                save_edit(draft, WeightEdit(_refined(model, method, deltas)), requests)
                 draft.made = {**workspace.made, **model.made}
 
             artifact, built = workspace.store.get_or_build(edit_recipe(series, batch), build)
@@ -183,6 +194,14 @@ def edit(
     address = edits[0].address if len(edits) == 1 else f"edit/{edits[0].manifest.series}"
     seconds = sum(one.manifest.seconds for one in edits)
     return Outcome(edits, address, any_built, {"facts": total, "batches": len(edits), SECONDS_AN_EDIT: seconds / total})
+
+
+def _refined(model: Model, method: MethodSettings, deltas: Mapping[int, LowRankDelta]) -> Mapping[int, Delta]:
+    """``deltas`` after the method's refiner. All of them were computed with the others as they were."""
+    refiner = load_refiner(method)
+    if refiner is None:
+        return deltas
+    return {layer: refiner.refine(layer, one, model.decoder.weight(layer)) for layer, one in deltas.items()}
 
 
 def past_edits(store: Store, run: PastRun, model: Model, dataset: str, batches: FactBatches) -> list[Artifact]:

@@ -11,7 +11,9 @@ from typing import Any
 
 from factsmith.artifacts.errors import InputError
 from factsmith.artifacts.store import Store
+from factsmith.tasks.edit.refiners import load_refiner
 from factsmith.tasks.edit.stage import past_edits
+from factsmith.tasks.edit.wrappers import load_wrapper
 from factsmith.tasks.facts.contexts import CLEAN, Context
 from factsmith.tasks.facts.settings import ContextSettings
 from factsmith.tasks.model.stage import known_cost
@@ -150,6 +152,14 @@ def _check_method(run: Run, facts: int) -> None:
                 remedy="set method.sequence.history=none to write batches one after the other",
             )
         return
+    load_refiner(method)
+    if load_wrapper(method) is not None and method.sequence.history != "none":
+        raise InputError(
+            f"method={method.name} with method.wrapper={method.wrapper} writes sequences. The wrapper alone remembers "
+            "earlier batches.",
+            got=f"method.sequence.history={method.sequence.history or 'null'}",
+            remedy="set method.sequence.history=none",
+        )
     if method.read_keys == "clean" and facts > 1:
         raise InputError(
             f"method={method.name} writes one fact at a time.",
