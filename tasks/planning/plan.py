@@ -17,6 +17,7 @@ from factsmith.artifacts.rows import RowSeries
 from factsmith.tasks.abilities.harness_stage import harness_recipe
 from factsmith.tasks.abilities.stage import Asked, prediction_series
 from factsmith.tasks.corpus.stage import last_within
+from factsmith.tasks.edit.refiners import sum_refiner
 from factsmith.tasks.edit.sequence_shards_stage import batch_digests, stored_batches
 from factsmith.tasks.edit.sequence_stage import sequence_edits, sequence_series, state_series
 from factsmith.tasks.edit.stage import edit_recipe, edit_series
@@ -128,12 +129,14 @@ class _RunPlanner(PrecomputePlanner):
         wanted = max((number for number, recipe in recipes.items() if store.find(recipe) is None), default=0)
         stored = stored_batches(store, series, batch_digests(run.batches))
         batches = run.batches.batches[stored[-1].stop if stored else 0 : wanted]
-        left, vectors = sum(map(len, batches)), 8 * len(self.layers) * (2 * width + self.cost.width)
+        left, shards = sum(map(len, batches)), 8 * self._kept_keys(batches) * len(self.layers)
+        shards *= 2 * width + self.cost.width
         flop = sum(2 * self._edit_flop(batch) for batch in batches)  # their keys are read again
         flop += sum(self._value_flop(record.request) for batch in batches for record in batch)
         changes = 16 * len(self.layers) * self.cost.projection
         memory = self.pass_memory() + self.operator.bytes + changes + self.run.model.limits.memory
-        edit = StagePlan("edit", left, len(run.batches.requests), "facts", flop, 2 * left * vectors, memory)
+        size = shards + (self._dense_size * self.missing(recipes.values()) or shards)
+        edit = StagePlan("edit", left, len(run.batches.requests), "facts", flop, size, memory)
         every = list(recipes.values())
         measured = [*self.drift(every), *self.abilities(every)]
         return [directions, edit, self.evaluation(every[-1:]), self.trajectory(recipes), *measured]
@@ -212,10 +215,26 @@ class _RunPlanner(PrecomputePlanner):
                 continue
             missing += len(batch)
             flop += self._edit_flop(batch)
-            size += 8 * len(self.layers) * (width + rows) * len(batch)
+            size += self._dense_size or 8 * len(self.layers) * (width + rows) * len(batch)
         total = len(self.run.batches.records)
         memory = self.pass_memory() + self.operator.bytes + 8 * len(self.layers) * self.cost.projection
         return StagePlan("edit", missing, total, "facts", flop, size, memory)
+
+    @cached_property
+    def _dense_size(self) -> int:
+        """Bytes of an edit whose changes a refiner makes dense; 0 for the factors that others have."""
+        refiner = sum_refiner(self.settings.method)
+        dense = refiner is not None and refiner.is_dense
+        return 4 * len(self.layers) * self.cost.projection if dense else 0
+
+    def _kept_keys(self, batches: Sequence[Sequence[Record]]) -> int:
+        """The number of keys that a sequence keeps of ``batches``. A wrapper keeps those of every token."""
+        requests = [record.request for batch in batches for record in batch]
+        if self.settings.method.wrapper is None:
+            return len(requests)
+        tokenizer = self.run.model.tokenizer
+        prompts = (in_context(CLEAN, one).encode(tokenizer, one.subject, one.target_new) for one in requests)
+        return sum(len(prompt.tokens) for prompt in prompts)
 
     def _edit_flop(self, batch: Sequence[Record]) -> float:
         positions = sum(
