@@ -147,7 +147,7 @@ def _checked_settings(settings: Settings) -> str:
     """The settings that decide whether input can be used. Cells that differ only in other settings are checked once."""
     value = set(type(settings.method.value).model_fields) - {"site", "attention", "tf32"}
     numbers = {"preservation_weight", "ridge", "slack", "slack_of_one", "spread", "clean_weight", "context_seed"}
-    numbers |= {"low_rank", "null_space"}
+    numbers |= {"low_rank", "null_space", "rect", "prune", "simie"}
     tokens = {"dynamic_multiplier", "tokens", "key_dtype", "keep_keys", "auto"}
     return settings.model_dump_json(
         exclude={"corpus": tokens, "method": {**dict.fromkeys(numbers, True), "value": value}}

@@ -201,7 +201,7 @@ class Suffixes:
             outputs.append(output[:, 0])
             return add(output, changes[:, 1])
 
-        prefix = int(self.lookups.max())
+        mask = self._mask[:, :, :1, : self._mask.shape[3] - self.hidden.shape[1] + 1]  # The prefix, and itself.
         with (
             self.decoder.rewritten("attention", [self.layer], change_attention),
             self.decoder.rewritten("mlp", [self.layer], lambda _, output: add(output, changes[:, 0])),
@@ -211,7 +211,7 @@ class Suffixes:
                 self.layer,
                 self.layer + 1,
                 positions=self.lookups[:, None],
-                mask=self._mask[:, :, :1, : prefix + 1],
+                mask=mask,
                 cache=self.prefix,
             )
         return output[:, 0], outputs[0]

@@ -65,7 +65,8 @@ def test_passes_of_any_size_find_the_same_vectors(decoder, monkeypatch, device):
             assert close(one.value, other.value)
 
 
-def test_a_step_reads_nothing(decoder, monkeypatch):
+@pytest.mark.parametrize("attention", [{}, {"site": "mlp", "attention": True}], ids=["memit", "pmet"])
+def test_a_step_reads_nothing(decoder, monkeypatch, attention):
     taken = 0
 
     def step(replayed: Replayed) -> None:
@@ -80,7 +81,7 @@ def test_a_step_reads_nothing(decoder, monkeypatch):
     # On a CPU, Adam reads its count of steps. On a GPU, it is asked not to (capturable).
     monkeypatch.setattr(torch.optim.Adam, "step", lambda _: None)
     monkeypatch.setattr(optimiser, "Search", partial(Search, replayed=True))
-    optimise(decoder, facts(), SETTINGS.model_copy(update={"stop_loss": 0.0}))
+    optimise(decoder, facts(), SETTINGS.model_copy(update={"stop_loss": 0.0, **attention}))
     assert taken == SETTINGS.steps - 3  # without the first two, and without the last, which only evaluates
 
 
