@@ -16,9 +16,10 @@ from factsmith.artifacts.recipe import Series, digest_of
 from factsmith.artifacts.store import Store
 from factsmith.tasks.edit.delta import LowRankDelta
 from factsmith.tasks.edit.sequence import Step
+from factsmith.tasks.edit.stage import SECONDS_WRITTEN, seconds_written
 from factsmith.tasks.facts.batches import FactBatches, fact_digests
 
-__all__ = ["FACTS", "MEASURES", "STEPS", "ShardRange", "batch_digests", "stored_batches"]
+__all__ = ["FACTS", "MEASURES", "STEPS", "ShardRange", "batch_digests", "seconds_of", "stored_batches"]
 
 STEPS = "steps.safetensors"
 """Holds ``N.layer.L.left`` (d_out, B), ``right`` and ``key`` (d_in, B), float64, of batch N and layer L."""
@@ -84,6 +85,15 @@ def stored_batches(store: Store, series: Series, wanted: Sequence[str]) -> list[
         found.append(ShardRange(longest.shard, reached, longest.stop))
         reached = longest.stop
     return found
+
+
+def seconds_of(ranges: Sequence[ShardRange], number: int) -> dict[str, float]:
+    """How long the first ``number`` batches took, for a manifest; empty if an earlier version wrote some of them."""
+    shares = [(min(one.stop, number) - one.start) / one.shard.summary["batches"] for one in ranges]
+    seconds = [seconds_written(one.shard) for one in ranges]
+    if None in seconds:
+        return {}
+    return {SECONDS_WRITTEN: round(sum(share * (one or 0) for share, one in zip(shares, seconds, strict=True)), 3)}
 
 
 def _step(tensors: Mapping[str, Tensor], number: int, layers: Sequence[int]) -> Step:

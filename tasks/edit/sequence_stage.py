@@ -26,17 +26,25 @@ from factsmith.tasks.edit.edit import WeightEdit
 from factsmith.tasks.edit.edited_layer import RefinedSum
 from factsmith.tasks.edit.refiners import sum_refiner
 from factsmith.tasks.edit.sequence import FactMeasures, SequenceWriter, Step, Written
-from factsmith.tasks.edit.sequence_shards_stage import FACTS, MEASURES, STEPS, ShardRange, batch_digests, stored_batches
+from factsmith.tasks.edit.sequence_shards_stage import (
+    FACTS,
+    MEASURES,
+    STEPS,
+    ShardRange,
+    batch_digests,
+    seconds_of,
+    stored_batches,
+)
 from factsmith.tasks.edit.settings import MethodSettings
 from factsmith.tasks.edit.solve import CollidingKeysError
-from factsmith.tasks.edit.stage import colliding, part_recipes, save_edit
+from factsmith.tasks.edit.stage import SECONDS_WRITTEN, colliding, part_recipes, save_edit, seconds_written
 from factsmith.tasks.facts.batches import FactBatches, fact_digests, ordered_facts
 from factsmith.tasks.facts.record import Record
 from factsmith.tasks.facts.stage import Contexts
 from factsmith.tasks.model.model import Fingerprint, Model
 from factsmith.tasks.pipeline.background import Background
 from factsmith.tasks.pipeline.progress import progress
-from factsmith.tasks.pipeline.stage import Outcome, stage
+from factsmith.tasks.pipeline.stage import SECONDS_AN_EDIT, Outcome, stage
 from factsmith.tasks.pipeline.workspace import Workspace
 from factsmith.tasks.preservation.kind import PreservationKind
 from factsmith.tasks.preservation.principal_directions_stage import PrincipalDirections
@@ -150,8 +158,10 @@ def edit_in_sequence(
             built = bool(missing)
             if missing:
                 inputs = _Inputs(workspace, model, layers, method, batches, contexts, factors, directions, series)
-                metrics |= _Sequence(inputs, missing, advance).run()
+                metrics["facts_written"] = float(_Sequence(inputs, missing, advance).run())
     edits = [store.get(recipe) for recipe in recipes.values()]
+    if (seconds := seconds_written(edits[-1])) is not None:
+        metrics[SECONDS_AN_EDIT] = seconds / len(batches.requests)
     return Outcome(edits, states.address, built, metrics)
 
 
@@ -180,6 +190,7 @@ class _Sequence:
         self._batches = inputs.batches.batches
         self._counts = inputs.batches.counts
         self._missing = missing
+        self._seconds: dict[int, float] = {}
         self._advance = advance
         self._digests = batch_digests(inputs.batches)
         self._ranges = stored_batches(self._store, inputs.series, self._digests)
@@ -189,8 +200,8 @@ class _Sequence:
         """The number of batches that are stored."""
         return self._ranges[-1].stop if self._ranges else 0
 
-    def run(self) -> dict[str, float]:
-        """Publish the missing edits. Returns metrics of the work."""
+    def run(self) -> int:
+        """Publish the missing edits. Returns the number of facts that had to be written."""
         last = max(self._missing)
         refiner = sum_refiner(self._in.method)
         sums = {layer: RefinedSum(layer, partial(self._unedited, layer), refiner) for layer in self._in.layers}
@@ -202,7 +213,7 @@ class _Sequence:
             if number in self._missing:
                 self._publish(number, {layer: one.published() for layer, one in sums.items()})
             self._advance(len(self._batches[number - 1]))
-        return self._write(last) if self._reached < last else {"facts_written": 0.0}
+        return self._write(last) if self._reached < last else 0
 
     def _unedited(self, layer: int) -> torch.Tensor:
         return self._in.model.decoder.weight(layer)
@@ -212,7 +223,7 @@ class _Sequence:
         for shard_range in self._ranges:
             yield from shard_range.steps(self._in.layers, str(self._in.workspace.device))
 
-    def _write(self, last: int) -> dict[str, float]:
+    def _write(self, last: int) -> int:
         """Write the batches that are not stored, up to number ``last``. A thread stores what has been written."""
         inputs, limits = self._in, self._in.model.limits
         if self._reached:
@@ -230,7 +241,6 @@ class _Sequence:
         )
         with writer, Background(inputs.workspace.limit_threads) as background:
             writer.replay(step for _, step in self._stored())
-            started = time.perf_counter()
             try:
                 for number in range(self._reached + 1, last + 1):
                     batch = ordered_facts(self._batches[number - 1])
@@ -246,17 +256,18 @@ class _Sequence:
                 if pending:
                     background.call(self._store_steps, pending)
                 raise
-        seconds = time.perf_counter() - started
-        return {"facts_written": float(facts), "seconds_an_edit": seconds / facts}
+        return facts
 
     def _write_batch(self, writer: SequenceWriter, batch: Sequence[Record], number: int) -> Written:
         requests = [record.request for record in batch]
+        started = time.perf_counter()
         try:
             written = writer.write(requests, self._in.method.slack_for(len(batch)))
         except CollidingKeysError as error:
             raise colliding(requests, error) from None
         except NonFiniteValueError as error:
             raise not_finite(error, max(self._in.layers), kept=number - 1) from None
+        self._seconds[number] = time.perf_counter() - started
         for first, second, cosine in written.collisions[:_COLLISIONS_SHOWN]:
             one, other = written.facts[first], written.facts[second]
             logger.warning(
@@ -290,7 +301,7 @@ class _Sequence:
             save_table(draft.path / MEASURES, pa.Table.from_pylist(measures))
             save_table(draft.path / FACTS, pa.Table.from_pylist(facts))
             draft.summary = {"batches": len(pending), "facts": len(facts)}
-            draft.made = self._made
+            draft.made = {**self._made, SECONDS_WRITTEN: round(sum(self._seconds[one] for one in pending), 3)}
 
         self._ranges.append(ShardRange(self._store.get_or_build(recipe, build)[0], start, stop))
 
@@ -304,7 +315,7 @@ class _Sequence:
             save_edit(draft, WeightEdit(deltas), requests)
             for name in (MEASURES, FACTS):
                 save_table(draft.path / name, pa.concat_tables([one.rows(name, number) for one in ranges]))
-            draft.made = self._made
+            draft.made = {**self._made, **seconds_of(ranges, number)}
 
         self._store.get_or_build(self._missing[number], build)
 

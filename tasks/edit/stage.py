@@ -35,6 +35,7 @@ __all__ = [
     "OTHER_EDIT",
     "OTHER_TENSORS",
     "REQUESTS",
+    "SECONDS_WRITTEN",
     "colliding",
     "edit",
     "edit_recipe",
@@ -43,6 +44,7 @@ __all__ = [
     "past_edits",
     "read_deltas",
     "save_edit",
+    "seconds_written",
 ]
 
 _TENSORS = "factors.safetensors"
@@ -56,6 +58,16 @@ OTHER_TENSORS = "edit.safetensors"
 
 REQUESTS = "requests.json"
 """The file with the facts that an edit writes."""
+
+
+SECONDS_WRITTEN = "seconds_written"
+"""How long facts took to write, if that is not how long their artifact took to build. It is in the manifest, among the
+values that are not part of the recipe."""
+
+
+def seconds_written(artifact: Artifact) -> float | None:
+    """How long the facts in an artifact took to write; ``None`` if an earlier version made it."""
+    return artifact.manifest.made.get(SECONDS_WRITTEN)
 
 
 def read_deltas(artifact: Artifact) -> dict[int, Delta]:

@@ -19,7 +19,14 @@ from factsmith.tasks.decoder.decoder import Decoder
 from factsmith.tasks.edit.edit import Edit, WeightEdit
 from factsmith.tasks.edit.sequence import LayerMeasures
 from factsmith.tasks.edit.sequence_shards_stage import FACTS, MEASURES
-from factsmith.tasks.edit.stage import OTHER_EDIT, OTHER_TENSORS, read_deltas, save_edit
+from factsmith.tasks.edit.stage import (
+    OTHER_EDIT,
+    OTHER_TENSORS,
+    SECONDS_WRITTEN,
+    read_deltas,
+    save_edit,
+    seconds_written,
+)
 from factsmith.tasks.editors.editor import Editor, NotWrittenError, Task, load_editor
 from factsmith.tasks.editors.settings import WritingSettings
 from factsmith.tasks.facts.batches import FactBatches, fact_digests, ordered_facts
@@ -35,9 +42,6 @@ from factsmith.tasks.values.checks import check_requests
 __all__ = ["applied_edit", "editor_recipes", "editor_series", "read_edit", "write_facts"]
 
 logger = logging.getLogger(__name__)
-
-_SECONDS = "seconds_written"
-"""How long the facts of an edit took to write, among the values of its manifest that are not part of the recipe."""
 
 _FACTS = pa.schema(
     [
@@ -139,13 +143,9 @@ def write_facts(
                 written = work.sequence(recipes, advance)
     edits = [workspace.store.get(recipe) for recipe in recipes]
     last = edits[-1:] if batches.scored is not None else edits
-    metrics |= {"facts_written": written, SECONDS_AN_EDIT: sum(map(_seconds, last)) / len(batches.requests)}
+    seconds = sum(seconds_written(edit) or 0.0 for edit in last)
+    metrics |= {"facts_written": written, SECONDS_AN_EDIT: seconds / len(batches.requests)}
     return Outcome(edits, series.address, written > 0, metrics)
-
-
-def _seconds(edit: Artifact) -> float:
-    """How long the facts of an edit took to write."""
-    return float(edit.manifest.made[_SECONDS])
 
 
 @dataclass(frozen=True)
@@ -241,7 +241,7 @@ class _Work:
             if (found := self._store.find(_state(self._series, self._facts[:number]))) is not None:
                 rows = load_table(found.path / FACTS).to_pylist()
                 logger.info("edit: continuing after %d batches", number)
-                return _State(number, read_edit(found), tuple(rows), _seconds(found))
+                return _State(number, read_edit(found), tuple(rows), seconds_written(found) or 0.0)
         return _State()
 
     def _store_state(self, state: _State) -> None:
@@ -278,4 +278,4 @@ class _Work:
         save_edit(draft, state.edit, [record.request for record in records])
         save_table(draft.path / FACTS, pa.Table.from_pylist(list(state.facts), schema=_FACTS))
         save_table(draft.path / MEASURES, _NO_MEASURES)
-        draft.made = {**self._workspace.made, **self._model.made, _SECONDS: round(state.seconds, 3)}
+        draft.made = {**self._workspace.made, **self._model.made, SECONDS_WRITTEN: round(state.seconds, 3)}
