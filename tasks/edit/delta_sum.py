@@ -39,7 +39,7 @@ class DeltaSum:
             self._total.addmm_(delta.left, delta.right.T)
         else:
             dense, self._dense = delta.dense(), True
-            self._total = dense.double() if not self._rank else self._total.add_(dense)
+            self._total = self._total.add_(dense) if self._rank else dense.to(torch.float64, copy=True)
         self._rank += delta.rank
         if self._rank <= min(self._total.shape) and not self._dense:
             assert isinstance(delta, LowRankDelta)
