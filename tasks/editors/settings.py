@@ -5,7 +5,7 @@ A section here belongs to the editors whose ``sections`` name it.
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -31,6 +31,11 @@ class TrainingSettings(Section):
 class FtSettings(Section):
     """Fine-tuning of the edited weights."""
 
+    objective: Literal["last_token", "teacher_forced"] = Field(
+        "teacher_forced",
+        description="where the tokens of a new object are predicted: all at the prompt's last token (last_token, as in "
+        "ROME's code), or each after those before it (teacher_forced)",
+    )
     norm: Annotated[float, Field(gt=0)] | None = Field(
         None, description="largest change of any entry of a weight (FT-L); null for no limit"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,31 @@ from factsmith.tasks.decoder.text import EncodedPrompt
 from factsmith.tasks.editors.editor import Fit, NotWrittenError, Task
 from factsmith.tasks.facts.contexts import in_context
 
-__all__ = ["FactPrompts", "minimise", "trained_changes"]
+__all__ = ["FactPrompts", "Labels", "minimise", "trained_changes"]
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The tokens of new objects that a pass predicts.
+
+    Attributes:
+        prompts: (rows,) index of the prompt in each row of the pass.
+        rows: (labels,) row of each label.
+        columns: (labels,) position that predicts it.
+        tokens: (labels,) int64, the labels.
+        shares: (labels,) float32, one over the number of labels of the row.
+    """
+
+    prompts: list[int]
+    rows: list[int]
+    columns: list[int]
+    tokens: Tensor
+    shares: Tensor
+
+    def by_prompt(self, each: Tensor) -> Tensor:
+        """(rows,) mean over the labels of each row, of (labels,) values."""
+        rows = torch.tensor(self.rows, device=each.device)
+        return each.new_zeros(len(self.prompts)).index_add(0, rows, each * self.shares)
 
 
 class FactPrompts:
@@ -24,12 +49,15 @@ class FactPrompts:
         decoder: the model.
         task: the facts and the contexts.
         first: the blocks below this one do not change. They run once.
+        teacher_forced: whether each token of the object is predicted after those before it. If not, all of them are
+            predicted after the prompt alone.
     """
 
-    def __init__(self, decoder: Decoder, task: Task, first: int) -> None:
+    def __init__(self, decoder: Decoder, task: Task, first: int, *, teacher_forced: bool = True) -> None:
         self.task = task
         self._decoder = decoder
         self._first = first
+        self._teacher_forced = teacher_forced
         self._prompts: list[EncodedPrompt] = [
             in_context(context, request).encode(decoder.tokenizer, request.subject, request.target_new)
             for request in task.requests
@@ -46,35 +74,44 @@ class FactPrompts:
     def losses(self, backward: bool) -> Tensor:
         """(B,) float32 loss of each fact: the mean over its contexts of the mean NLL per token of the new object.
 
-        With ``backward``, the gradient of their mean is added to that of everything that requires one. Prompts run in
-        batches, so that the graph of only one of them is in memory.
+        With ``backward``, the gradient of their mean is added to that of everything that requires one.
         """
-        contexts = len(self.task.contexts)
         found = torch.zeros(len(self._prompts), device=self._decoder.device)
+
+        def take(labels: Labels, each: Tensor) -> None:
+            by_prompt = labels.by_prompt(each)
+            if backward:
+                (by_prompt.sum() / len(self._prompts)).backward()
+            found[labels.prompts] = by_prompt.detach()
+
+        self.run(take, backward)
+        return found.view(-1, len(self.task.contexts)).mean(1)
+
+    def run(self, use: Callable[[Labels, Tensor], None], backward: bool) -> None:
+        """Run all prompts, and call ``use`` with the labels of each pass and their NLL (labels,) float32.
+
+        With ``backward``, the NLL can be differentiated in ``use``, so that the graph of only one pass is in memory.
+        """
         for batch, below in zip(self._batches, self._below, strict=True):
             with torch.set_grad_enabled(backward), self._decoder.prompted([self._end(row) for row in batch]):
                 hidden = self._decoder.run(below, self._first, self._decoder.block_count)
-                each = self._nll(batch, hidden)
-                if backward:
-                    (each.sum() / len(self._prompts)).backward()
-            found[batch] = each.detach()
-        return found.view(-1, contexts).mean(1)
+                labels = self._labels(batch)
+                scores = self._decoder.logits(hidden[labels.rows, labels.columns])
+                use(labels, torch.nn.functional.cross_entropy(scores, labels.tokens, reduction="none"))
 
     def _end(self, row: int) -> int:
         """The index of the last token of a prompt."""
         prompt = self._prompts[row]
         return len(prompt.inputs) - prompt.continued
 
-    def _nll(self, batch: Sequence[int], hidden: Tensor) -> Tensor:
-        """(prompts,) mean NLL per label of the prompts of ``batch``, from the last block's output."""
-        prompts = [self._prompts[row] for row in batch]
+    def _labels(self, batch: list[int]) -> Labels:
+        prompts, device = [self._prompts[row] for row in batch], self._decoder.device
         rows = [place for place, prompt in enumerate(prompts) for _ in prompt.labels]
-        columns = [self._end(row) + at for row in batch for at in range(self._prompts[row].continued)]
-        labels = torch.tensor([label for prompt in prompts for label in prompt.labels], device=hidden.device)
-        weights = torch.tensor([1 / prompts[row].continued for row in rows], device=hidden.device)
-        scores = self._decoder.logits(hidden[rows, columns])
-        each = torch.nn.functional.cross_entropy(scores, labels, reduction="none") * weights
-        return each.new_zeros(len(batch)).index_add(0, torch.tensor(rows, device=hidden.device), each)
+        steps = [at if self._teacher_forced else 0 for prompt in prompts for at in range(prompt.continued)]
+        columns = [self._end(batch[row]) + step for row, step in zip(rows, steps, strict=True)]
+        tokens = torch.tensor([label for prompt in prompts for label in prompt.labels], device=device)
+        shares = torch.tensor([1 / prompts[row].continued for row in rows], device=device)
+        return Labels(batch, rows, columns, tokens, shares)
 
 
 def minimise(

@@ -1,7 +1,11 @@
-"""Fine-tuning of the edited weights on the facts alone: FT, and FT-L with a limit for each entry  [Zhu et al. 2020].
+"""Fine-tuning of the edited weights on the facts alone: FT, FT-L with a limit for each entry, FT-M  [Zhu et al. 2020].
 
-It is the first row of most tables since Meng et al. 2022a, whose settings are the defaults: Adam on the output
-projection of one layer, until the loss is below 0.01. FT-L keeps every entry of the change within ``norm``.
+Adam runs on the MLP output projections of the edited layers until the mean loss of a batch is below ``stop_loss``. FT-L
+keeps every entry of the change within ``norm``. FT and FT-L are baselines of Meng et al. 2022a. Their code predicts all
+tokens of a new object at the prompt's last token, which is right only for objects of one token. FT-M predicts each of
+them after those before it [Zhang et al. 2024, "A Comprehensive Study of Knowledge Editing for Large Language Models"].
+
+The code of Meng et al. takes a step for every 64 facts. Here a step is one of all facts of a batch.
 """
 
 from __future__ import annotations
@@ -29,7 +33,8 @@ class FineTuning(Editor):
             layer: before.deltas[layer].dense() if before else torch.zeros(decoder.weight(layer).shape)
             for layer in task.layers
         }
-        limit = task.method.ft.norm
+        settings = task.method.ft
+        limit, teacher_forced = settings.norm, settings.objective == "teacher_forced"
         with trained_changes(decoder, start) as changes:
 
             def keep_within_limit() -> None:
@@ -37,7 +42,8 @@ class FineTuning(Editor):
                     for change in changes.values():
                         change.data.clamp_(-limit, limit)
 
-            fits = minimise(FactPrompts(decoder, task, min(task.layers)), list(changes.values()), keep_within_limit)
+            prompts = FactPrompts(decoder, task, min(task.layers), teacher_forced=teacher_forced)
+            fits = minimise(prompts, list(changes.values()), keep_within_limit)
         return Written(WeightEdit({layer: DenseDelta(one.detach().cpu()) for layer, one in changes.items()}), fits)
 
 
