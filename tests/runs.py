@@ -53,11 +53,19 @@ def tiny_arguments(folder: Path, *arguments: str) -> list[str]:
     return [*(argument for argument in defaults if argument.partition("=")[0] not in names), *given]
 
 
+_BY_THE_EQUATION = {
+    "corpus.dynamic_multiplier",
+    "method.preservation_weight",
+    "method.value.steps",
+    "method.value.learning_rate",
+}
+
 _UNREAD = {
     "memit-f": {"corpus.dynamic_multiplier"},
     "emmet-f": {"corpus.dynamic_multiplier"},
     "alphaedit": {"method.preservation_weight"},
     "alphaedit-f": {"corpus.dynamic_multiplier", "method.preservation_weight"},
+    **dict.fromkeys(("ft", "ft-l", "lora", "ultraedit"), _BY_THE_EQUATION),
 }
 """The defaults above that a method does not read. They would be refused."""
 

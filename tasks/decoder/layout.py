@@ -42,6 +42,10 @@ HFModule: TypeAlias = Any
 """Models and modules of transformers. They are ``Any``, because their parts differ between families."""
 
 
+_QUERY_VALUE = ("q_proj", "v_proj", "c_attn", "query_key_value", "qkv_proj")
+"""Names of the modules that project queries and values: one for each, or one for queries, keys and values."""
+
+
 class Layout(ABC):
     """The parts of the models of one ``model_type``, and how to run them."""
 
@@ -129,6 +133,16 @@ class Layout(ABC):
         raise TypeError(
             f"the attention of {type(block).__name__} has an unknown name; its layout must override attention()"
         )
+
+    def query_value(self, block: HFModule) -> list[str]:
+        """Names within a block of the linear modules that give queries and values, perhaps joined with others."""
+        found = [name for name, _ in block.named_modules() if name.rpartition(".")[2] in _QUERY_VALUE]
+        if not found:
+            raise TypeError(
+                f"the projections of queries and values of {type(block).__name__} have unknown names; its layout must "
+                "override query_value()"
+            )
+        return found
 
     @abstractmethod
     def final_norm(self, model: HFModel) -> nn.Module:

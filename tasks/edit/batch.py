@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from typing import Literal
 
-import torch
 from torch import Tensor
 
-from factsmith.artifacts.errors import InputError
 from factsmith.tasks.decoder.decoder import Decoder
+from factsmith.tasks.edit.adding import add_to, added_to, overflow
 from factsmith.tasks.edit.delta import Delta, LowRankDelta
 from factsmith.tasks.edit.settings import ReadKeys, Spread
 from factsmith.tasks.edit.solve import CollidingKeysError, solve_edit
@@ -82,7 +81,7 @@ def compute_edit(
                 residuals = norm.needed(activations.projected(layer).T, residuals.T).T
             averaged, clean = activations.keys(layer)
             if not (averaged.isfinite().all() & residuals.isfinite().all()):
-                raise _overflow(decoder, layer, f"Keys or outputs of layer {layer} are NaN or infinite.")
+                raise overflow(decoder.weight(layer).dtype, f"Keys or outputs of layer {layer} are NaN or infinite.")
             on_keys(layer, averaged)
             read = clean if read_keys == "clean" else None
             try:
@@ -102,31 +101,13 @@ def merge(decoder: Decoder, deltas: Mapping[int, Delta]) -> None:
     Raises:
         InputError: a changed weight is NaN or infinite in the model's data type; names the layer.
     """
-    for layer, delta in deltas.items():
-        changed = delta.added_to(decoder.weight(layer))
-        if not changed.isfinite().all():
-            raise _overflow(decoder, layer, f"The edit makes weights of layer {layer} NaN or infinite.")
-        decoder.weight(layer).copy_(changed)
+    add_to({layer: decoder.weight(layer) for layer in deltas}, deltas, _layer)
 
 
-def _overflow(decoder: Decoder, layer: int, what: str) -> InputError:
-    dtype = decoder.weight(layer).dtype
-    wider = "set model.dtype=float32, or " if dtype != torch.float32 else ""
-    return InputError(
-        what,
-        got=f"weights in {str(dtype).removeprefix('torch.')}",
-        expected="finite numbers",
-        remedy=f"{wider}lower method.value.clamp, method.value.learning_rate or dataset.batches",
-    )
-
-
-@contextmanager
-def applied(decoder: Decoder, deltas: Mapping[int, Delta]) -> Iterator[None]:
+def applied(decoder: Decoder, deltas: Mapping[int, Delta]) -> AbstractContextManager[None]:
     """Write ``deltas`` into the model while open, then restore its exact former weights."""
-    originals = {layer: decoder.weight(layer).clone() for layer in deltas}
-    try:
-        merge(decoder, deltas)
-        yield
-    finally:
-        for layer, original in originals.items():
-            decoder.weight(layer).copy_(original)
+    return added_to({layer: decoder.weight(layer) for layer in deltas}, deltas, _layer)
+
+
+def _layer(layer: int) -> str:
+    return f"layer {layer}"

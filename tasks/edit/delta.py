@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-__all__ = ["Delta", "DenseDelta", "LowRankDelta"]
+__all__ = ["Delta", "DenseDelta", "LowRankDelta", "read_deltas", "tensors_of"]
 
 
 class Delta(ABC):
@@ -82,3 +83,26 @@ class DenseDelta(Delta):
 
     def norm(self) -> float:
         return float(self.change.norm())
+
+
+def tensors_of(deltas: Mapping[str, Delta]) -> dict[str, Tensor]:
+    """The tensors of changes by name: ``NAME.left`` and ``NAME.right``, or ``NAME.dense``."""
+    found: dict[str, Tensor] = {}
+    for name, delta in deltas.items():
+        if isinstance(delta, LowRankDelta):
+            found |= {f"{name}.left": delta.left, f"{name}.right": delta.right}
+        else:
+            found[f"{name}.dense"] = delta.dense()
+    return found
+
+
+def read_deltas(tensors: Mapping[str, Tensor]) -> dict[str, Delta]:
+    """The changes that were stored as ``tensors``, by name."""
+    found: dict[str, Delta] = {}
+    for key, tensor in tensors.items():
+        name, _, part = key.rpartition(".")
+        if part == "dense":
+            found[name] = DenseDelta(tensor)
+        elif part == "left":
+            found[name] = LowRankDelta(tensor, tensors[f"{name}.right"])
+    return found

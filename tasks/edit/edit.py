@@ -12,7 +12,7 @@ from torch import Tensor
 
 from factsmith.tasks.decoder.decoder import Decoder
 from factsmith.tasks.edit.batch import applied
-from factsmith.tasks.edit.delta import Delta, DenseDelta, LowRankDelta
+from factsmith.tasks.edit.delta import Delta, read_deltas, tensors_of
 
 __all__ = ["Edit", "WeightEdit"]
 
@@ -79,23 +79,12 @@ class WeightEdit(Edit):
 
     def tensors(self) -> dict[str, Tensor]:
         """``layer.N.left`` (d_out, rank) and ``layer.N.right`` (d_in, rank), or ``layer.N.dense`` (d_out, d_in)."""
-        found: dict[str, Tensor] = {}
-        for layer, delta in self.deltas.items():
-            if isinstance(delta, LowRankDelta):
-                found |= {f"layer.{layer}.left": delta.left, f"layer.{layer}.right": delta.right}
-            else:
-                found[f"layer.{layer}.dense"] = delta.dense()
-        return found
+        return tensors_of({f"layer.{layer}": delta for layer, delta in self.deltas.items()})
 
     @classmethod
     def read(cls, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> Self:
-        deltas: dict[int, Delta] = {}
-        for layer in sorted({int(name.split(".")[1]) for name in tensors}):
-            if (dense := tensors.get(f"layer.{layer}.dense")) is not None:
-                deltas[layer] = DenseDelta(dense)
-            else:
-                deltas[layer] = LowRankDelta(tensors[f"layer.{layer}.left"], tensors[f"layer.{layer}.right"])
-        return cls(deltas)
+        found = {int(name.removeprefix("layer.")): delta for name, delta in read_deltas(tensors).items()}
+        return cls(dict(sorted(found.items())))
 
     def summary(self) -> dict[str, Any]:
         return {"norm": {str(layer): delta.norm() for layer, delta in self.deltas.items()}}

@@ -17,8 +17,10 @@ from factsmith.tasks.editors import methods
 from factsmith.tasks.editors.settings import WritingSettings
 from factsmith.tasks.facts.contexts import Context
 from factsmith.tasks.facts.request import EditRequest
+from factsmith.tasks.model.checkpoint import Checkpoint
+from factsmith.tasks.model.cost import ModelCost
 
-__all__ = ["Editor", "Fit", "NotWrittenError", "Task", "Written", "load_editor"]
+__all__ = ["Editor", "Fit", "NotWrittenError", "Task", "Written", "edit_kind", "load_editor"]
 
 
 @dataclass(frozen=True)
@@ -115,9 +117,20 @@ class Editor(ABC):
             InputError: it cannot; says what would help.
         """
 
+    def check_model(self, method: WritingSettings, layers: Sequence[int], checkpoint: Checkpoint) -> None:
+        """Check that the model has what the editor changes at these layers. The model is not loaded.
+
+        Raises:
+            InputError: it does not; says what it has.
+        """
+
     def steps(self, method: WritingSettings) -> int:
         """The most passes through the whole model, forward and backward, that a fact takes. For plans."""
         return method.training.steps
+
+    def entries(self, method: WritingSettings, layers: Sequence[int], cost: ModelCost, facts: int) -> int:
+        """The most numbers in the edit of a batch of ``facts`` facts. For plans."""
+        return len(layers) * cost.projection
 
     def recipe(self, method: WritingSettings) -> dict[str, Any]:
         """The settings that determine its edits."""
@@ -135,6 +148,11 @@ def load_editor(name: str) -> Editor:
     if name not in known:
         raise InputError(f"There is no editor {name!r}.", remedy=closest(name, known))
     return known[name]
+
+
+def edit_kind(name: str) -> type[Edit]:
+    """The class of the edits of this kind."""
+    return {editor.edit.kind: editor.edit for editor in _editors().values()}[name]
 
 
 @cache

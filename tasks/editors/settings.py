@@ -13,7 +13,7 @@ from factsmith.tasks.corpus.budget import Reads
 from factsmith.tasks.edit.settings import MethodSettings
 from factsmith.tasks.pipeline.settings import ReadIf, Section
 
-__all__ = ["FtSettings", "TrainingSettings", "WritingSettings"]
+__all__ = ["FtSettings", "LoraSettings", "TrainingSettings", "WritingSettings"]
 
 _EDITOR = ReadIf("method.editor", but=(None,), needs="a method with an editor")
 
@@ -25,7 +25,9 @@ class TrainingSettings(Section):
     learning_rate: float = Field(5e-4, gt=0, le=1e6, description="learning rate of Adam")
     weight_decay: float = Field(0, ge=0, le=1e12, description="weight decay of Adam")
     stop_loss: float = Field(0.01, ge=0, description="mean loss of a batch below which it is finished")
-    seed: int = Field(0, ge=0, description="seed of everything that is drawn")
+    seed: Annotated[int, ReadIf("method.editor", but=(None, "ft"))] = Field(
+        0, ge=0, description="seed of everything that is drawn"
+    )
 
 
 class FtSettings(Section):
@@ -41,14 +43,27 @@ class FtSettings(Section):
     )
 
 
+class LoraSettings(Section):
+    """Low-rank adapters of linear modules, which PEFT puts into the model while they are trained."""
+
+    rank: int = Field(8, ge=1, description="rank of the change of each module")
+    alpha: int = Field(32, ge=1, le=10**6, description="the change is alpha / rank times the product of its factors")
+    modules: Annotated[list[str], Field(min_length=1)] | None = Field(
+        None,
+        description="linear modules of the edited layers that are changed, such as q_proj, mlp.up_proj, or "
+        "11.mlp.up_proj for layer 11 alone; null for those that give queries and values",
+    )
+
+
 class WritingSettings(MethodSettings):
     """How facts are written: by the equation, or by an editor."""
 
     editor: str | None = Field(
-        None, description="editor that writes facts without the equation: ft, ...; null solves the equation"
+        None, description="editor that writes facts without the equation, such as ft; null solves the equation"
     )
     training: Annotated[TrainingSettings, _EDITOR] = Field(default_factory=TrainingSettings)
     ft: Annotated[FtSettings, ReadIf("method.editor", ("ft",))] = Field(default_factory=FtSettings)
+    lora: Annotated[LoraSettings, ReadIf("method.editor", ("lora",))] = Field(default_factory=LoraSettings)
 
     @property
     def solves(self) -> bool:

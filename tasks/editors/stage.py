@@ -27,7 +27,7 @@ from factsmith.tasks.edit.stage import (
     save_edit,
     seconds_written,
 )
-from factsmith.tasks.editors.editor import Editor, NotWrittenError, Task, load_editor
+from factsmith.tasks.editors.editor import Editor, NotWrittenError, Task, edit_kind
 from factsmith.tasks.editors.settings import WritingSettings
 from factsmith.tasks.facts.batches import FactBatches, fact_digests, ordered_facts
 from factsmith.tasks.facts.contexts import CLEAN, Context
@@ -73,7 +73,7 @@ def read_edit(artifact: Artifact) -> Edit:
     if not path.is_file():
         return WeightEdit(read_deltas(artifact))
     stored = load_json(path)
-    return load_editor(stored["kind"]).edit.read(load_tensors(artifact.path / OTHER_TENSORS), stored["values"])
+    return edit_kind(stored["kind"]).read(load_tensors(artifact.path / OTHER_TENSORS), stored["values"])
 
 
 def applied_edit(decoder: Decoder, artifact: Artifact | None) -> AbstractContextManager[None]:

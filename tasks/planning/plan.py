@@ -97,8 +97,10 @@ class _RunPlanner(PrecomputePlanner):
             batches = batches[max(stored, default=0) :] if any(missing) else []
         facts = [record.request for batch in batches for record in batch]
         flop = sum(3 * editor.steps(method) * self._prompt_flop(one, editor.uses_contexts) for one in facts)
-        size = 4 * len(self.layers) * self.cost.projection * sum(missing)
-        memory = self.pass_memory() + 12 * len(self.layers) * self.cost.projection
+        most = max(map(len, run.batches.batches))
+        entries = editor.entries(method, self.layers, self.cost, most)
+        size = 4 * entries * sum(missing)
+        memory = self.pass_memory() + 12 * entries
         edit = StagePlan("edit", len(facts), len(run.batches.requests), "facts", flop, size, memory)
         if run.batches.scored is None:
             measured = [*self.drift(edits[: self.settings.drift.edits]), *self.abilities(edits)]

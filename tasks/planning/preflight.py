@@ -138,6 +138,7 @@ def _check_method(run: Run, facts: int) -> None:
     method = run.settings.method
     if run.editor is not None:
         run.editor.check(method, run.layers, facts)
+        run.editor.check_model(method, run.layers, run.model.checkpoint)
         given = [name for name in ContextSettings.model_fields if getattr(method, name) != _default(name)]
         if given and not run.editor.uses_contexts:
             raise InputError(

@@ -117,6 +117,14 @@ def test_weights_are_seen_as_output_by_input(decoder, plain):
     assert torch.allclose(projection(key), key @ weight.T + bias, atol=1e-5)
 
 
+def test_queries_and_values_are_the_modules_that_peft_names(decoder):
+    """PEFT has a table of families of its own. It has no entry for Phi-3."""
+    constants = pytest.importorskip("peft.utils.constants")
+    names = constants.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+    found = {name.rpartition(".")[2] for name in decoder.layout.query_value(decoder.blocks[1])}
+    assert found == set(names.get(decoder.model.config.model_type, ["qkv_proj"]))
+
+
 def test_keys_that_are_not_numbers_are_refused(decoder):
     with torch.no_grad():
         decoder.weight(0)[0, 0] = float("nan")
