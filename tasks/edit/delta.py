@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Delta", "DenseDelta", "LowRankDelta", "read_deltas", "tensors_of"]
+__all__ = ["Delta", "DenseDelta", "LowRankDelta", "plus", "read_deltas", "tensors_of"]
 
 
 class Delta(ABC):
@@ -83,6 +83,16 @@ class DenseDelta(Delta):
 
     def norm(self) -> float:
         return float(self.change.norm())
+
+
+def plus(one: Delta | None, other: LowRankDelta) -> Delta:
+    """Their sum: the factors side by side, or a dense matrix once it is smaller. ``None`` is no change."""
+    if one is None:
+        return other
+    rows, columns = len(other.left), len(other.right)
+    if isinstance(one, LowRankDelta) and (one.rank + other.rank) * (rows + columns) <= rows * columns:
+        return LowRankDelta(torch.cat([one.left, other.left], 1), torch.cat([one.right, other.right], 1))
+    return DenseDelta(one.dense() + other.dense())
 
 
 def tensors_of(deltas: Mapping[str, Delta]) -> dict[str, Tensor]:

@@ -88,6 +88,7 @@ class Editor(ABC):
         version: must be raised when the same settings and facts would give another edit.
         sections: the groups of ``method.*`` that it reads, such as ``training``. All of them are part of its recipe.
         edit: the kind of its edits.
+        rate: the setting that bounds how much a batch changes.
         uses_contexts: whether it writes facts in all contexts. If not, it uses the clean prompt alone.
     """
 
@@ -95,6 +96,7 @@ class Editor(ABC):
     version: ClassVar[int]
     sections: ClassVar[tuple[str, ...]] = ()
     edit: ClassVar[type[Edit]] = WeightEdit
+    rate: ClassVar[str] = "method.training.learning_rate"
     uses_contexts: ClassVar[bool] = False
 
     @abstractmethod
@@ -128,8 +130,8 @@ class Editor(ABC):
         """The most passes through the whole model, forward and backward, that a fact takes. For plans."""
         return method.training.steps
 
-    def entries(self, method: WritingSettings, layers: Sequence[int], cost: ModelCost, facts: int) -> int:
-        """The most numbers in the edit of a batch of ``facts`` facts. For plans."""
+    def entries(self, method: WritingSettings, layers: Sequence[int], cost: ModelCost, tokens: int) -> int:
+        """The most numbers in an edit whose batches have at most ``tokens`` tokens of new objects. For plans."""
         return len(layers) * cost.projection
 
     def recipe(self, method: WritingSettings) -> dict[str, Any]:

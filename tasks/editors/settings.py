@@ -13,9 +13,9 @@ from factsmith.tasks.corpus.budget import Reads
 from factsmith.tasks.edit.settings import MethodSettings
 from factsmith.tasks.pipeline.settings import ReadIf, Section
 
-__all__ = ["FtSettings", "LoraSettings", "TrainingSettings", "WritingSettings"]
+__all__ = ["FtSettings", "LoraSettings", "TrainingSettings", "UltraEditSettings", "WritingSettings"]
 
-_EDITOR = ReadIf("method.editor", but=(None,), needs="a method with an editor")
+_TRAINS = ReadIf("method.editor", but=(None, "ultraedit"), needs="a method with an editor that trains")
 
 
 class TrainingSettings(Section):
@@ -55,15 +55,29 @@ class LoraSettings(Section):
     )
 
 
+class UltraEditSettings(Section):
+    """A step of ridge regression from hidden states and gradients."""
+
+    learning_rate: float = Field(1e-6, gt=0, le=1e6, description="eta, the size of the step")
+    modules: Annotated[list[str], Field(min_length=1)] | None = Field(
+        None,
+        description="linear modules of the edited layers that are changed, such as mlp.up_proj, or 11.mlp.up_proj for "
+        "layer 11 alone; null for the MLP output projections",
+    )
+
+
 class WritingSettings(MethodSettings):
     """How facts are written: by the equation, or by an editor."""
 
     editor: str | None = Field(
         None, description="editor that writes facts without the equation, such as ft; null solves the equation"
     )
-    training: Annotated[TrainingSettings, _EDITOR] = Field(default_factory=TrainingSettings)
+    training: Annotated[TrainingSettings, _TRAINS] = Field(default_factory=TrainingSettings)
     ft: Annotated[FtSettings, ReadIf("method.editor", ("ft",))] = Field(default_factory=FtSettings)
     lora: Annotated[LoraSettings, ReadIf("method.editor", ("lora",))] = Field(default_factory=LoraSettings)
+    ultraedit: Annotated[UltraEditSettings, ReadIf("method.editor", ("ultraedit",))] = Field(
+        default_factory=UltraEditSettings
+    )
 
     @property
     def solves(self) -> bool:

@@ -261,7 +261,7 @@ class _Work:
             raise InputError(
                 f"The loss of case {error.request.case_id} is NaN or infinite.",
                 got=f"prompt {error.request.prompt!r}",
-                remedy=f"lower method.training.learning_rate, or set model.dtype=float32{kept}",
+                remedy=f"lower {self._editor.rate}, or set model.dtype=float32{kept}",
             ) from None
         number = state.number + 1
         edits = len(state.facts) + len(requests)

@@ -97,8 +97,8 @@ class _RunPlanner(PrecomputePlanner):
             batches = batches[max(stored, default=0) :] if any(missing) else []
         facts = [record.request for batch in batches for record in batch]
         flop = sum(3 * editor.steps(method) * self._prompt_flop(one, editor.uses_contexts) for one in facts)
-        most = max(map(len, run.batches.batches))
-        entries = editor.entries(method, self.layers, self.cost, most)
+        tokens = max(sum(self._object_tokens(one.request) for one in batch) for batch in run.batches.batches)
+        entries = editor.entries(method, self.layers, self.cost, tokens)
         size = 4 * entries * sum(missing)
         memory = self.pass_memory() + 12 * entries
         edit = StagePlan("edit", len(facts), len(run.batches.requests), "facts", flop, size, memory)
@@ -183,6 +183,11 @@ class _RunPlanner(PrecomputePlanner):
         flop = sum(map(self._value_flop, absent))
         memory = self.weights + self.run.model.limits.memory
         return StagePlan("values", len(absent), len(facts), "facts", flop, 8 * self.cost.width * len(absent), memory)
+
+    def _object_tokens(self, request: EditRequest) -> int:
+        """The number of tokens of a fact's new object."""
+        prompt = in_context(CLEAN, request)
+        return prompt.encode(self.run.model.tokenizer, request.subject, request.target_new).continued
 
     def _prompt_flop(self, request: EditRequest, in_contexts: bool) -> float:
         """FLOP of a pass of the whole model over a fact's prompts, with its new object."""

@@ -61,7 +61,7 @@ class Lora(Editor):
                     remedy="lower method.lora.rank",
                 )
 
-    def entries(self, method: WritingSettings, layers: Sequence[int], cost: ModelCost, facts: int) -> int:
+    def entries(self, method: WritingSettings, layers: Sequence[int], cost: ModelCost, tokens: int) -> int:
         modules = 2 if method.lora.modules is None else len(method.lora.modules)
         return len(layers) * modules * method.lora.rank * (cost.width + cost.key_width)
 
