@@ -24,6 +24,8 @@ from factsmith.tasks.abilities.harness_stage import HarnessResult, harness
 from factsmith.tasks.abilities.measures import Ability
 from factsmith.tasks.abilities.stage import ANSWERS, abilities
 from factsmith.tasks.edit.stage import past_edits
+from factsmith.tasks.editors.inference import MEASURES, Inference
+from factsmith.tasks.editors.inference_stage import inference
 from factsmith.tasks.evaluation.held_out.drift_stage import drift
 from factsmith.tasks.evaluation.stage import evaluation, prompt_table
 from factsmith.tasks.evaluation.trajectory_stage import trajectory
@@ -74,7 +76,18 @@ def score(run: Run, edits: Sequence[Artifact], *, figure: bool = True) -> Scored
     if figure:
         workspace.tracker.figure(before_and_after(scores.before, scores.after), "before_after.png")
     measured, along = measure(run, edits)
-    return Scored(scores, curves | along, measured, moved, measure_with_lm_eval(run, edits))
+    cost = _inference(run, edits)
+    return Scored(scores, curves | along, measured, moved, measure_with_lm_eval(run, edits), cost)
+
+
+def _inference(run: Run, edits: Sequence[Artifact]) -> Inference | None:
+    """What the last edit costs at inference, if it adds a memory. Logs it to MLflow."""
+    if run.editor is None or not run.editor.edit.adds_memory:
+        return None
+    requests = [record.request for record in run.batches.written[-1]]
+    found = inference(run.workspace, run.model, edits[-1], requests)
+    run.workspace.tracker.metrics({f"inference/{name}": getattr(found, name) for name in MEASURES})
+    return found
 
 
 def _drift(run: Run, edits: Sequence[Artifact], curves: Curves) -> list[DriftMeasure]:
@@ -165,7 +178,7 @@ def evaluate(settings: RunSettings, run: str | None = None) -> Report:
         model(current.workspace, current.model)
         scored = score(current, edits)
         show_scores(current, scored.scores)
-        show_abilities(current, scored.abilities, scored.lm_eval)
+        show_abilities(current, scored.abilities, scored.lm_eval, scored.inference)
         report = Report.of(current, scored)
         log_run_report(current, report, "evaluate", scored=scored.scores, past=past)
         return report

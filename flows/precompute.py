@@ -94,7 +94,7 @@ def finish(run: Run, prepared: Prepared, scored: Scored | None = None) -> Report
         log_choice(run, prepared.leverages)
     if scored:
         show_scores(run, scored.scores)
-        show_abilities(run, scored.abilities, scored.lm_eval)
+        show_abilities(run, scored.abilities, scored.lm_eval, scored.inference)
     return Report.of(run, scored, tokens=prepared.tokens)
 
 

@@ -195,14 +195,10 @@ def show_report(
         from factsmith.flows.reporting.drift import drift_table
 
         show(drift_table(report.drift))
-    if report.abilities:
-        from factsmith.flows.reporting.page import abilities_table
+    if report.abilities or report.lm_eval or report.inference:
+        from factsmith.flows.reporting.page import further_tables
 
-        show(abilities_table(report.abilities).terminal())
-    if report.lm_eval:
-        from factsmith.flows.reporting.page import lm_eval_table
-
-        show(lm_eval_table(report.lm_eval).terminal())
+        show(*(table.terminal() for table in further_tables(report.abilities, report.lm_eval, report.inference)))
     if isinstance(report, PrecomputeReport):
         show(conditioning_table(report.layers))
     if report.answers:
@@ -214,11 +210,20 @@ def show_report(
     if settings.finds_tokens and report.dynamic_multiplier is not None:
         typer.echo(f"corpus.dynamic_multiplier=auto: {report.dynamic_multiplier:g}")
     if out is not None:
-        typer.echo(f"Edited model: {out}")
+        typer.echo(f"Edited model: {out}{_with_memory(settings)}")
     if report_file is not None:
         typer.echo(f"Report: {report_file}")
     command = "factsmith" if shutil.which("factsmith") else sys.argv[0]
     typer.echo(f"Run {report.mlflow_run_id[:8]}. Compare runs in the MLflow UI: {command} ui")
+
+
+def _with_memory(settings: Settings) -> str:
+    """What the folder of an edited model has, if its method adds a memory."""
+    from factsmith.tasks.editors.editor import load_editor
+    from factsmith.tasks.editors.load import SAID
+
+    name = settings.method.editor
+    return f" ({SAID})" if name is not None and load_editor(name).edit.adds_memory else ""
 
 
 def show(*tables: Any) -> None:

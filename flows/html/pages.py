@@ -17,6 +17,7 @@ from factsmith.flows.html.sections.covariance import covariance
 from factsmith.flows.html.sections.drift import drift
 from factsmith.flows.html.sections.environment import environment
 from factsmith.flows.html.sections.facts import facts
+from factsmith.flows.html.sections.inference import inference
 from factsmith.flows.html.sections.lineage import lineage
 from factsmith.flows.html.sections.scores import headlines, scores
 from factsmith.flows.html.sections.settings import command, settings
@@ -62,6 +63,7 @@ def log_run_report(
         trajectory(report.trajectory, families, report.abilities) if report.trajectory else None,
         abilities(report.abilities, report.lm_eval) if report.abilities or report.lm_eval else None,
         drift(report.drift) if report.drift else None,
+        inference(report.inference) if report.inference else None,
         facts(run.batches, families, scored, report.answers) if dataset else None,
         covariance(
             report,

@@ -17,6 +17,7 @@ from factsmith.flows.configuration.differences import differences
 from factsmith.flows.reporting.text_table import TextTable
 from factsmith.tasks.abilities.harness_stage import HarnessResult
 from factsmith.tasks.abilities.measures import ACCURACY, METRICS, Ability
+from factsmith.tasks.editors.inference import MEASURES, Inference
 from factsmith.tasks.evaluation.stage import Scores
 from factsmith.tasks.evaluation.summary import PHASES
 from factsmith.tasks.pipeline.environment import SERVED
@@ -95,10 +96,11 @@ def show_scores(run: Run, scores: Scores) -> None:
         create_table_artifact(table=table, key=key, description=f"{tracker.name}: scores in percent")
 
 
-def show_abilities(run: Run, found: Sequence[Ability], results: Sequence[HarnessResult]) -> None:
-    """Show general abilities and results of lm-eval: on the page in Prefect and in the description in MLflow."""
-    tables = [abilities_table(found)] if found else []
-    tables += [lm_eval_table(results)] if results else []
+def show_abilities(
+    run: Run, found: Sequence[Ability], results: Sequence[HarnessResult], cost: Inference | None
+) -> None:
+    """Show abilities, lm-eval and the cost at inference: on the page in Prefect and in the description in MLflow."""
+    tables = further_tables(found, results, cost)
     for table in tables:
         run.workspace.tracker.note(table.markdown())
     show_tables(run.settings.model.name, tables, kind="abilities")
@@ -146,6 +148,28 @@ def lm_eval_table(found: Sequence[HarnessResult]) -> TextTable:
         values = (f"{value:z.4f}{error}" for value, error in zip((one.before, one.after), errors, strict=True))
         table.add(one.task, one.metric, str(one.examples), *values)
     return table
+
+
+def inference_table(found: Inference) -> TextTable:
+    """What an edit costs at inference: one row per measure."""
+    table = TextTable(
+        "inference: what the edited model costs whenever it is used",
+        ["", "value", "meaning"],
+        caption=f"of a pass of {found.prompts} prompts of facts; changed weights cost nothing",
+        texts=["meaning"],
+    )
+    for name, meaning in MEASURES.items():
+        table.add(name, f"{getattr(found, name):.3g}", meaning)
+    return table
+
+
+def further_tables(
+    found: Sequence[Ability], results: Sequence[HarnessResult], cost: Inference | None
+) -> list[TextTable]:
+    """The tables of what was measured besides scores and drift."""
+    tables = [abilities_table(found)] if found else []
+    tables += [lm_eval_table(results)] if results else []
+    return tables + ([inference_table(cost)] if cost else [])
 
 
 def show_tables(name: str, tables: Iterable[TextTable], *, kind: str = "sweep") -> None:

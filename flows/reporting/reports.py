@@ -13,6 +13,7 @@ from factsmith.flows.reporting.curves import Curves
 from factsmith.flows.reporting.drift import DriftMeasure
 from factsmith.tasks.abilities.harness_stage import HarnessResult
 from factsmith.tasks.abilities.measures import Ability
+from factsmith.tasks.editors.inference import Inference
 from factsmith.tasks.evaluation.answers_stage import Answer
 from factsmith.tasks.evaluation.resampling import Resampled
 from factsmith.tasks.evaluation.stage import Scores
@@ -50,6 +51,7 @@ class Scored:
         abilities: general abilities before and after the edit; empty if none are measured.
         drift: how far the predictions of held-out text have moved; empty if that was not measured.
         lm_eval: results of lm-eval before and after the edit; empty if it is not run.
+        inference: what the last edit costs at inference; ``None`` if it adds no memory.
     """
 
     scores: Scores
@@ -57,6 +59,7 @@ class Scored:
     abilities: list[Ability] = field(default_factory=list)
     drift: list[DriftMeasure] = field(default_factory=list)
     lm_eval: list[HarnessResult] = field(default_factory=list)
+    inference: Inference | None = None
 
 
 class _Frozen(BaseModel):
@@ -82,6 +85,7 @@ class Report(_Frozen):
         lm_eval: results of lm-eval before and after the edit: one entry per task and metric.
         seconds_an_edit: seconds that a fact took to write, measured when its artifacts were built, by this run or an
             earlier one; ``None`` if the run wrote none. What facts share, such as C0, is not part of it.
+        inference: what the last edit costs at inference; ``None`` if it adds no memory, which costs nothing.
     """
 
     run_id: str | None
@@ -98,6 +102,7 @@ class Report(_Frozen):
     abilities: list[Ability] = []
     lm_eval: list[HarnessResult] = []
     seconds_an_edit: float | None = None
+    inference: Inference | None = None
     facts: int = Field(0, exclude=True, description="number of facts that were scored")
 
     @classmethod
@@ -125,6 +130,7 @@ class Report(_Frozen):
             drift=scored.drift if scored else [],
             abilities=scored.abilities if scored else [],
             lm_eval=scored.lm_eval if scored else [],
+            inference=scored.inference if scored else None,
             facts=scores.artifact.summary["records"] if scores else 0,
             seconds_an_edit=seconds_an_edit(run.workspace.reports),
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
@@ -14,7 +14,13 @@ from factsmith.tasks.decoder.decoder import Decoder
 from factsmith.tasks.edit.batch import applied
 from factsmith.tasks.edit.delta import Delta, read_deltas, tensors_of
 
-__all__ = ["Edit", "WeightEdit"]
+__all__ = ["OTHER_EDIT", "OTHER_TENSORS", "Edit", "WeightEdit"]
+
+OTHER_EDIT = "edit.json"
+"""The file with the kind of an edit that is not a ``WeightEdit``, and its values."""
+
+OTHER_TENSORS = "edit.safetensors"
+"""The file with its tensors."""
 
 
 class Edit(ABC):
@@ -24,9 +30,12 @@ class Edit(ABC):
 
     Attributes:
         kind: name of the kind of edit, which an artifact gives.
+        adds_memory: whether the edited model has a memory beside its weights. A checkpoint cannot hold it, and passes
+            have to say where their prompts end.
     """
 
     kind: ClassVar[str]
+    adds_memory: ClassVar[bool] = False
 
     @abstractmethod
     def applied(self, decoder: Decoder) -> AbstractContextManager[None]:
@@ -57,6 +66,14 @@ class Edit(ABC):
     def summary(self) -> dict[str, Any]:
         """Numbers that describe it, for its manifest."""
         return {}
+
+    def further_parameters(self) -> int:
+        """Number of parameters that a pass of the edited model reads besides those of the unedited model."""
+        return 0
+
+    def further_flop(self, lengths: Sequence[int]) -> float:
+        """The most FLOP that a pass of prompts of these lengths takes besides those of the unedited model."""
+        return 0.0
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from factsmith.artifacts.recipe import Recipe, Series, digest_of
 from factsmith.artifacts.store import Store
 from factsmith.tasks.edit.batch import compute_edit
 from factsmith.tasks.edit.delta import Delta, LowRankDelta
-from factsmith.tasks.edit.edit import Edit, WeightEdit
+from factsmith.tasks.edit.edit import OTHER_EDIT, OTHER_TENSORS, Edit, WeightEdit
 from factsmith.tasks.edit.refiners import load_refiner
 from factsmith.tasks.edit.settings import MethodSettings
 from factsmith.tasks.edit.solve import CollidingKeysError
@@ -32,8 +32,6 @@ from factsmith.tasks.tracking.runs import PastRun
 from factsmith.tasks.values.stage import Values
 
 __all__ = [
-    "OTHER_EDIT",
-    "OTHER_TENSORS",
     "REQUESTS",
     "SECONDS_WRITTEN",
     "colliding",
@@ -49,12 +47,6 @@ __all__ = [
 
 _TENSORS = "factors.safetensors"
 """The tensors of a ``WeightEdit``."""
-
-OTHER_EDIT = "edit.json"
-"""The kind of any other edit, and its values."""
-
-OTHER_TENSORS = "edit.safetensors"
-"""The tensors of any other edit."""
 
 REQUESTS = "requests.json"
 """The file with the facts that an edit writes."""

@@ -13,7 +13,16 @@ from factsmith.tasks.corpus.budget import Reads
 from factsmith.tasks.edit.settings import MethodSettings
 from factsmith.tasks.pipeline.settings import ReadIf, Section
 
-__all__ = ["FtSettings", "LoraSettings", "TrainingSettings", "UltraEditSettings", "WritingSettings"]
+__all__ = [
+    "FtSettings",
+    "GraceSettings",
+    "LoraSettings",
+    "MeloSettings",
+    "TrainingSettings",
+    "UltraEditSettings",
+    "WiseSettings",
+    "WritingSettings",
+]
 
 _TRAINS = ReadIf("method.editor", but=(None, "ultraedit"), needs="a method with an editor that trains")
 
@@ -22,8 +31,8 @@ class TrainingSettings(Section):
     """How an editor optimises what it writes."""
 
     steps: int = Field(25, ge=1, description="most steps of the optimiser for a batch of facts")
-    learning_rate: float = Field(5e-4, gt=0, le=1e6, description="learning rate of Adam")
-    weight_decay: float = Field(0, ge=0, le=1e12, description="weight decay of Adam")
+    learning_rate: float = Field(5e-4, gt=0, le=1e6, description="learning rate of the optimiser")
+    weight_decay: float = Field(0, ge=0, le=1e12, description="weight decay of the optimiser")
     stop_loss: float = Field(0.01, ge=0, description="mean loss of a batch below which it is finished")
     seed: Annotated[int, ReadIf("method.editor", but=(None, "ft"))] = Field(
         0, ge=0, description="seed of everything that is drawn"
@@ -66,6 +75,45 @@ class UltraEditSettings(Section):
     )
 
 
+class GraceSettings(Section):
+    """The codebook of GRACE."""
+
+    radius: float = Field(1.0, gt=0, le=1e6, description="radius of a new entry, in the space of keys")
+    start: Literal["random", "output"] = Field(
+        "random", description="value of an entry before it is trained: random, or the MLP's output for the prompt"
+    )
+
+
+class MeloSettings(Section):
+    """The blocks of MELO and their index."""
+
+    radius: float = Field(0.5, gt=0, le=1e6, description="radius of a new entry of the index, in the space of keys")
+    rank: int = Field(2, ge=1, description="rank of a block")
+    facts: int = Field(4, ge=1, description="entries of a batch after which another block starts")
+
+
+class WiseSettings(Section):
+    """The side memory of WISE."""
+
+    optimiser: Literal["sgd", "adam"] = Field(
+        "sgd", description="optimiser of the side memory; adam needs less care with batches of many facts"
+    )
+    mask: float = Field(0.2, gt=0, le=1, description="share of the side memory's entries that a shard may change")
+    unrelated_most: float = Field(5.0, ge=0, description="alpha: largest activation distance of unrelated text")
+    facts_least: float = Field(20.0, ge=0, description="beta: least activation distance of facts")
+    gap: float = Field(10.0, ge=0, description="gamma: least difference of the two distances")
+    route: float = Field(
+        0.8, gt=0, lt=1, description="share of the facts' least distance above which a prompt goes to the side memory"
+    )
+    norm: Annotated[float, Field(gt=0)] | None = Field(
+        1.0, description="largest change of any entry of the weight; null for no limit"
+    )
+    texts: int = Field(20, ge=1, le=10_000, description="texts that the model writes as examples of unrelated text")
+    shard: int = Field(500, ge=1, description="facts after which a shard of the side memory is complete")
+    merged: int = Field(2, ge=1, description="shards that are merged into one")
+    density: float = Field(0.53, gt=0, le=1, description="share of a shard's entries that a merger keeps")
+
+
 class WritingSettings(MethodSettings):
     """How facts are written: by the equation, or by an editor."""
 
@@ -78,6 +126,9 @@ class WritingSettings(MethodSettings):
     ultraedit: Annotated[UltraEditSettings, ReadIf("method.editor", ("ultraedit",))] = Field(
         default_factory=UltraEditSettings
     )
+    grace: Annotated[GraceSettings, ReadIf("method.editor", ("grace",))] = Field(default_factory=GraceSettings)
+    melo: Annotated[MeloSettings, ReadIf("method.editor", ("melo",))] = Field(default_factory=MeloSettings)
+    wise: Annotated[WiseSettings, ReadIf("method.editor", ("wise",))] = Field(default_factory=WiseSettings)
 
     @property
     def solves(self) -> bool:

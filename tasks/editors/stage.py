@@ -16,12 +16,10 @@ from factsmith.artifacts.errors import InputError
 from factsmith.artifacts.formats import load_json, load_table, load_tensors, save_table
 from factsmith.artifacts.recipe import Recipe, Series, digest_of
 from factsmith.tasks.decoder.decoder import Decoder
-from factsmith.tasks.edit.edit import Edit, WeightEdit
+from factsmith.tasks.edit.edit import OTHER_EDIT, OTHER_TENSORS, Edit, WeightEdit
 from factsmith.tasks.edit.sequence import LayerMeasures
 from factsmith.tasks.edit.sequence_shards_stage import FACTS, MEASURES
 from factsmith.tasks.edit.stage import (
-    OTHER_EDIT,
-    OTHER_TENSORS,
     SECONDS_WRITTEN,
     read_deltas,
     save_edit,

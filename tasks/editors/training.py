@@ -51,6 +51,9 @@ class FactPrompts:
         first: the blocks below this one do not change. They run once.
         teacher_forced: whether each token of the object is predicted after those before it. If not, all of them are
             predicted after the prompt alone.
+
+    Attributes:
+        present: the fact of each row of the present pass, while ``run`` is in it.
     """
 
     def __init__(self, decoder: Decoder, task: Task, first: int, *, teacher_forced: bool = True) -> None:
@@ -58,6 +61,7 @@ class FactPrompts:
         self._decoder = decoder
         self._first = first
         self._teacher_forced = teacher_forced
+        self.present: list[int] = []
         self._prompts: list[EncodedPrompt] = [
             in_context(context, request).encode(decoder.tokenizer, request.subject, request.target_new)
             for request in task.requests
@@ -93,11 +97,29 @@ class FactPrompts:
         With ``backward``, the NLL can be differentiated in ``use``, so that the graph of only one pass is in memory.
         """
         for batch, below in zip(self._batches, self._below, strict=True):
+            self.present = [row // len(self.task.contexts) for row in batch]
             with torch.set_grad_enabled(backward), self._decoder.prompted([self._end(row) for row in batch]):
                 hidden = self._decoder.run(below, self._first, self._decoder.block_count)
                 labels = self._labels(batch)
                 scores = self._decoder.logits(hidden[labels.rows, labels.columns])
                 use(labels, torch.nn.functional.cross_entropy(scores, labels.tokens, reduction="none"))
+
+    @torch.no_grad()
+    def keys(self) -> Tensor:
+        """(B, contexts, d_k) float32 keys of block ``first`` at the last token of each prompt."""
+        found = torch.zeros(len(self._prompts), self._decoder.key_width, device=self._decoder.device)
+        for batch, below in zip(self._batches, self._below, strict=True):
+
+            def take(_: int, keys: Tensor, batch: Sequence[int] = batch) -> None:
+                found[batch] = keys[list(range(len(batch))), [self._end(row) for row in batch]].float()
+
+            with self._decoder.tapped([self._first], take, stop=True):
+                self._decoder.run(below, self._first, self._first + 1)
+        return found.view(len(self.task.requests), -1, self._decoder.key_width)
+
+    def labels(self) -> list[tuple[int, ...]]:
+        """The tokens of the new object of each fact, after its prompt in the first context."""
+        return [prompt.labels for prompt in self._prompts[:: len(self.task.contexts)]]
 
     def _end(self, row: int) -> int:
         """The index of the last token of a prompt."""
@@ -115,9 +137,14 @@ class FactPrompts:
 
 
 def minimise(
-    prompts: FactPrompts, parameters: Sequence[Tensor], after_step: Callable[[], None] = lambda: None
+    prompts: FactPrompts,
+    parameters: Sequence[Tensor],
+    after_step: Callable[[], None] = lambda: None,
+    *,
+    further: Callable[[], Tensor] | None = None,
+    optimiser: type[torch.optim.Adam] | type[torch.optim.SGD] = torch.optim.Adam,
 ) -> list[Fit]:
-    """Minimise the loss of facts over ``parameters`` with Adam, as ``method.training`` says.
+    """Minimise the loss of facts over ``parameters``, as ``method.training`` says.
 
     It stops before the step if the mean loss is below ``stop_loss``.
 
@@ -125,21 +152,29 @@ def minimise(
         prompts: the facts.
         parameters: what is trained, float32.
         after_step: called after each step.
+        further: computes another loss of each fact, (B,), which is added.
+        optimiser: the kind of optimiser.
 
     Raises:
         NotWrittenError: the loss of a fact is NaN or infinite.
     """
     settings = prompts.task.method.training
-    optimiser = torch.optim.Adam(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    descent = optimiser(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
     for step in range(settings.steps + 1):
         last = step == settings.steps
-        optimiser.zero_grad(set_to_none=True)
+        descent.zero_grad(set_to_none=True)
         losses = prompts.losses(backward=not last)
+        if further is not None:
+            with torch.set_grad_enabled(not last):
+                more = further()
+            if not last:
+                more.mean().backward()
+            losses = losses + more.detach()
         if not (finite := losses.isfinite()).all():
             raise NotWrittenError(prompts.task.requests[int((~finite).int().argmax())])
         if last or float(losses.mean()) < settings.stop_loss:
             break
-        optimiser.step()
+        descent.step()
         after_step()
     return [Fit(step, float(loss)) for loss in losses]
 

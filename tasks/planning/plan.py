@@ -104,9 +104,14 @@ class _RunPlanner(PrecomputePlanner):
         edit = StagePlan("edit", len(facts), len(run.batches.requests), "facts", flop, size, memory)
         if run.batches.scored is None:
             measured = [*self.drift(edits[: self.settings.drift.edits]), *self.abilities(edits)]
-            return [*stages, edit, self.evaluation(edits), *measured]
+            return [*stages, edit, self.evaluation(edits), *measured, *self.inference(editor)]
         trajectory = self.trajectory(dict(zip(run.batches.scored, edits, strict=True)))
-        return [*stages, edit, self.evaluation(edits[-1:]), trajectory, *self.drift(edits), *self.abilities(edits)]
+        measured = [*self.drift(edits), *self.abilities(edits), *self.inference(editor)]
+        return [*stages, edit, self.evaluation(edits[-1:]), trajectory, *measured]
+
+    def inference(self, editor: Editor) -> list[StagePlan]:
+        """The plan of the cost of a memory, which is measured in every run."""
+        return [StagePlan("inference", 1, 1, "edit", memory=self.pass_memory())] if editor.edit.adds_memory else []
 
     def in_sequence(self, contexts: str) -> list[StagePlan]:
         """The plans of principal directions, edit, evaluation and trajectory."""

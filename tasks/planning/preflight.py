@@ -98,6 +98,7 @@ def check_input(
     if dataset:
         _ = run.families
         if editing:
+            _check_harness(run)
             _ = run.abilities, run.lm_eval
     if dataset and (editing or past is not None):
         for family in run.families:
@@ -131,6 +132,19 @@ def _check_corpus(run: Run) -> None:
             remedy="set corpus.block_length",
         )
     _ = run.corpus
+
+
+def _check_harness(run: Run) -> None:
+    """Check that lm-eval can ask the edited model."""
+    tasks = run.settings.abilities.lm_eval.tasks
+    if tasks and run.editor is not None and run.editor.edit.adds_memory:
+        raise InputError(
+            f"lm-eval cannot ask a model that method={run.settings.method.name} has edited.",
+            got=f"abilities.lm_eval.tasks={tasks}",
+            expected="prompts whose end is known: its memory answers prompts, and lm-eval runs a prompt and its answer "
+            "as one text",
+            remedy="use abilities.tasks in place of abilities.lm_eval.tasks",
+        )
 
 
 def _check_method(run: Run, facts: int) -> None:

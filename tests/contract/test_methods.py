@@ -231,7 +231,10 @@ FORMULAS: dict[str, Callable[[Call, MethodSettings], np.ndarray]] = {
 }  # fmt: skip
 """The change of one batch by method, as it is published. The value vectors of PMET have a test of their own."""
 
-ELSEWHERE = {"simie": "below", "ft": "tests/tasks/editors", "ft-l": "tests/tasks/editors"}
+ELSEWHERE = {
+    "simie": "below",
+    **dict.fromkeys(("ft", "ft-l", "ft-m", "grace", "lora", "melo", "ultraedit", "wise"), "tests/tasks/editors"),
+}
 """Methods whose formula another test has."""
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from factsmith.tasks.decoder.batching import length_batches, pad
 from factsmith.tasks.decoder.decoder import Decoder
 from factsmith.tasks.edit.edit import Edit
-from factsmith.tasks.evaluation.held_out.perplexity import perplexity
+from factsmith.tasks.evaluation.held_out.perplexity import perplexity, prompt_end
 
 __all__ = ["MEASURES", "SCHEMA", "SCORES_IN_MEMORY", "block_drift", "drift_measures"]
 
@@ -83,7 +83,7 @@ def block_drift(
 
         def read(below: Tensor = below, batch: Sequence[int] = batch) -> Tensor:
             """The last hidden states of the predicting positions, (positions, d_model), with the present weights."""
-            with decoder.prompted([lengths[index] for index in batch]):
+            with decoder.prompted([prompt_end(len(blocks[index])) for index in batch]):
                 hidden = decoder.run(below, first, decoder.block_count)
             return torch.cat([hidden[row, : lengths[index]] for row, index in enumerate(batch)])
 

@@ -10,10 +10,18 @@ import torch
 from factsmith.tasks.decoder.batching import length_batches, pad
 from factsmith.tasks.decoder.decoder import Decoder
 
-__all__ = ["block_nll", "perplexity"]
+__all__ = ["block_nll", "perplexity", "prompt_end"]
 
 _POSITIONS_PER_CHUNK = 1024
 """Positions whose scores over the whole vocabulary are in memory together."""
+
+
+def prompt_end(tokens: int) -> int:
+    """Where the prompt of a text of so many tokens ends, for a memory that answers prompts: halfway.
+
+    The predictions of the second half then continue a prompt, as those of an answer do.
+    """
+    return (tokens - 1) // 2
 
 
 @torch.inference_mode()
@@ -36,7 +44,7 @@ def block_nll(
     for batch in length_batches([len(block) for block in blocks], most_tokens, spare=decoder.pass_cost):
         tokens = pad([blocks[index] for index in batch], decoder.device)
         lengths = [len(blocks[index]) for index in batch]
-        with decoder.prompted([length - 1 for length in lengths]):
+        with decoder.prompted([prompt_end(length) for length in lengths]):
             hidden = decoder.run(decoder.embed(tokens), 0, decoder.block_count)
         read = torch.cat([hidden[row, : length - 1] for row, length in enumerate(lengths)])
         wanted = torch.cat([tokens[row, 1:length] for row, length in enumerate(lengths)])
