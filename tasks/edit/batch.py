@@ -9,8 +9,7 @@ from typing import Literal
 from torch import Tensor
 
 from factsmith.tasks.decoder.decoder import Decoder
-from factsmith.tasks.edit.adding import add_to, added_to, overflow
-from factsmith.tasks.edit.delta import Delta, LowRankDelta
+from factsmith.tasks.edit.delta import Delta, LowRankDelta, add_to, added_to, overflow
 from factsmith.tasks.edit.settings import ReadKeys, Spread
 from factsmith.tasks.edit.solve import CollidingKeysError, solve_edit
 from factsmith.tasks.facts.activations import FactActivations

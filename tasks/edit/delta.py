@@ -1,15 +1,24 @@
-"""The change of one weight: two thin factors where it is low-rank, a dense matrix where it is not."""
+"""The change of one weight: two thin factors where it is low-rank, a dense matrix where it is not.
+
+Changes are added to the weights of a model, and the weights restored to the bit.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-__all__ = ["Delta", "DenseDelta", "LowRankDelta", "plus", "read_deltas", "tensors_of"]
+from factsmith.artifacts.errors import InputError
+
+__all__ = ["Delta", "DenseDelta", "LowRankDelta", "add_to", "added_to", "overflow", "plus", "read_deltas", "tensors_of"]
+
+Place = TypeVar("Place")
 
 
 class Delta(ABC):
@@ -116,3 +125,47 @@ def read_deltas(tensors: Mapping[str, Tensor]) -> dict[str, Delta]:
         elif part == "left":
             found[name] = LowRankDelta(tensor, tensors[f"{name}.right"])
     return found
+
+
+def add_to(weights: Mapping[Place, Tensor], deltas: Mapping[Place, Delta], where: Callable[[Place], str]) -> None:
+    """Add each change to the weight (d_out, d_in) at its place, permanently.
+
+    Args:
+        weights: the weights, which are written into.
+        deltas: the changes.
+        where: what a message calls a place.
+
+    Raises:
+        InputError: a changed weight is NaN or infinite in its data type; names the place.
+    """
+    for place, delta in deltas.items():
+        changed = delta.added_to(weights[place])
+        if not changed.isfinite().all():
+            raise overflow(changed.dtype, f"The edit makes weights of {where(place)} NaN or infinite.")
+        weights[place].copy_(changed)
+
+
+@contextmanager
+def added_to(
+    weights: Mapping[Place, Tensor], deltas: Mapping[Place, Delta], where: Callable[[Place], str]
+) -> Iterator[None]:
+    """``add_to`` while open. The exact former weights are restored afterwards."""
+    originals = {place: weights[place].clone() for place in deltas}
+    try:
+        add_to(weights, deltas, where)
+        yield
+    finally:
+        for place, original in originals.items():
+            weights[place].copy_(original)
+
+
+def overflow(dtype: torch.dtype, what: str) -> InputError:
+    """The error that numbers of a model in ``dtype`` are NaN or infinite. ``what`` says which."""
+    wider = "set model.dtype=float32, or " if dtype != torch.float32 else ""
+    return InputError(
+        what,
+        got=f"weights in {str(dtype).removeprefix('torch.')}",
+        expected="finite numbers",
+        remedy=f"{wider}lower dataset.batches, or what bounds an edit: method.value.clamp and "
+        "method.value.learning_rate, or method.training.learning_rate of an editor",
+    )

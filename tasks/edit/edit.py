@@ -6,15 +6,24 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeAlias
 
 from torch import Tensor
 
 from factsmith.tasks.decoder.decoder import Decoder
+from factsmith.tasks.decoder.layout import canonical_weight
 from factsmith.tasks.edit.batch import applied
-from factsmith.tasks.edit.delta import Delta, read_deltas, tensors_of
+from factsmith.tasks.edit.delta import Delta, added_to, read_deltas, tensors_of
 
-__all__ = ["OTHER_EDIT", "OTHER_TENSORS", "Edit", "WeightEdit"]
+__all__ = [
+    "OTHER_EDIT",
+    "OTHER_TENSORS",
+    "Edit",
+    "ModuleEdit",
+    "ModulePlace",
+    "WeightEdit",
+    "stored_changes",
+]
 
 OTHER_EDIT = "edit.json"
 """The file with the kind of an edit that is not a ``WeightEdit``, and its values."""
@@ -105,3 +114,52 @@ class WeightEdit(Edit):
 
     def summary(self) -> dict[str, Any]:
         return {"norm": {str(layer): delta.norm() for layer, delta in self.deltas.items()}}
+
+
+ModulePlace: TypeAlias = tuple[int, str]
+"""A module: its layer, and its name within the block."""
+
+
+@dataclass(frozen=True)
+class ModuleEdit(Edit):
+    """Changes of linear modules within the blocks.
+
+    Attributes:
+        deltas: the change of each module.
+    """
+
+    deltas: Mapping[ModulePlace, Delta]
+    kind = "modules"
+
+    def applied(self, decoder: Decoder) -> AbstractContextManager[None]:
+        blocks = decoder.blocks
+        weights = {(layer, name): canonical_weight(blocks[layer].get_submodule(name)) for layer, name in self.deltas}
+        return added_to(weights, self.deltas, lambda place: f"{place[1]} of layer {place[0]}")
+
+    @property
+    def first_layer(self) -> int:
+        return min(layer for layer, _ in self.deltas)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """``N.NAME.left`` and ``N.NAME.right``, or ``N.NAME.dense``, of the module NAME of layer N."""
+        return tensors_of({_name(place): delta for place, delta in self.deltas.items()})
+
+    @classmethod
+    def read(cls, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> Self:
+        return cls(stored_changes(tensors))
+
+    def summary(self) -> dict[str, Any]:
+        return {"norm": {_name(place): delta.norm() for place, delta in self.deltas.items()}}
+
+
+def stored_changes(tensors: Mapping[str, Tensor]) -> dict[ModulePlace, Delta]:
+    """The changes that a ``ModuleEdit`` stored as ``tensors``, by layer and name."""
+    found: dict[ModulePlace, Delta] = {}
+    for name, delta in read_deltas(tensors).items():
+        layer, _, inner = name.partition(".")
+        found[int(layer), inner] = delta
+    return dict(sorted(found.items()))
+
+
+def _name(place: ModulePlace) -> str:
+    return f"{place[0]}.{place[1]}"

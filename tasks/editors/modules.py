@@ -9,7 +9,7 @@ from transformers.pytorch_utils import Conv1D
 
 from factsmith.artifacts.errors import InputError
 from factsmith.tasks.decoder.layout import HFModule
-from factsmith.tasks.edit.module_edit import ModulePlace
+from factsmith.tasks.edit.edit import ModulePlace
 
 __all__ = ["find_modules"]
 

@@ -32,7 +32,7 @@ from tests.edits import weights
 from tests.runs import artifacts, last_of_each
 
 METHODS = choice_names("method")
-NEW = {"pmet", "rect", "prune", "simie"}
+NEW = {"pmet", "rect", "prune", "simie", "lora", "ultraedit"}
 LAYER = 1
 
 SETTINGS = {

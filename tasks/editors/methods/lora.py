@@ -25,8 +25,7 @@ from factsmith.tasks.decoder.decoder import Decoder
 from factsmith.tasks.decoder.layout import canonical_weight
 from factsmith.tasks.decoder.placement import empty_model, execution_device
 from factsmith.tasks.edit.delta import Delta, LowRankDelta
-from factsmith.tasks.edit.edit import Edit
-from factsmith.tasks.edit.module_edit import ModuleEdit, ModulePlace
+from factsmith.tasks.edit.edit import Edit, ModuleEdit, ModulePlace
 from factsmith.tasks.editors.editor import Editor, Task, Written
 from factsmith.tasks.editors.modules import find_modules
 from factsmith.tasks.editors.settings import WritingSettings

@@ -27,8 +27,7 @@ from factsmith.tasks.decoder.decoder import Decoder
 from factsmith.tasks.decoder.layout import HFModule, Layout
 from factsmith.tasks.decoder.placement import empty_model
 from factsmith.tasks.edit.delta import LowRankDelta, plus
-from factsmith.tasks.edit.edit import Edit
-from factsmith.tasks.edit.module_edit import ModuleEdit, ModulePlace, stored_changes
+from factsmith.tasks.edit.edit import Edit, ModuleEdit, ModulePlace, stored_changes
 from factsmith.tasks.editors.editor import Editor, Fit, NotWrittenError, Task, Written
 from factsmith.tasks.editors.modules import find_modules
 from factsmith.tasks.editors.normalisation import SeenFeatures, read_features, stored_features

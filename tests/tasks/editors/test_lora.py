@@ -10,7 +10,7 @@ import torch
 
 from factsmith.artifacts.errors import InputError
 from factsmith.tasks.decoder.layout import canonical_weight
-from factsmith.tasks.edit.module_edit import ModuleEdit
+from factsmith.tasks.edit.edit import ModuleEdit
 from factsmith.tasks.editors.methods.lora import EDITOR
 from factsmith.tasks.editors.modules import find_modules
 from factsmith.tasks.editors.settings import WritingSettings

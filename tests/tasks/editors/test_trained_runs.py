@@ -1,4 +1,4 @@
-"""Runs of the editors that train, or take a step: planned, cached, handed over, and continued in a sequence."""
+"""Runs of the editors that train, or take a step: planned, cached and handed over."""
 
 from __future__ import annotations
 
@@ -22,13 +22,9 @@ SHORT = {
 }
 
 
-def each(first: str):
-    """Every editor; those but the first are slow tests, because their runs differ in what they write alone."""
-    marks = {name: [] if name == first else [pytest.mark.slow] for name in SHORT}
-    return pytest.mark.parametrize("method", [pytest.param(name, marks=marks[name]) for name in SHORT], indirect=True)
-
-
-@pytest.fixture
+@pytest.fixture(
+    params=[pytest.param(name, marks=[] if name == "lora" else [pytest.mark.slow]) for name in SHORT],
+)
 def method(request, tmp_path) -> list[str]:
     """The arguments that choose an editor, with two contexts if it uses any."""
     templates = tmp_path / "templates.json"
@@ -37,7 +33,6 @@ def method(request, tmp_path) -> list[str]:
     return [f"method={request.param}", *given, "drift.edits=1"]
 
 
-@each("lora")
 def test_a_run_does_what_its_plan_says_and_its_model_is_handed_over(
     plain_flows, home, store, arguments, method, gpt2_folder, tmp_path
 ):
@@ -59,28 +54,6 @@ def test_a_run_does_what_its_plan_says_and_its_model_is_handed_over(
         expected = decoder.model(tokens).logits
         assert torch.equal(load_plain(tmp_path / "out")(tokens).logits, expected)
     assert not torch.equal(decoder.model(tokens).logits, expected)
-
-
-@each("ultraedit")
-def test_a_sequence_that_is_longer_later_has_the_same_bytes(
-    plain_flows, home, store, arguments, method, tmp_path, monkeypatch
-):
-    def sequence(batches: int) -> list[str]:
-        given = ["method.sequence.history=none", "method.batch_size=2", f"dataset.batches={batches}"]
-        return arguments(*method, *given, f"method.sequence.evaluate_at=[{2 * batches}]")
-
-    run(compose(sequence(2)))
-    longer = run(compose(sequence(3)))
-    (stage,) = [stage for stage in longer.stages if stage.name == "edit"]
-    assert stage.metrics["facts_written"] == 2
-    monkeypatch.setenv("FACTSMITH_HOME", str(tmp_path / "another"))
-    run(compose(sequence(3)))
-    found = [
-        {one.address: one.manifest.content for one in artifacts(each, "edit")}
-        for each in (store, Store(tmp_path / "another"))
-    ]
-    (address,) = found[1]
-    assert found[0][address] == found[1][address]
 
 
 @pytest.mark.parametrize(
