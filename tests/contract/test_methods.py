@@ -26,6 +26,8 @@ from factsmith.tasks.edit.edit import WeightEdit
 from factsmith.tasks.edit.settings import MethodSettings
 from factsmith.tasks.editors.stage import read_edit
 from factsmith.tasks.facts.activations import FactActivations
+from factsmith.tasks.planning.plan import plan
+from factsmith.tasks.planning.run import Run
 from factsmith.tasks.planning.settings import Settings
 from tests.conftest import load
 from tests.edits import weights
@@ -77,7 +79,10 @@ def arguments(folder, method: str, *more: str) -> list[str]:
 
 @pytest.fixture
 def write(plain_flows, gpt2_folder, home, tmp_path, monkeypatch):
-    """Writes facts, which a file holds in the given order, into the tiny model. Returns the store."""
+    """Writes facts, which a file holds in the given order, into the tiny model. Returns the store.
+
+    A plan knows that they are written.
+    """
 
     def call(method: str, facts, *more: str, store: str = "home") -> Store:
         monkeypatch.setenv("FACTSMITH_HOME", str(tmp_path / store))
@@ -85,7 +90,10 @@ def write(plain_flows, gpt2_folder, home, tmp_path, monkeypatch):
         rows = [dict(zip(("subject", "prompt", "target_new"), one, strict=True)) for one in facts]
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
         given = ["dataset=facts", f"dataset.path={path}", *more]
-        edit(compose(arguments(gpt2_folder, method, *given)))
+        settings = compose(arguments(gpt2_folder, method, *given))
+        edit(settings)
+        planned = {stage.name: stage for stage in plan(Run(settings, Store(tmp_path / store)))}
+        assert planned["edit"].missing == 0
         return Store(tmp_path / store)
 
     return call
