@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from mlflow import MlflowClient
 
 from factsmith.artifacts.store import Store
 from factsmith.flows.configuration.composition import compose
@@ -60,6 +61,9 @@ def test_an_interrupted_sequence_ends_in_the_same_bits(pipeline, home, name, mon
     assert report.inference.parameters > 0
     assert report.inference.flop > 0
     assert report.inference.time > 0
+    logged = MlflowClient(f"sqlite:///{home / 'again' / 'mlflow.db'}").get_run(report.mlflow_run_id).data.metrics
+    assert logged["inference/parameters"] == report.inference.parameters
+    assert logged["inference/time"] == report.inference.time
 
 
 def test_an_export_has_the_unedited_model_and_the_memory(plain_flows, arguments, home, gpt2_folder, tmp_path):
