@@ -56,11 +56,11 @@ _FACTS = pa.schema(
 )
 """The columns of ``FACTS``. An editor has no value vector that could be ``reached``."""
 
-_NO_MEASURES = pa.table(
-    {
-        name: pa.array([], pa.int64() if name in ("batch", "edits", "layer") else pa.float64())
+_NO_MEASURES = pa.schema(
+    [
+        (name, pa.int64() if name in ("batch", "edits", "layer") else pa.float64())
         for name in ("batch", "edits", *(field.name for field in fields(LayerMeasures)))
-    }
+    ]
 )
 """``MEASURES`` of an edit whose layers are not measured."""
 
@@ -275,5 +275,5 @@ class _Work:
         assert state.edit is not None
         save_edit(draft, state.edit, [record.request for record in records])
         save_table(draft.path / FACTS, pa.Table.from_pylist(list(state.facts), schema=_FACTS))
-        save_table(draft.path / MEASURES, _NO_MEASURES)
+        save_table(draft.path / MEASURES, _NO_MEASURES.empty_table())
         draft.made = {**self._workspace.made, **self._model.made, SECONDS_WRITTEN: round(state.seconds, 3)}
