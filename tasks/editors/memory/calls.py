@@ -38,7 +38,7 @@ def last_tokens(mask: Tensor) -> list[int]:
 
 @contextmanager
 def prompts_of_calls(decoder: Decoder) -> Iterator[None]:
-    """While open, calls of ``decoder.model`` set ``decoder.prompts``, unless it is set already."""
+    """While open, calls of ``decoder.model`` set ``decoder.prompts``. Ends that it has already are kept."""
     calls, model = _Calls(decoder), decoder.model
     handles = [
         model.register_forward_pre_hook(calls.before, with_kwargs=True),
@@ -85,12 +85,11 @@ class _Calls:
 
     def before(self, _: Any, args: tuple[Any, ...], given: dict[str, Any]) -> None:
         self._outer.append(self._decoder.prompts)
-        if self._decoder.prompts is None:
-            arguments = self._signature.bind_partial(*args, **given).arguments
-            prompts = self._prompts(arguments)
-            if (cache := arguments.get("past_key_values")) is not None:
-                setattr(cache, _PROMPTS, prompts)
-            self._decoder.prompts = prompts
+        arguments = self._signature.bind_partial(*args, **given).arguments
+        prompts = self._prompts(arguments, self._decoder.prompts)
+        if (cache := arguments.get("past_key_values")) is not None:
+            setattr(cache, _PROMPTS, prompts)
+        self._decoder.prompts = prompts
 
     def after(self, _: Any, args: tuple[Any, ...], given: dict[str, Any], output: Any) -> None:
         if not self._outer:  # The call failed in another hook before this one.
@@ -99,7 +98,8 @@ class _Calls:
         if (cache := getattr(output, "past_key_values", None)) is not None:
             setattr(cache, _PROMPTS, prompts)
 
-    def _prompts(self, arguments: Mapping[str, Any]) -> Prompts:
+    def _prompts(self, arguments: Mapping[str, Any], told: Prompts | None) -> Prompts:
+        """The prompts of a pass with these arguments, if it is not ``told`` where they end."""
         inputs = arguments.get("input_ids")
         inputs = arguments.get("inputs_embeds") if inputs is None else inputs
         if inputs is None:
@@ -114,6 +114,10 @@ class _Calls:
                     "was decided for its prompts"
                 )
             return found
+        if told is not None:
+            if len(told.ends) != rows:
+                raise ValueError(f"the ends of {len(told.ends)} prompts are given for a pass of {rows} rows")
+            return Prompts(told.ends.tolist(), self._decoder.device)  # Each pass without a cache decides anew.
         width = length if self.width is None else self.width
         if length < width:
             raise ValueError("an edited model runs a prompt as a whole: leave out prefill_chunk_size")

@@ -105,7 +105,10 @@ def test_a_target_is_scored_with_the_decision_of_its_prompt(exported):
     model = load_edited(folder)
     with prompt_ends(model, [len(prompt) - 1]):
         found = model(torch.tensor([[*prompt, 7, 8]])).logits
+        other = model(torch.tensor([[*prompts_of(decoder)[-1], 7, 8]])).logits  # A pass that decides anew.
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+    with prompt_ends(model, [len(prompt) - 1]):
+        assert torch.equal(model(torch.tensor([[*prompts_of(decoder)[-1], 7, 8]])).logits, other)
 
 
 def test_what_cannot_be_known_is_refused(exported):
