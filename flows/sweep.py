@@ -198,7 +198,7 @@ def _run_cell(run: Run, cell: Cell, parent: str) -> CellReport:
 def _scored(report: Report, prepared: Prepared) -> dict[str, Any]:
     names = (
         "facts", "dynamic_multiplier", "metrics", "trajectory", "drift", "abilities", "lm_eval", "intervals",
-        "intervals_over", "seconds_an_edit",
+        "intervals_over", "seconds_an_edit", "inference",
     )  # fmt: skip
     return {"tokens": prepared.tokens, **{name: getattr(report, name) for name in names}}
 

@@ -7,6 +7,7 @@ import io
 from collections.abc import Iterator
 
 from factsmith.flows.reporting.sweeps.reports import CellReport, SweepReport
+from factsmith.tasks.editors.inference import MEASURES
 
 __all__ = ["sweep_csv"]
 
@@ -43,6 +44,11 @@ def _numbers(cell: CellReport) -> Iterator[tuple[object, ...]]:
     for result in cell.lm_eval:
         yield "before", f"lm-eval {result.name}", result.before, *_NO_INTERVAL
         yield "after", f"lm-eval {result.name}", result.after, *_NO_INTERVAL
+    if cell.seconds_an_edit is not None:
+        yield "after", "seconds an edit", cell.seconds_an_edit, *_NO_INTERVAL
+    if cell.inference is not None:
+        for name in MEASURES:
+            yield "after", f"inference: {name}", getattr(cell.inference, name), *_NO_INTERVAL
     for moved in cell.drift:
         if moved.before is not None:
             yield "before", f"drift: {moved.measure}", moved.before, *_NO_INTERVAL

@@ -8,6 +8,7 @@ from factsmith.flows.reporting.curves import Curves
 from factsmith.flows.reporting.drift import DriftMeasure
 from factsmith.tasks.abilities.harness_stage import HarnessResult
 from factsmith.tasks.abilities.measures import Ability
+from factsmith.tasks.editors.inference import Inference
 from factsmith.tasks.evaluation.resampling import Resampled
 from factsmith.tasks.pipeline.workspace import StageReport
 
@@ -31,6 +32,7 @@ class CellReport(BaseModel):
         abilities: general abilities before and after the edit; empty if none were measured.
         lm_eval: results of lm-eval before and after the edit; empty if it was not run.
         seconds_an_edit: as in ``Report``.
+        inference: what the last edit costs at inference; ``None`` if it adds no memory, which costs nothing.
         stages: the stages, in order.
         seconds: time taken, in seconds.
         error: why the cell failed; ``None`` if it did not.
@@ -51,6 +53,7 @@ class CellReport(BaseModel):
     abilities: list[Ability] = []
     lm_eval: list[HarnessResult] = []
     seconds_an_edit: float | None = None
+    inference: Inference | None = None
     stages: list[StageReport] = []
     seconds: float = 0.0
     error: str | None = None

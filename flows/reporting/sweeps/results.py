@@ -180,11 +180,14 @@ def _cells(report: SweepReport) -> TextTable:
     name, parts = report.mean or (None, report.metrics)
     drift = ["KL"] if any(cell.drift for cell in report.cells) else []
     scores = [*parts, *([name] if name else [])]
-    columns = [*(key.rpartition(".")[2] for key in varied), "facts", *scores, *drift, "s an edit"]
+    slower = ["inference"] if any(cell.inference for cell in report.cells) else []
+    columns = [*(key.rpartition(".")[2] for key in varied), "facts", *scores, *drift, "s an edit", *slower]
     title = f"{report.name}: percent, with 95 % intervals"
     notes = [_resampled(report)] if name else []
     notes += [f"KL: {MEASURES[one]}" for one in drift]
     notes.append("s an edit: seconds that a fact took when it was written")
+    if slower:
+        notes.append("inference: more FLOP, and time of the same passes over that of the unedited model")
     table = TextTable(title, columns, labels=len(varied), caption="\n".join(notes))
     for cell in report.cells:
         if cell.error:
@@ -196,7 +199,9 @@ def _cells(report: SweepReport) -> TextTable:
         moved = {one.measure: f"{one.after:.2g}" for one in cell.drift}
         values += [moved.get(one, "-") for one in drift]
         written = "-" if cell.seconds_an_edit is None else f"{cell.seconds_an_edit:.2g}"
-        table.add(*(cell.place[key] for key in varied), str(cell.facts), *values, written)
+        cost = cell.inference
+        used = [f"+{cost.flop:.2g} %, {cost.time:.2f}" if cost else "-"] if slower else []
+        table.add(*(cell.place[key] for key in varied), str(cell.facts), *values, written, *used)
     return table
 
 
