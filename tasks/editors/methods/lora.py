@@ -114,7 +114,10 @@ class _Adapter:
 def _adapters(
     decoder: Decoder, places: Sequence[ModulePlace], rank: int, alpha: int
 ) -> Iterator[Mapping[ModulePlace, _Adapter]]:
-    """Put adapters beside modules while open. The model, and torch's global generator, are the same afterwards."""
+    """Put adapters beside modules while open. The model, and torch's global generator, are the same afterwards.
+
+    PEFT draws its factors on the CPU, whichever device the module is on.
+    """
     from peft import LoraConfig, LoraModel
 
     modules = {place: decoder.blocks[place[0]].get_submodule(place[1]) for place in places}
@@ -126,7 +129,7 @@ def _adapters(
         target_modules=[names[id(module)] for module in modules.values()],
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in modules.values()),
     )
-    with torch.random.fork_rng(), warnings.catch_warnings(action="ignore"):
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings(action="ignore"):
         tuner = LoraModel(decoder.model, config, _ADAPTER)
     try:
         found = {}
