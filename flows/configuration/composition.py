@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 from yaml import YAMLError
 
-from factsmith.artifacts.errors import InputError, closest
+from factsmith.artifacts.errors import InputError
 from factsmith.flows.configuration.choices import GROUPS, choice_names, load_choice, starting_choices
 from factsmith.flows.configuration.keys import (
     check_key,
@@ -28,7 +28,7 @@ from factsmith.flows.configuration.keys import (
     with_new_names,
 )
 from factsmith.flows.configuration.unread import UNUSED_BY_EDITS, given_settings, is_read, refuse_unread
-from factsmith.flows.configuration.values import check_values
+from factsmith.flows.configuration.values import check_values, not_given, validated
 from factsmith.tasks.planning.settings import Settings
 
 if TYPE_CHECKING:
@@ -166,6 +166,8 @@ def _composed(
             for name, value in stand_in.items():
                 if OmegaConf.is_missing(composed[group], name):
                     composed[group][name] = value
+        if lacking := OmegaConf.is_missing(composed.corpus, "path"):
+            composed.corpus.path = None  # Only the settings as a whole tell whether the corpus is read.
         _check_missing(composed)
         content = OmegaConf.to_container(composed, resolve=True)
     except _UNUSABLE as error:
@@ -174,7 +176,10 @@ def _composed(
     before = OmegaConf.to_container(base)
     assert isinstance(before, dict)
     changed = given_settings(given, {str(name): value for name, value in before.items()})
-    return _validated(content), [*changed, *given_settings(own, {})]
+    settings = validated(content)
+    if lacking and settings.reads_corpus:
+        raise not_given("corpus.path")
+    return settings, [*changed, *given_settings(own, {})]
 
 
 _SCORING = ("abilities", "drift", "runtime", "tracking")
@@ -207,7 +212,7 @@ def compose_again(content: Mapping[str, Any], arguments: Sequence[str]) -> Setti
     except _UNUSABLE as error:
         raise _cannot_be_composed(error) from None
     check_values(merged)
-    settings = _validated(merged)
+    settings = validated(merged)
     refuse_unread(given_settings(given, content), settings)
     return settings
 
@@ -297,33 +302,4 @@ def _merge(*configs: DictConfig) -> DictConfig:
 
 def _check_missing(composed: DictConfig) -> None:
     for name in sorted(OmegaConf.missing_keys(composed)):
-        raise _not_given(name)
-
-
-def _not_given(name: str) -> InputError:
-    return InputError(f"{name} must be given.", remedy=f"add {name}=...")
-
-
-_ABOUT_A_FIELD = ("missing", "extra_forbidden")
-"""Types of errors inside a setting's value. Their messages only make sense with the name of the field."""
-
-
-def _validated(content: Any) -> Settings:
-    try:
-        return Settings.model_validate(content)
-    except ValidationError as error:
-        first = error.errors()[0]
-        # For a union, the location ends with the type that was tried. The setting's name is the part before it.
-        where = ".".join(str(part) for part in first["loc"])
-        known = [key for key, _ in describe_settings() if where == key or where.startswith(f"{key}.")]
-        name = known[0] if known else where
-        if known and name == where and first["type"] == "missing":
-            raise _not_given(name) from None
-        remedy = closest(name, [key for key, _ in describe_settings()]) if not known else None
-        expected = f"{first['loc'][-1]}: {first['msg']}" if first["type"] in _ABOUT_A_FIELD else first["msg"]
-        raise InputError(
-            f"{name} cannot be used." if known else f"There is no setting {name!r}.",
-            got=repr(first["input"]) if not isinstance(first["input"], Mapping) else None,
-            expected=expected if known else None,
-            remedy=remedy,
-        ) from None
+        raise not_given(name)

@@ -66,13 +66,19 @@ class PrecomputePlanner:
         self.fingerprint = run.model.fingerprint_with(self.recipe.digest if self.recipe else "")
         self.cost = known_cost(run.workspace, run.model) or model_cost(run.model.checkpoint)
         self.layers = run.layers
-        self.tokens = token_series(run.corpus, self.fingerprint)
-        self.keys = key_series(self.fingerprint, self.tokens.digest, self.settings.corpus.key_dtype)
         self.attended = self.settings.corpus.block_length / 2
         self.weights = self.cost.parameters * (4 if run.model.dtype == "float32" else 2)
         self.matrix = 8 * self.cost.key_width**2
         self.kind = run.preservation
         self.operator = self.kind.cost
+
+    @cached_property
+    def tokens(self) -> Series:
+        return token_series(self.run.corpus, self.fingerprint)
+
+    @cached_property
+    def keys(self) -> Series:
+        return key_series(self.fingerprint, self.tokens.digest, self.settings.corpus.key_dtype)
 
     def missing(self, recipes: Iterable[Recipe]) -> int:
         return sum(self.store.find(recipe) is None for recipe in recipes)

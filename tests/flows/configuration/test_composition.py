@@ -200,3 +200,12 @@ def test_a_fault_inside_a_setting_names_the_field():
             compose([f"method.context_samples={samples}"])
         assert "method.context_samples" in caught.value.what
         assert caught.value.details["expected"].startswith(f"{field}: ")
+
+
+def test_a_corpus_is_only_asked_for_if_it_is_read():
+    given = ["model=local", "model.path=here", "dataset.path=facts.json", "method=ft", "method.layers=[0]"]
+    assert not compose([*given, "drift.edits=0"]).reads_corpus
+    with pytest.raises(InputError, match="corpus.path must be given"):
+        compose(given)
+    with pytest.raises(InputError, match="a measure of drift"):
+        compose([*given, "drift.edits=0", "corpus.path=text.jsonl"])
