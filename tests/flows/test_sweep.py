@@ -238,7 +238,7 @@ def test_own_facts_are_shown_by_the_scores_that_they_have(sweep, tmp_path):
     plain = sweep(*facts, "corpus.dynamic_multiplier=20,45")
     assert (plain.mean, plain.metrics) == (None, ["Eff*", "FreeEff"])
     (table,) = sweep_tables(plain)
-    assert table.columns == ["dynamic_multiplier", "facts", "Eff*", "FreeEff", "KL", "s an edit"]
+    assert table.columns == ["dynamic_multiplier", "facts", "Eff*", "FreeEff", "KL"]
     ones = sweep(*facts, "method.batch_size=1", "method.sequence.history=full,none", "method.sequence.evaluate_at=[1]")
     assert [table.title.split(": ")[1].split(" by number")[0] for table in sweep_tables(ones)[1:]] == [
         "Eff* of all facts, percent", "Eff* of the first 100 facts, percent",

@@ -7,20 +7,24 @@ should reach 95 % of its score [Gupta et al. 2025, section 3].
 from __future__ import annotations
 
 import tempfile
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from factsmith.flows.configuration.grid import MULTIPLIER
 from factsmith.flows.reporting.figures import score_by_multiplier
+from factsmith.flows.reporting.sweeps.cell_tables import (
+    ability_tables,
+    after,
+    cell_tables,
+    main_score,
+    number,
+    resampled,
+)
 from factsmith.flows.reporting.sweeps.numbers import sweep_csv
 from factsmith.flows.reporting.sweeps.reports import CellReport, SweepReport
 from factsmith.flows.reporting.sweeps.sequences import log_sequences, sequence_tables, write_sequences
 from factsmith.flows.reporting.text_table import TextTable
-from factsmith.tasks.abilities.harness_stage import HarnessResult
-from factsmith.tasks.abilities.measures import ACCURACY, Ability
-from factsmith.tasks.evaluation.held_out.drift import MEASURES
-from factsmith.tasks.evaluation.resampling import EXPLAINED
 from factsmith.tasks.tracking.tracker import Tracker
 
 __all__ = ["Curve", "curves", "failures", "log_sweep", "points_by_multiplier", "sweep_tables", "write_sweep"]
@@ -46,8 +50,8 @@ def sweep_tables(report: SweepReport) -> list[TextTable]:
     if report.mean and _varies(report, MULTIPLIER):
         found = [*_by_multiplier(report), *_full_and_fast(report)]
     else:
-        found = [_cells(report), _other_metrics(report), *sequence_tables(report)]
-    return [table for table in (*found, _abilities(report), _lm_eval(report)) if table.rows]
+        found = [*cell_tables(report), *sequence_tables(report)]
+    return [table for table in (*found, *ability_tables(report)) if table.rows]
 
 
 def curves(report: SweepReport) -> dict[str, dict[str, Curve]]:
@@ -65,7 +69,9 @@ def points_by_multiplier(report: SweepReport) -> dict[str, dict[str, dict[float,
         return {}
     return {
         variant: {
-            batch: {_multiplier(cell): point for cell in curve.values() if (point := _point(report, cell)) is not None}
+            batch: {
+                _multiplier(cell): point for cell in curve.values() if (point := main_score(report, cell)) is not None
+            }
             for batch, curve in by_batch.items()
         }
         for variant, by_batch in curves(report).items()
@@ -100,7 +106,7 @@ def log_sweep(tracker: Tracker, report: SweepReport) -> None:
                     for part in (variant.replace("/", "_"), f"batch_{batch}" if batch else "", report.mean[0])
                     if part
                 )
-                points = {cell.tokens: _after(cell, report.mean[0]) for cell in curve.values()}
+                points = {cell.tokens: after(cell, report.mean[0]) for cell in curve.values()}
                 tracker.curves({name: {tokens: value for tokens, value in points.items() if value is not None}})
     log_sequences(tracker, report)
 
@@ -118,17 +124,17 @@ def _by_multiplier(report: SweepReport) -> Iterator[TextTable]:
         f"{report.name}: {name} by d_m, percent, and 95 % interval",
         [*_headings(report), *multipliers],
         labels=len(_headings(report)),
-        caption=f"! below {THRESHOLD:.0%} of the score at the largest d_m\n{_resampled(report)}",
+        caption=f"! below {THRESHOLD:.0%} of the score at the largest d_m\n{resampled(report)}",
     )
     for variant, by_batch in curves(report).items():
         for batch, curve in by_batch.items():
-            full = _after([*curve.values()][-1], name) or 0.0
+            full = after([*curve.values()][-1], name) or 0.0
             cells = []
             for multiplier in multipliers:
                 if multiplier not in curve:
                     cells.append("failed")
                     continue
-                if (point := _point(report, curve[multiplier])) is None:
+                if (point := main_score(report, curve[multiplier])) is None:
                     cells.append("-")
                     continue
                 value, low, high = point
@@ -159,95 +165,19 @@ def _full_and_fast(report: SweepReport) -> Iterator[TextTable]:
             for batch, curve in by_batch.items():
                 if full not in curve or multiplier not in curve:
                     continue
-                pairs = [(_after(curve[full], part), _after(curve[multiplier], part)) for part in (*parts, name)]
+                pairs = [(after(curve[full], part), after(curve[multiplier], part)) for part in (*parts, name)]
                 whole, fast = pairs[-1]
                 share = fast / whole if whole and fast is not None else None
                 table.add(
                     multiplier,
                     *([batch] if batches else []),
-                    *(f"{_number(one)}/{_number(other)}" for one, other in pairs),
+                    *(f"{number(one)}/{number(other)}" for one, other in pairs),
                     "-" if share is None else f"{share:.0%}",
                     weak=share is not None and share < THRESHOLD,
                 )
             if table.rows:
                 table.end_section()
         yield table
-
-
-def _cells(report: SweepReport) -> TextTable:
-    """A table with one row per cell."""
-    varied = [axis[0] for axis in report.axes]
-    name, parts = report.mean or (None, report.metrics)
-    drift = ["KL"] if any(cell.drift for cell in report.cells) else []
-    scores = [*parts, *([name] if name else [])]
-    slower = ["inference"] if any(cell.inference for cell in report.cells) else []
-    columns = [*(key.rpartition(".")[2] for key in varied), "facts", *scores, *drift, "s an edit", *slower]
-    title = f"{report.name}: percent, with 95 % intervals"
-    notes = [_resampled(report)] if name else []
-    notes += [f"KL: {MEASURES[one]}" for one in drift]
-    notes.append("s an edit: seconds that a fact took when it was written")
-    if slower:
-        notes.append("inference: more FLOP, and time of the same passes over that of the unedited model")
-    table = TextTable(title, columns, labels=len(varied), caption="\n".join(notes))
-    for cell in report.cells:
-        if cell.error:
-            continue
-        values = [_number(_after(cell, part)) for part in parts]
-        if name:
-            point = _point(report, cell)
-            values.append("-" if point is None else "{:.1f} {:.0f}-{:.0f}".format(*point))
-        moved = {one.measure: f"{one.after:.2g}" for one in cell.drift}
-        values += [moved.get(one, "-") for one in drift]
-        written = "-" if cell.seconds_an_edit is None else f"{cell.seconds_an_edit:.2g}"
-        cost = cell.inference
-        used = [f"+{cost.flop:.2g} %, {cost.time:.2f}" if cost else "-"] if slower else []
-        table.add(*(cell.place[key] for key in varied), str(cell.facts), *values, written, *used)
-    return table
-
-
-def _other_metrics(report: SweepReport) -> TextTable:
-    """The metrics that are not part of the main score, after the edit, with one row per cell."""
-    if report.mean is None:
-        return TextTable("", [])
-    varied = [axis[0] for axis in report.axes]
-    names = [one for one in report.metrics if one not in (report.mean[0], *report.mean[1])]
-    columns = [*(key.rpartition(".")[2] for key in varied), *names]
-    table = TextTable(f"{report.name}: other metrics, percent", columns, labels=len(varied))
-    for cell in report.cells:
-        if names and not cell.error:
-            table.add(*(cell.place[key] for key in varied), *(_number(_after(cell, one)) for one in names))
-    return table
-
-
-def _abilities(report: SweepReport) -> TextTable:
-    """The accuracy of each task before and after the edit, with one row per cell."""
-    shown = [
-        {f"{one.task} {one.way}": _change(one, ".1f") for one in cell.abilities if one.metric == ACCURACY}
-        for cell in report.cells
-    ]
-    return _before_and_after(report, "accuracy in percent", shown)
-
-
-def _lm_eval(report: SweepReport) -> TextTable:
-    """Each metric of lm-eval before and after the edit, with one row per cell."""
-    shown = [{one.name: _change(one, ".4g") for one in cell.lm_eval} for cell in report.cells]
-    return _before_and_after(report, "lm-eval", shown)
-
-
-def _change(one: Ability | HarnessResult, precision: str) -> str:
-    return f"{one.before:{precision}} -> {one.after:{precision}}"
-
-
-def _before_and_after(report: SweepReport, title: str, shown: Sequence[Mapping[str, str]]) -> TextTable:
-    """A table with one row per cell that has numbers, and one column per name."""
-    varied = [axis[0] for axis in report.axes]
-    names = list(dict.fromkeys(name for by_name in shown for name in by_name))
-    columns = [*(key.rpartition(".")[2] for key in varied), *names]
-    table = TextTable(f"{report.name}: {title}, before -> after", columns, labels=len(varied), wrapped=names)
-    for cell, by_name in zip(report.cells, shown, strict=True):
-        if by_name:
-            table.add(*(cell.place[key] for key in varied), *(by_name.get(name, "-") for name in names))
-    return table
 
 
 # ---------------------------------------------------------------------------------------------------------- reading
@@ -289,28 +219,6 @@ def _all_asked(report: SweepReport) -> list[str]:
 def _multiplier(cell: CellReport) -> float:
     """The d_m of a cell; 0 if it was ``auto`` and the cell failed."""
     return cell.dynamic_multiplier if _asked(cell) == AUTO else float(cell.place[MULTIPLIER])
-
-
-def _after(cell: CellReport, metric: str) -> float | None:
-    return cell.metrics["after"].get(metric)
-
-
-def _point(report: SweepReport, cell: CellReport) -> tuple[float, float, float] | None:
-    """The main score and the ends of its interval; ``None`` if the records do not give it."""
-    name = report.mean[0] if report.mean else ""
-    value = _after(cell, name)
-    return None if value is None else (value, *cell.intervals[name])
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1f}"
-
-
-def _resampled(report: SweepReport) -> str:
-    """What the intervals of the cells resample: one line for each kind, with the number of its cells if they differ."""
-    found = Counter(cell.intervals_over for cell in report.cells if cell.intervals_over)
-    lines = [EXPLAINED[over] + (f" ({count} cells)" if len(found) > 1 else "") for over, count in found.items()]
-    return "\n".join(lines)
 
 
 def failures(report: SweepReport) -> list[str]:

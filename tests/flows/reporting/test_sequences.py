@@ -50,8 +50,8 @@ def test_a_sweep_shows_how_each_sequence_went(home, arguments, pipeline, tmp_pat
     assert alone.trajectory["sequence/ES"][3] == alone.metrics["after"]["ES"]
 
     titles = [table.title for table in sweep_tables(found)]
-    assert titles[1].endswith("other metrics, percent")
-    assert [title.partition(": ")[2].partition(" by number")[0] for title in titles[2:]] == [
+    assert [title.partition(": ")[2] for title in titles[1:3]] == ["other metrics, percent", "cost"]
+    assert [title.partition(": ")[2].partition(" by number")[0] for title in titles[3:]] == [
         "S of all facts, percent", "S of the first 100 facts, percent", "perplexity of held-out text",
         "KL of held-out text, nats",
     ]  # fmt: skip
