@@ -237,10 +237,11 @@ def test_own_facts_are_shown_by_the_scores_that_they_have(sweep, tmp_path):
     facts = ("dataset=facts", f"dataset.path={path}", "dataset.batches=null", "dataset.metrics=[counterfact,greedy]")
     plain = sweep(*facts, "corpus.dynamic_multiplier=20,45")
     assert (plain.mean, plain.metrics) == (None, ["Eff*", "FreeEff"])
-    (table,) = sweep_tables(plain)
+    table, cost = sweep_tables(plain)
     assert table.columns == ["dynamic_multiplier", "facts", "Eff*", "FreeEff", "KL"]
+    assert (cost.columns, len(cost.rows)) == (["dynamic_multiplier", "s an edit"], 2)
     ones = sweep(*facts, "method.batch_size=1", "method.sequence.history=full,none", "method.sequence.evaluate_at=[1]")
-    assert [table.title.split(": ")[1].split(" by number")[0] for table in sweep_tables(ones)[1:]] == [
+    assert [table.title.split(": ")[1].split(" by number")[0] for table in sweep_tables(ones)[2:]] == [
         "Eff* of all facts, percent", "Eff* of the first 100 facts, percent",
         "FreeEff of all facts, percent", "FreeEff of the first 100 facts, percent", "perplexity of held-out text",
         "KL of held-out text, nats",
