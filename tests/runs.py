@@ -65,7 +65,7 @@ _UNREAD = {
     "emmet-f": {"corpus.dynamic_multiplier"},
     "alphaedit": {"method.preservation_weight"},
     "alphaedit-f": {"corpus.dynamic_multiplier", "method.preservation_weight"},
-    **dict.fromkeys(("ft", "ft-l", "lora", "ultraedit", "grace", "melo", "wise"), _BY_THE_EQUATION),
+    **dict.fromkeys(("ft", "ft-l", "lora", "ultraedit", "grace", "melo", "serac", "wise"), _BY_THE_EQUATION),
 }
 """The defaults above that a method does not read. They would be refused."""
 

@@ -18,6 +18,7 @@ __all__ = [
     "GraceSettings",
     "LoraSettings",
     "MeloSettings",
+    "SeracSettings",
     "TrainingSettings",
     "UltraEditSettings",
     "WiseSettings",
@@ -92,6 +93,22 @@ class MeloSettings(Section):
     facts: int = Field(4, ge=1, description="entries of a batch after which another block starts")
 
 
+class SeracSettings(Section):
+    """The scope classifier and the counterfactual model of SERAC."""
+
+    blocks: int = Field(
+        2, ge=1, description="blocks of the counterfactual model, which start as copies of the model's first ones"
+    )
+    threshold: float = Field(
+        0.5,
+        gt=0,
+        lt=1,
+        description="where the threshold of a fact is between the greatest similarity outside of its scope (0) and the "
+        "least one inside (1)",
+    )
+    texts: int = Field(20, ge=1, le=10_000, description="texts that the model writes as examples of unrelated text")
+
+
 class WiseSettings(Section):
     """The side memory of WISE."""
 
@@ -128,6 +145,7 @@ class WritingSettings(MethodSettings):
     )
     grace: Annotated[GraceSettings, ReadIf("method.editor", ("grace",))] = Field(default_factory=GraceSettings)
     melo: Annotated[MeloSettings, ReadIf("method.editor", ("melo",))] = Field(default_factory=MeloSettings)
+    serac: Annotated[SeracSettings, ReadIf("method.editor", ("serac",))] = Field(default_factory=SeracSettings)
     wise: Annotated[WiseSettings, ReadIf("method.editor", ("wise",))] = Field(default_factory=WiseSettings)
 
     @property

@@ -241,7 +241,9 @@ FORMULAS: dict[str, Callable[[Call, MethodSettings], np.ndarray]] = {
 
 ELSEWHERE = {
     "simie": "below",
-    **dict.fromkeys(("ft", "ft-l", "ft-m", "grace", "lora", "melo", "ultraedit", "wise"), "tests/tasks/editors"),
+    **dict.fromkeys(
+        ("ft", "ft-l", "ft-m", "grace", "lora", "melo", "serac", "ultraedit", "wise"), "tests/tasks/editors"
+    ),
 }
 """Methods whose formula another test has."""
 

@@ -76,11 +76,11 @@ class MemoryEdit(Edit):
         return hook
 
     def _check_range(self, decoder: Decoder) -> None:
-        dtype = decoder.weight(self.first_layer).dtype
+        dtype = decoder.weight(self.layers[0]).dtype
         for name, tensor in self.tensors().items():
             if not tensor.to(dtype).isfinite().all():
                 raise InputError(
-                    f"The memory of layer {self.first_layer} is NaN or infinite.",
+                    f"The memory of layer {self.layers[0]} is NaN or infinite.",
                     got=f"{name} in {str(dtype).removeprefix('torch.')}",
                     expected="finite numbers",
                     remedy="set model.dtype=float32, or lower method.training.learning_rate",

@@ -26,10 +26,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from factsmith.tasks.decoder.batching import Prompts, pad
+from factsmith.tasks.decoder.batching import Prompts
 from factsmith.tasks.decoder.decoder import Decoder
-from factsmith.tasks.decoder.generation import TopK, continuations
-from factsmith.tasks.decoder.text import encode_prompt
 from factsmith.tasks.edit.edit import Edit
 from factsmith.tasks.editors.editor import Editor, Task, Written
 from factsmith.tasks.editors.memory.edit import MemoryEdit, Respond, check_one_layer
@@ -40,18 +38,14 @@ from factsmith.tasks.editors.memory.side import (
     merged_changes,
     random_mask,
 )
+from factsmith.tasks.editors.memory.texts import text_keys, written_texts
 from factsmith.tasks.editors.settings import WiseSettings, WritingSettings
 from factsmith.tasks.editors.training import FactPrompts, minimise, trained_changes
 from factsmith.tasks.model.cost import ModelCost
 
-__all__ = ["EDITOR", "SideEdit", "written_texts"]
+__all__ = ["EDITOR", "SideEdit"]
 
 _SIDE = "wise side"
-
-_TEXT_LENGTH = 20
-"""Most tokens of an unrelated text. Each of them is an example of a prompt's last token."""
-
-_TOP_K = 50
 
 
 @dataclass(frozen=True)
@@ -144,7 +138,8 @@ class Wise(Editor):
         mask = random_mask(present.change.shape, settings.mask, seed, sum(side.shards for side in complete))
         mask = mask.to(decoder.device)
         prompts = FactPrompts(decoder, task, layer)
-        keys, unrelated = prompts.keys(), _text_keys(decoder, layer, settings.texts, seed)
+        keys = prompts.keys()
+        unrelated = text_keys(decoder, layer, written_texts(decoder, settings.texts, seed))
 
         with trained_changes(decoder, {layer: present.change}) as changes:
             change = changes[layer]
@@ -187,28 +182,6 @@ def _merged(sides: tuple[Side, ...], settings: WiseSettings) -> tuple[Side, ...]
         return sides
     change = merged_changes([side.change for side in last], settings.density)
     return (*sides[: -settings.merged], Side(change, torch.cat([side.keys for side in last]), settings.merged))
-
-
-def written_texts(decoder: Decoder, count: int, seed: int) -> list[list[int]]:
-    """Texts that the model writes, each after a random token. They are examples of text that is not about the facts."""
-    generator = torch.Generator().manual_seed(seed)
-    first = list(encode_prompt(decoder.tokenizer, "").tokens)
-    starts = torch.randint(len(decoder.tokenizer), (count,), generator=generator).tolist()
-    prompts = [[*first, start] for start in starts]
-    lengths = [len(first) + _TEXT_LENGTH] * count
-    most_tokens = count * lengths[0]
-    written = continuations(decoder, prompts, lengths, most_tokens=most_tokens, top_k=TopK(_TOP_K, seed))
-    return [prompt + more for prompt, more in zip(prompts, written, strict=True)]
-
-
-@torch.no_grad()
-def _text_keys(decoder: Decoder, layer: int, count: int, seed: int) -> Tensor:
-    """(tokens, d_k) float32 keys of all tokens of unrelated texts."""
-    texts = written_texts(decoder, count, seed)
-    found: list[Tensor] = []
-    with decoder.tapped([layer], lambda _, keys: found.append(keys), stop=True):
-        decoder.run(decoder.embed(pad(texts, decoder.device)), 0, layer + 1)
-    return found[0].flatten(0, 1).float()
 
 
 EDITOR = Wise()

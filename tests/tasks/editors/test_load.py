@@ -21,6 +21,7 @@ MORE = 6
 @pytest.fixture(
     params=[
         "gpt2_folder-wise",
+        "gpt2_folder-serac",
         *(pytest.param(f"llama_folder-{one}", marks=pytest.mark.slow) for one in ("grace", "melo")),
     ]
 )

@@ -15,7 +15,7 @@ from factsmith.tasks.decoder.likelihood import continuation_likelihoods
 from factsmith.tasks.decoder.text import EncodedPrompt, encode_prompt
 from factsmith.tasks.editors.editor import Task, load_editor
 from factsmith.tasks.editors.memory.edit import MemoryEdit
-from factsmith.tasks.editors.methods.wise import written_texts
+from factsmith.tasks.editors.memory.texts import written_texts
 from factsmith.tasks.editors.settings import WritingSettings
 from factsmith.tasks.facts.contexts import CLEAN
 from tests.conftest import load
@@ -25,6 +25,7 @@ LAYER = 1
 SETTINGS = {
     "grace": {"training": {"steps": 30, "learning_rate": 1.0, "stop_loss": 0}, "grace": {"radius": 0.5}},
     "melo": {"training": {"steps": 30, "learning_rate": 0.1, "stop_loss": 0}, "melo": {"radius": 0.5, "facts": 3}},
+    "serac": {"training": {"steps": 30, "learning_rate": 0.01, "stop_loss": 0.02}, "serac": {"texts": 4}},
     "wise": {
         "training": {"steps": 30, "learning_rate": 0.05, "stop_loss": 0.02},
         "wise": {"optimiser": "adam", "unrelated_most": 0.5, "facts_least": 2, "gap": 1, "texts": 4, "norm": None},
@@ -60,7 +61,7 @@ def mean_nll(decoder: Decoder) -> float:
     return sum(one.nll for one in found) / len(found)
 
 
-@pytest.fixture(params=["grace", "melo", "wise"])
+@pytest.fixture(params=["grace", "melo", "serac", "wise"])
 def name(request) -> str:
     return request.param
 
