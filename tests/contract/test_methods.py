@@ -34,7 +34,7 @@ from tests.edits import weights
 from tests.runs import artifacts, last_of_each
 
 METHODS = choice_names("method")
-NEW = {"pmet", "rect", "prune", "simie", "lora", "ultraedit"}
+NEW = {"pmet", "rect", "prune", "simie", "lora", "ultraedit", "serac"}
 LAYER = 1
 
 SETTINGS = {

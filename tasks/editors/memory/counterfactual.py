@@ -15,9 +15,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
 
+from factsmith.artifacts.errors import InputError
 from factsmith.tasks.decoder.decoder import Decoder
+from factsmith.tasks.decoder.placement import is_offloaded
 from factsmith.tasks.decoder.prefix_cache import PrefixCache
 
 __all__ = ["answered_beside", "counterfactual_model", "own_blocks"]
@@ -26,7 +28,18 @@ __all__ = ["answered_beside", "counterfactual_model", "own_blocks"]
 def own_blocks(
     decoder: Decoder, count: int, parameters: Mapping[str, Tensor] | None, dtype: torch.dtype | None = None
 ) -> nn.ModuleList:
-    """Copies of the first ``count`` blocks, with ``parameters`` if they are given. The default dtype is the model's."""
+    """Copies of the first ``count`` blocks, with ``parameters`` if they are given. The default dtype is the model's.
+
+    Raises:
+        InputError: a block is offloaded.
+    """
+    if any(map(is_offloaded, decoder.blocks[:count])):
+        raise InputError(
+            "The counterfactual model starts from blocks that are not on a device.",
+            got="offloaded blocks",
+            expected=f"the first {count} blocks on a device",
+            remedy="use a device with more memory, or lower method.serac.blocks",
+        )
     blocks = copy.deepcopy(decoder.blocks[:count]).to(dtype)
     if parameters is not None:
         with torch.no_grad():
@@ -126,5 +139,5 @@ class _FurtherLayers:
         if not isinstance(beside, DynamicLayer):
             raise ValueError(f"a counterfactual model needs a DynamicCache, not one of {type(beside).__name__}")
         while len(cache.layers) <= self._before + layer:
-            window = {"sliding_window": beside.sliding_window} if beside.is_sliding else {}
-            cache.layers.append(type(beside)(**window))
+            sliding = isinstance(beside, DynamicSlidingWindowLayer)
+            cache.layers.append(DynamicSlidingWindowLayer(beside.sliding_window) if sliding else DynamicLayer())

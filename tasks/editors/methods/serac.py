@@ -184,7 +184,7 @@ def _extended(scope: Scope | None, decoder: Decoder, layer: int, task: Task) -> 
     if scope is None:
         scope = Scope.empty(unrelated.mean(0), settings.threshold)
     keys = FactPrompts(decoder, task, layer).keys().cpu()
-    subjects = [normalised(decoder.tokenizer.decode(text[-_SUBJECT_LENGTH:])) for text in texts]
+    subjects = [normalised(str(decoder.tokenizer.decode(text[-_SUBJECT_LENGTH:]))) for text in texts]
     others: list[Tensor] = []
     for request in task.requests:
         prompts = [encode_prompt(decoder.tokenizer, request.template, one).tokens for one in subjects if one]

@@ -166,6 +166,41 @@ def test_a_batch_starts_a_block_and_earlier_blocks_stay(gpt2_folder):
         torch.testing.assert_close(added[0], expected)
 
 
+@torch.no_grad()
+def test_the_logits_within_a_scope_are_those_of_the_counterfactual_model(gpt2_folder):
+    """From the prompt's last token on. Its own pass has blocks 0 and 1, with the parameters that were trained."""
+    decoder = load(gpt2_folder)
+    edit, alone = written(decoder, "serac"), load(gpt2_folder)
+    for name, parameter in alone.blocks[:2].named_parameters():
+        assert not torch.equal(parameter, edit.parameters[name])
+        parameter.copy_(edit.parameters[name])
+    prompt = prompts_of(decoder)[0]
+    tokens, end = torch.tensor([[*prompt, 7, 8]]), len(prompt) - 1
+    unedited = decoder.logits(decoder.run(decoder.embed(tokens), 0, 4))
+    with edit.applied(decoder), decoder.prompted([end]):
+        found = decoder.logits(decoder.run(decoder.embed(tokens), 0, 4))
+        with pytest.raises(RuntimeError, match="start at the first block"):
+            decoder.run(decoder.run(decoder.embed(tokens), 0, 4), 1, 4)
+    assert torch.equal(found[:, :end], unedited[:, :end])
+    assert torch.equal(found[:, end:], alone.logits(alone.run(alone.embed(tokens), 0, 2))[:, end:])
+    parameters = sum(one.numel() for one in alone.blocks[:2].parameters())
+    assert edit.further_parameters() == parameters + 40 + 4 * (40 + 2)
+    # Two blocks of 24 * (72 + 24 + 40 + 40) weights for 8 tokens, which attend to 6 and 15 others. Keys are 40 wide.
+    assert edit.further_flop([3, 5]) == 2 * 2 * 24 * 176 * 8 + 2 * 4 * 24 * (6 + 15) + 2 * 2 * 4 * 40
+
+
+def test_a_counterfactual_model_is_trained_further_and_the_memory_grows(gpt2_folder):
+    decoder = load(gpt2_folder)
+    first = written(decoder, "serac", facts()[:2])
+    both = written(decoder, "serac", facts()[2:], first)
+    assert torch.equal(both.scope.facts[:2], first.scope.facts)
+    assert len(both.scope.facts) == 4
+    fresh = written(decoder, "serac", facts()[2:])
+    assert not any(torch.equal(both.parameters[name], one) for name, one in fresh.parameters.items())
+    again = written(decoder, "serac", facts()[2:], first)
+    assert all(torch.equal(again.parameters[name], one) for name, one in both.parameters.items())
+
+
 def test_a_shard_changes_only_what_its_mask_allows(gpt2_folder):
     decoder = load(gpt2_folder)
     change = written(decoder, "wise", wise=SETTINGS["wise"]["wise"] | {"mask": 0.3, "norm": 0.01}).sides[0].change

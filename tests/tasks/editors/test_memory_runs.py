@@ -95,6 +95,8 @@ def test_an_export_has_the_unedited_model_and_the_memory(plain_flows, arguments,
 def test_what_a_memory_cannot_do_is_refused_before_a_run(refused, arguments):
     several = refused("run", *arguments(*words("grace", "method.layers=[0,1]")))
     assert "one layer" in several
+    blocks = refused("run", *arguments("method=serac", "method.layers=[1]", "method.serac.blocks=5"))
+    assert "at most 4" in blocks
     history = refused("run", *arguments(*words("wise", "method.sequence.history=full")))
     assert "keeps no history" in history
     harness = refused("run", *arguments(*words("grace", "abilities.lm_eval.tasks=[arc_easy]")))
