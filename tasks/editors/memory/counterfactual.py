@@ -138,6 +138,6 @@ class _FurtherLayers:
         beside = cache.layers[layer]
         if not isinstance(beside, DynamicLayer):
             raise ValueError(f"a counterfactual model needs a DynamicCache, not one of {type(beside).__name__}")
+        window = beside.sliding_window if isinstance(beside, DynamicSlidingWindowLayer) else None
         while len(cache.layers) <= self._before + layer:
-            sliding = isinstance(beside, DynamicSlidingWindowLayer)
-            cache.layers.append(DynamicSlidingWindowLayer(beside.sliding_window) if sliding else DynamicLayer())
+            cache.layers.append(DynamicSlidingWindowLayer(window) if window else DynamicLayer())

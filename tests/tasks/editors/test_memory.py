@@ -166,6 +166,22 @@ def test_a_batch_starts_a_block_and_earlier_blocks_stay(gpt2_folder):
         torch.testing.assert_close(added[0], expected)
 
 
+@pytest.mark.slow
+def test_a_counterfactual_model_has_the_blocks_of_any_family(model_folder):
+    """Its own cache in generation included, and in bfloat16."""
+    decoder = load(model_folder)
+    decoder.model.bfloat16()
+    edit, prompts = written(decoder, "serac"), prompts_of(decoder)
+    unedited = logits(decoder, prompts)
+    with edit.applied(decoder):
+        edited = logits(decoder, prompts)
+    found = [torch.equal(*(one[row, : len(own)] for one in (unedited, edited))) for row, own in enumerate(prompts)]
+    assert found[: len(facts())] == [False] * len(facts())
+    assert any(found)
+    decoder.model.float()
+    test_what_is_generated_is_what_teacher_forcing_predicts(decoder, "serac")
+
+
 @torch.no_grad()
 def test_the_logits_within_a_scope_are_those_of_the_counterfactual_model(gpt2_folder):
     """From the prompt's last token on. Its own pass has blocks 0 and 1, with the parameters that were trained."""
