@@ -34,11 +34,11 @@ def written_texts(decoder: Decoder, count: int, seed: int) -> list[list[int]]:
 
 @torch.no_grad()
 def text_keys(decoder: Decoder, layer: int, texts: Sequence[Sequence[int]]) -> Tensor:
-    """(tokens, d_k) float32 keys of all tokens of texts of one length."""
+    """(texts, length, d_k) float32 keys of all tokens of texts of one length."""
     found: list[Tensor] = []
     with decoder.tapped([layer], lambda _, keys: found.append(keys), stop=True):
         decoder.run(decoder.embed(pad(texts, decoder.device)), 0, layer + 1)
-    return found[0].flatten(0, 1).float()
+    return found[0].float()
 
 
 @torch.no_grad()

@@ -180,7 +180,8 @@ def _extended(scope: Scope | None, decoder: Decoder, layer: int, task: Task) -> 
     """``scope`` with the facts of a task, on the CPU."""
     settings = task.method.serac
     texts = written_texts(decoder, settings.texts, task.method.training.seed)
-    unrelated = text_keys(decoder, layer, texts).cpu()
+    # The keys of first tokens are unlike all others, and much larger in many models.
+    unrelated = text_keys(decoder, layer, texts)[:, 1:].flatten(0, 1).cpu()
     if scope is None:
         scope = Scope.empty(unrelated.mean(0), settings.threshold)
     keys = FactPrompts(decoder, task, layer).keys().cpu()

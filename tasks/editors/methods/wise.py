@@ -139,7 +139,7 @@ class Wise(Editor):
         mask = mask.to(decoder.device)
         prompts = FactPrompts(decoder, task, layer)
         keys = prompts.keys()
-        unrelated = text_keys(decoder, layer, written_texts(decoder, settings.texts, seed))
+        unrelated = text_keys(decoder, layer, written_texts(decoder, settings.texts, seed)).flatten(0, 1)
 
         with trained_changes(decoder, {layer: present.change}) as changes:
             change = changes[layer]
