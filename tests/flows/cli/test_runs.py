@@ -112,7 +112,7 @@ def test_two_runs_side_by_side(pipeline, factsmith, store):
     held = contents(store)
     names = [first.mlflow_run_id[:8], "latest"]
     document = json.loads(factsmith("compare", *names, "--json").out)
-    assert set(document) == {"runs", "settings", "scores", "means", "drift"}
+    assert set(document) == {"runs", "settings", "scores", "means", "drift", "abilities"}
     assert [run["id"] for run in document["runs"]] == [first.mlflow_run_id, second.mlflow_run_id]
     assert [(run["facts"], run["shared"], run["paired"]) for run in document["runs"]] == [(6, 6, True)] * 2
     assert document["settings"] == {
