@@ -34,7 +34,9 @@ from tests.edits import weights
 from tests.runs import artifacts, last_of_each
 
 METHODS = choice_names("method")
-NEW = {"pmet", "rect", "prune", "simie", "lora", "ultraedit", "serac"}
+ALWAYS = {"pmet", "rect", "simie", "lora", "serac"}
+"""One method of each kind of part. The others are tested in `make test-all`."""
+
 LAYER = 1
 
 SETTINGS = {
@@ -102,7 +104,9 @@ def write(plain_flows, gpt2_folder, home, tmp_path, monkeypatch):
 # ------------------------------------------------------------------------------------------- order, resuming, restoring
 
 
-@pytest.mark.parametrize("method", [pytest.param(one, marks=() if one in NEW else pytest.mark.slow) for one in METHODS])
+@pytest.mark.parametrize(
+    "method", [pytest.param(one, marks=() if one in ALWAYS else pytest.mark.slow) for one in METHODS]
+)
 def test_a_sequence_that_is_continued_ends_with_the_same_bits_in_any_order_of_a_batch(write, gpt2_folder, method):
     in_sequence = ("method.sequence.history=none", "method.sequence.evaluate_at=[2,4]")
     write(method, FACTS[:2], "method.sequence.history=none", "method.sequence.evaluate_at=[2]")
@@ -253,7 +257,7 @@ def test_every_method_has_a_formula_or_a_test_of_its_own():
 
 
 @pytest.mark.parametrize(
-    "method", [pytest.param(one, marks=() if one in NEW else pytest.mark.slow) for one in FORMULAS]
+    "method", [pytest.param(one, marks=() if one in ALWAYS else pytest.mark.slow) for one in FORMULAS]
 )
 def test_an_edit_is_the_published_formula(write, calls, gpt2_folder, method):
     more = ["method.value.clamp=100", "method.value.learning_rate=5"] if method == "prune" else []
