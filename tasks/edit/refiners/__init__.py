@@ -74,7 +74,7 @@ def load_refiner(method: MethodSettings) -> Refiner[Any] | None:
     if name not in known:
         raise InputError(f"There is no refiner {name!r}.", remedy=closest(name, known))
     chosen: type[Refiner[Any]] = importlib.import_module(f"{__name__}.{name}").REFINER
-    return chosen(getattr(method, name))
+    return chosen(getattr(method, name, Section()))
 
 
 def sum_refiner(method: MethodSettings) -> Refiner[Any] | None:

@@ -87,4 +87,4 @@ def load_wrapper(method: MethodSettings) -> Wrapper[Any] | None:
     if name not in known:
         raise InputError(f"There is no wrapper {name!r}.", remedy=closest(name, known))
     chosen: type[Wrapper[Any]] = importlib.import_module(f"{__name__}.{name}").WRAPPER
-    return chosen(getattr(method, name), load_refiner(method))
+    return chosen(getattr(method, name, Section()), load_refiner(method))
