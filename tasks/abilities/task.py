@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +11,7 @@ from typing import Any, ClassVar
 from factsmith.artifacts.errors import InputError, closest
 from factsmith.artifacts.recipe import digest_of
 from factsmith.tasks.facts.reading import RawRecord
+from factsmith.tasks.pipeline.parts import load_parts
 
 __all__ = ["AbilityTask", "Example", "HubSplit", "label_index", "load_tasks", "verbatim"]
 
@@ -120,9 +119,7 @@ def label_index(raw: RawRecord, name: str, known: Sequence[Any]) -> int:
 def _tasks() -> dict[str, AbilityTask]:
     from factsmith.tasks.abilities import tasks
 
-    names = [module.name for module in pkgutil.iter_modules(tasks.__path__)]
-    found = [importlib.import_module(f"{tasks.__name__}.{name}").TASK for name in names]
-    return {task.name: task for task in found}
+    return {module.TASK.name: module.TASK for module in load_parts(tasks.__name__)}
 
 
 def load_tasks(names: Sequence[str]) -> list[AbilityTask]:

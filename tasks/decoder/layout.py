@@ -8,8 +8,6 @@ are refused.
 from __future__ import annotations
 
 import copy
-import importlib
-import pkgutil
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -24,6 +22,7 @@ from transformers.pytorch_utils import Conv1D
 from factsmith.artifacts.errors import InputError
 from factsmith.tasks.decoder.placement import stored
 from factsmith.tasks.decoder.prefix_cache import PrefixCache
+from factsmith.tasks.pipeline.parts import load_parts
 
 __all__ = [
     "HFModel",
@@ -217,11 +216,7 @@ def canonical_weight(projection: nn.Module) -> Tensor:
 def _families() -> dict[str, Layout]:
     from factsmith.tasks.decoder import families
 
-    layouts: dict[str, Layout] = {}
-    for module in pkgutil.iter_modules(families.__path__):
-        layout = importlib.import_module(f"{families.__name__}.{module.name}").LAYOUT
-        layouts[layout.model_type] = layout
-    return layouts
+    return {module.LAYOUT.model_type: module.LAYOUT for module in load_parts(families.__name__)}
 
 
 _EXPERTS = re.compile(r"(?<!shared_)experts$")

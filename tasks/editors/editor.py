@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from factsmith.artifacts.errors import InputError, closest
 from factsmith.tasks.decoder.decoder import Decoder
@@ -19,8 +17,11 @@ from factsmith.tasks.facts.contexts import Context
 from factsmith.tasks.facts.request import EditRequest
 from factsmith.tasks.model.checkpoint import Checkpoint
 from factsmith.tasks.model.cost import ModelCost
+from factsmith.tasks.pipeline.parts import load_parts
 
 __all__ = ["Editor", "Fit", "NotWrittenError", "Task", "Written", "edit_kind", "load_editor"]
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -146,18 +147,24 @@ def load_editor(name: str) -> Editor:
     Raises:
         InputError: there is no editor of that name.
     """
-    known = _editors()
+    return _named(name, _editors())
+
+
+def edit_kind(name: str) -> type[Edit]:
+    """The class of the edits of this kind.
+
+    Raises:
+        InputError: no editor has edits of this kind.
+    """
+    return _named(name, {editor.edit.kind: editor.edit for editor in _editors().values()})
+
+
+def _named(name: str, known: Mapping[str, T]) -> T:
     if name not in known:
         raise InputError(f"There is no editor {name!r}.", remedy=closest(name, known))
     return known[name]
 
 
-def edit_kind(name: str) -> type[Edit]:
-    """The class of the edits of this kind."""
-    return {editor.edit.kind: editor.edit for editor in _editors().values()}[name]
-
-
 @cache
 def _editors() -> dict[str, Editor]:
-    names = sorted(module.name for module in pkgutil.iter_modules(methods.__path__))
-    return {name: importlib.import_module(f"{methods.__name__}.{name}").EDITOR for name in names}
+    return {module.EDITOR.name: module.EDITOR for module in load_parts(methods.__name__)}

@@ -23,7 +23,7 @@ from factsmith.artifacts.errors import InputError
 from factsmith.tasks.decoder.decoder import Decoder
 from factsmith.tasks.decoder.layout import HFModel
 from factsmith.tasks.edit.edit import OTHER_EDIT, OTHER_TENSORS
-from factsmith.tasks.editors.editor import load_editor
+from factsmith.tasks.editors.editor import edit_kind
 from factsmith.tasks.model.checkpoint import open_checkpoint
 
 __all__ = ["BASE", "SAID", "load_edited", "prompt_ends"]
@@ -67,7 +67,7 @@ def load_edited(
             expected=f"{OTHER_EDIT}, {OTHER_TENSORS} and {BASE}/, which `factsmith edit --out` writes",
             remedy="load any other model with from_pretrained",
         ) from None
-    edit = load_editor(stored["kind"]).edit.read(tensors, stored["values"])
+    edit = edit_kind(stored["kind"]).read(tensors, stored["values"])
     checkpoint = open_checkpoint(folder / BASE)
     dtype = checkpoint.own_dtype if dtype == "auto" else dtype  # type: ignore[assignment]
     decoder = checkpoint.load(checkpoint.load_tokenizer(), dtype=dtype, device=device)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +13,7 @@ import pyarrow.compute as pc
 
 from factsmith.artifacts.errors import InputError, closest
 from factsmith.tasks.facts.record import Record
+from factsmith.tasks.pipeline.parts import load_parts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -208,9 +207,7 @@ def mean_by_kind(
 def _families() -> dict[str, MetricFamily]:
     from factsmith.tasks.evaluation import metrics
 
-    names = [module.name for module in pkgutil.iter_modules(metrics.__path__)]
-    found = [importlib.import_module(f"{metrics.__name__}.{name}").FAMILY for name in names]
-    return {family.name: family for family in found}
+    return {module.FAMILY.name: module.FAMILY for module in load_parts(metrics.__name__)}
 
 
 def load_families(names: Sequence[str] | None = None) -> list[MetricFamily]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -13,11 +11,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Literal
 
-from factsmith.artifacts.errors import InputError, closest
+from factsmith.artifacts.errors import InputError
 from factsmith.tasks.facts.conflicts import keep_first, keep_first_instances
 from factsmith.tasks.facts.reading import read_json
 from factsmith.tasks.facts.record import Record
 from factsmith.tasks.facts.settings import DatasetSettings
+from factsmith.tasks.pipeline.parts import load_part
 
 __all__ = ["in_batches", "load_records", "scored_batches", "select_records"]
 
@@ -38,10 +37,7 @@ def load_records(settings: DatasetSettings) -> list[Record]:
 def _format(settings: DatasetSettings) -> ModuleType:
     from factsmith.tasks.facts import datasets
 
-    known = {module.name for module in pkgutil.iter_modules(datasets.__path__)}
-    if settings.format not in known:
-        raise InputError(f"There is no dataset format {settings.format!r}.", remedy=closest(settings.format, known))
-    return importlib.import_module(f"{datasets.__name__}.{settings.format}")
+    return load_part(datasets.__name__, settings.format, "dataset format")
 
 
 def select_records(settings: DatasetSettings) -> list[Record]:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar, Generic, TypeVar
 
 from torch import Tensor
 
-from factsmith.artifacts.errors import InputError, closest
 from factsmith.tasks.edit.delta import Delta
 from factsmith.tasks.edit.settings import MethodSettings
+from factsmith.tasks.pipeline.parts import load_part
 from factsmith.tasks.pipeline.settings import Section
 
 __all__ = ["Refiner", "load_refiner", "sum_refiner"]
@@ -70,10 +68,7 @@ def load_refiner(method: MethodSettings) -> Refiner[Any] | None:
     name = method.refiner
     if name is None:
         return None
-    known = [module.name for module in pkgutil.iter_modules(__path__)]
-    if name not in known:
-        raise InputError(f"There is no refiner {name!r}.", remedy=closest(name, known))
-    chosen: type[Refiner[Any]] = importlib.import_module(f"{__name__}.{name}").REFINER
+    chosen: type[Refiner[Any]] = load_part(__name__, name, "refiner").REFINER
     return chosen(getattr(method, name, Section()))
 
 

@@ -6,20 +6,18 @@ weights that the earlier batches left. One file each, which ``method.wrapper`` n
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar, Generic, TypeVar
 
 from torch import Tensor
 
-from factsmith.artifacts.errors import InputError, closest
 from factsmith.tasks.decoder.decoder import Decoder
 from factsmith.tasks.edit.delta import LowRankDelta
 from factsmith.tasks.edit.refiners import Refiner, load_refiner
 from factsmith.tasks.edit.settings import MethodSettings
 from factsmith.tasks.facts.request import EditRequest
+from factsmith.tasks.pipeline.parts import load_part
 from factsmith.tasks.pipeline.settings import Section
 
 __all__ = ["Wrapper", "load_wrapper"]
@@ -83,8 +81,5 @@ def load_wrapper(method: MethodSettings) -> Wrapper[Any] | None:
     name = method.wrapper
     if name is None:
         return None
-    known = [module.name for module in pkgutil.iter_modules(__path__)]
-    if name not in known:
-        raise InputError(f"There is no wrapper {name!r}.", remedy=closest(name, known))
-    chosen: type[Wrapper[Any]] = importlib.import_module(f"{__name__}.{name}").WRAPPER
+    chosen: type[Wrapper[Any]] = load_part(__name__, name, "wrapper").WRAPPER
     return chosen(getattr(method, name, Section()), load_refiner(method))
