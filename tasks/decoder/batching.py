@@ -64,6 +64,10 @@ class Prompts:
         self.ends = torch.tensor(ends, dtype=torch.long, device=device)
         self.decided: dict[str, Tensor] = {}
 
+    def at_ends(self, states: Tensor) -> Tensor:
+        """(n, width) what ``states`` (n, length, width) are at the last token of each prompt."""
+        return states[torch.arange(len(states), device=states.device), self.ends.to(states.device)]
+
     def keep(self, rows: Sequence[int]) -> None:
         """Drop all rows except ``rows``."""
         self.ends = self.ends[list(rows)]

@@ -6,8 +6,9 @@ next position. The token attends to the cached keys and values of the row's earl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,10 +19,15 @@ from factsmith.tasks.decoder.decoder import Decoder
 from factsmith.tasks.decoder.prefix_cache import PrefixCache
 from factsmith.tasks.decoder.text import text_after
 
-__all__ = ["TopK", "continuations", "end_tokens", "greedy_answers"]
+__all__ = ["TopK", "continuations", "end_tokens", "generator_for", "greedy_answers"]
 
 _WASTE = 0.5
 """Share of a batch that may be padding. A pass adds one token to each row, so padding costs less than more passes."""
+
+
+def generator_for(content: Mapping[str, Any]) -> torch.Generator:
+    """A generator on the CPU whose draws depend on ``content``, values of JSON, and on nothing else."""
+    return torch.Generator().manual_seed(int(digest_of(content)[:8], 16))  # It uses only 32 bits of a seed.
 
 
 @dataclass(frozen=True)
@@ -41,8 +47,7 @@ class TopK:
 
     def draws(self, prompt: Sequence[int], count: int) -> Tensor:
         """The random draws of ``prompt``, (count,) float64 in [0, 1)."""
-        digest = digest_of({"seed": self.seed, "prompt": list(prompt)})
-        generator = torch.Generator().manual_seed(int(digest[:8], 16))  # The generator uses only 32 bits of a seed.
+        generator = generator_for({"seed": self.seed, "prompt": list(prompt)})
         return torch.rand(count, generator=generator, dtype=torch.float64)
 
     def choose(self, scores: Tensor, draws: Tensor) -> Tensor:
@@ -89,7 +94,9 @@ def continuations(
     growing = [row for row in rows if row.prompt and row.room]
     advance(len(rows) - len(growing))
     for batch in length_batches([row.limit for row in growing], most_tokens, waste=_WASTE):
-        _continue(decoder, [growing[place] for place in batch], top_k, ends)
+        chosen = [growing[place] for place in batch]
+        with decoder.prompted([len(row.prompt) - 1 for row in chosen]) as asked:
+            _continue(decoder, asked, chosen, top_k, ends)
         advance(len(batch))
     return [row.continuation for row in rows]
 
@@ -151,19 +158,14 @@ class _Row:
         return max(0, self.limit - self.length)
 
 
-def _continue(decoder: Decoder, rows: Sequence[_Row], top_k: TopK | None, ends: Collection[int]) -> None:
-    """Continue all of ``rows`` to their ends. A row that has ended leaves the batch."""
-    with decoder.prompted([len(row.prompt) - 1 for row in rows]) as prompts:
-        _continue_prompted(decoder, prompts, rows, top_k, ends)
-
-
-def _continue_prompted(
+def _continue(
     decoder: Decoder, prompts: Prompts, rows: Sequence[_Row], top_k: TopK | None, ends: Collection[int]
 ) -> None:
+    """Continue all of ``rows``, whose prompts are ``prompts``, to their ends. A row that has ended leaves the batch."""
     cache = _RowCache(max(row.limit for row in rows))
     hidden = decoder.embed(pad([row.prompt for row in rows], decoder.device))
     hidden = decoder.run(hidden, 0, decoder.block_count, cache=cache)
-    hidden = hidden[list(range(len(rows))), [row.length - 1 for row in rows]]
+    hidden = prompts.at_ends(hidden)
     while True:
         scores = decoder.logits(hidden)
         if top_k:

@@ -60,7 +60,10 @@ def continuation_likelihoods(
         advance: called with the number of prompts just finished.
     """
     ends = [len(prompt.inputs) - prompt.continued for prompt in prompts]
-    passes, pass_of = _merged([prompt.inputs for prompt in prompts], ends if decoder.has_memory else [0] * len(ends))
+    # A first number keeps apart what may not share a pass: prompts that a memory would look up at different places.
+    kinds = ends if decoder.has_memory else [0] * len(ends)
+    merged, pass_of = _merged([(kind, *prompt.inputs) for kind, prompt in zip(kinds, prompts, strict=True)])
+    passes = [tokens for _, *tokens in merged]
     readers: list[list[int]] = [[] for _ in passes]
     for index, place in enumerate(pass_of):
         readers[place].append(index)
@@ -96,18 +99,14 @@ def continuation_likelihoods(
     return [found[index] for index in range(len(prompts))]
 
 
-def _merged(inputs: Sequence[tuple[int, ...]], kinds: Sequence[int]) -> tuple[list[tuple[int, ...]], list[int]]:
-    """The distinct inputs that are not a prefix of another one, and for each input the index of the one that covers it.
-
-    Only inputs of the same kind cover each other.
-    """
+def _merged(inputs: Sequence[tuple[int, ...]]) -> tuple[list[tuple[int, ...]], list[int]]:
+    """The distinct inputs that are not a prefix of another, and for each input the index of the one that covers it."""
     passes: list[tuple[int, ...]] = []
     pass_of = [0] * len(inputs)
-    last_kind: int | None = None
     # In reverse lexicographic order, an input that is a prefix of others directly follows one that starts with it.
-    for index in sorted(range(len(inputs)), key=lambda i: (kinds[i], inputs[i]), reverse=True):
+    for index in sorted(range(len(inputs)), key=lambda i: inputs[i], reverse=True):
         tokens = inputs[index]
-        if kinds[index] != last_kind or passes[-1][: len(tokens)] != tokens:
+        if not passes or passes[-1][: len(tokens)] != tokens:
             passes.append(tokens)
-        pass_of[index], last_kind = len(passes) - 1, kinds[index]
+        pass_of[index] = len(passes) - 1
     return passes, pass_of

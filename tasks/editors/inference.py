@@ -75,9 +75,9 @@ def _seconds(decoder: Decoder, prompts: Sequence[Sequence[int]]) -> float:
     tokens, ends = pad(prompts, decoder.device), [len(prompt) - 1 for prompt in prompts]
     _wait(decoder)
     started = time.perf_counter()
-    with decoder.prompted(ends):
+    with decoder.prompted(ends) as asked:
         hidden = decoder.run(decoder.embed(tokens), 0, decoder.block_count)
-    decoder.logits(hidden[list(range(len(ends))), ends])
+    decoder.logits(asked.at_ends(hidden))
     _wait(decoder)
     return time.perf_counter() - started
 

@@ -9,8 +9,8 @@ from factsmith.tasks.decoder.text import encode_prompt
 from factsmith.tasks.editors.inference import Inference, inference_cost
 from factsmith.tasks.editors.stage import read_edit
 from factsmith.tasks.facts.request import EditRequest
-from factsmith.tasks.model.cost import model_cost
 from factsmith.tasks.model.model import Model
+from factsmith.tasks.model.stage import cost_of
 from factsmith.tasks.pipeline.stage import Outcome, stage
 from factsmith.tasks.pipeline.workspace import Workspace
 
@@ -34,5 +34,5 @@ def inference(
     prompts = [encode_prompt(model.tokenizer, one.prompt).tokens for one in requests[:_MOST_PROMPTS]]
     longest = max(map(len, prompts))
     prompts = prompts[: max(1, model.limits.most_tokens // longest)]
-    found = inference_cost(model.decoder, read_edit(edit), prompts, model_cost(model.checkpoint))
+    found = inference_cost(model.decoder, read_edit(edit), prompts, cost_of(workspace, model))
     return Outcome(found, edit.address, True, {"prompts": found.prompts})

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -15,7 +14,6 @@ from factsmith.artifacts.artifact import Artifact, Draft
 from factsmith.artifacts.errors import InputError
 from factsmith.artifacts.formats import load_json, load_table, load_tensors, save_table
 from factsmith.artifacts.recipe import Recipe, Series, digest_of
-from factsmith.tasks.decoder.decoder import Decoder
 from factsmith.tasks.edit.edit import OTHER_EDIT, OTHER_TENSORS, Edit, WeightEdit
 from factsmith.tasks.edit.sequence import LayerMeasures
 from factsmith.tasks.edit.sequence_shards_stage import FACTS, MEASURES
@@ -37,7 +35,7 @@ from factsmith.tasks.pipeline.stage import SECONDS_AN_EDIT, Outcome, stage
 from factsmith.tasks.pipeline.workspace import Workspace
 from factsmith.tasks.values.checks import check_requests
 
-__all__ = ["applied_edit", "editor_recipes", "editor_series", "read_edit", "write_facts"]
+__all__ = ["editor_recipes", "editor_series", "read_edit", "write_facts"]
 
 logger = logging.getLogger(__name__)
 
@@ -65,18 +63,15 @@ _NO_MEASURES = pa.schema(
 """``MEASURES`` of an edit whose layers are not measured."""
 
 
-def read_edit(artifact: Artifact) -> Edit:
-    """The edit that an artifact holds, of any kind."""
+def read_edit(artifact: Artifact | None) -> Edit:
+    """The edit that an artifact holds, of any kind. For ``None``, it is one that changes nothing."""
+    if artifact is None:
+        return WeightEdit({})
     path = artifact.path / OTHER_EDIT
     if not path.is_file():
         return WeightEdit(read_deltas(artifact))
     stored = load_json(path)
     return edit_kind(stored["kind"]).read(load_tensors(artifact.path / OTHER_TENSORS), stored["values"])
-
-
-def applied_edit(decoder: Decoder, artifact: Artifact | None) -> AbstractContextManager[None]:
-    """Make ``decoder`` the edited model while open; the unedited one if ``artifact`` is ``None``."""
-    return nullcontext() if artifact is None else read_edit(artifact).applied(decoder)
 
 
 def editor_series(
@@ -230,12 +225,8 @@ class _Work:
 
     def _stored(self, before: int) -> _State:
         """The last stored state of fewer than ``before`` batches."""
-        numbers = {
-            one.key["batches"]: one
-            for one in self._store.members(self._series)
-            if "batches" in one.key and one.key["batches"] < before
-        }
-        for number in sorted(numbers, reverse=True):
+        numbers = {one.key["batches"] for one in self._store.members(self._series) if "batches" in one.key}
+        for number in sorted((one for one in numbers if one < before), reverse=True):
             if (found := self._store.find(_state(self._series, self._facts[:number]))) is not None:
                 rows = load_table(found.path / FACTS).to_pylist()
                 logger.info("edit: continuing after %d batches", number)

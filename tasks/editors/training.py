@@ -12,10 +12,20 @@ from torch import Tensor, nn
 from factsmith.tasks.decoder.batching import length_batches, pad
 from factsmith.tasks.decoder.decoder import Decoder
 from factsmith.tasks.decoder.text import EncodedPrompt
-from factsmith.tasks.editors.editor import Fit, NotWrittenError, Task
+from factsmith.tasks.edit.edit import Edit
+from factsmith.tasks.editors.editor import Fit, NotWrittenError, Task, Written
 from factsmith.tasks.facts.contexts import in_context
+from factsmith.tasks.facts.request import EditRequest
 
-__all__ = ["FactPrompts", "Labels", "minimise", "trained_changes"]
+__all__ = [
+    "FactPrompts",
+    "Labels",
+    "check_losses",
+    "minimise",
+    "numbered_generator",
+    "trained_changes",
+    "written_with",
+]
 
 
 @dataclass(frozen=True)
@@ -170,13 +180,34 @@ def minimise(
             if not last:
                 more.mean().backward()
             losses = losses + more.detach()
-        if not (finite := losses.isfinite()).all():
-            raise NotWrittenError(prompts.task.requests[int((~finite).int().argmax())])
+        check_losses(losses, prompts.task.requests)
         if last or float(losses.mean()) < settings.stop_loss:
             break
         descent.step()
         after_step()
     return [Fit(step, float(loss)) for loss in losses]
+
+
+def check_losses(losses: Tensor, requests: Sequence[EditRequest]) -> None:
+    """Check the losses (B,) of facts.
+
+    Raises:
+        NotWrittenError: one of them is NaN or infinite; names the first such fact.
+    """
+    if not (finite := losses.isfinite()).all():
+        raise NotWrittenError(requests[int((~finite).int().argmax())])
+
+
+def written_with(edit: Edit, decoder: Decoder, prompts: FactPrompts, fits: Sequence[Fit]) -> Written:
+    """What an editor leaves whose edit may answer otherwise than what it trained. Losses are those with the edit."""
+    with edit.applied(decoder):
+        losses = prompts.losses(backward=False).tolist()
+    return Written(edit, [Fit(fit.steps, loss) for fit, loss in zip(fits, losses, strict=True)])
+
+
+def numbered_generator(seed: int, number: int) -> torch.Generator:
+    """A generator on the CPU for the part ``number`` of what is drawn with ``seed``."""
+    return torch.Generator().manual_seed((seed * 1_000_003 + number) % 2**32)  # It uses only 32 bits of a seed.
 
 
 @contextmanager

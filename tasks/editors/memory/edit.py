@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import cache, partial
 
 import torch
@@ -17,7 +18,7 @@ from factsmith.tasks.edit.edit import Edit
 from factsmith.tasks.editors.memory.calls import prompts_of_calls
 from factsmith.tasks.editors.settings import WritingSettings
 
-__all__ = ["MemoryEdit", "Respond", "check_one_layer"]
+__all__ = ["MemoryEdit", "OneLayerMemory", "Respond", "check_one_layer"]
 
 Respond = Callable[[Prompts, Tensor, Tensor], Tensor]
 """What a memory does in a pass. It takes the prompts of the rows, the keys (n, length, d_k) and the outputs
@@ -42,6 +43,9 @@ class MemoryEdit(Edit):
     @abstractmethod
     def memory(self, layer: int, device: torch.device) -> Respond:
         """The memory beside ``layer``, with its tensors on ``device``."""
+
+    def further_parameters(self) -> int:
+        return sum(tensor.numel() for tensor in self.tensors().values())
 
     @contextmanager
     def applied(self, decoder: Decoder) -> Iterator[None]:
@@ -87,8 +91,23 @@ class MemoryEdit(Edit):
                 )
 
 
-def check_one_layer(name: str, method: WritingSettings, layers: Sequence[int]) -> None:
-    """Check that only one layer is given to the editor ``name``.
+@dataclass(frozen=True)
+class OneLayerMemory(MemoryEdit):
+    """A memory beside one layer.
+
+    Attributes:
+        layer: the layer.
+    """
+
+    layer: int
+
+    @property
+    def layers(self) -> Sequence[int]:
+        return (self.layer,)
+
+
+def check_one_layer(method: WritingSettings, layers: Sequence[int]) -> None:
+    """Check that only one layer is given.
 
     Raises:
         InputError: there are several.

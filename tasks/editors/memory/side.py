@@ -13,6 +13,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from factsmith.tasks.editors.training import numbered_generator
+
 __all__ = ["Side", "activation_distances", "margin_losses", "merged_changes", "random_mask"]
 
 
@@ -50,9 +52,7 @@ def random_mask(shape: Sequence[int], share: float, seed: int, shard: int) -> Te
 
     The masks of different shards are independent. A batch that continues a shard gets the same mask.
     """
-    # The generator uses only 32 bits of a seed.
-    generator = torch.Generator().manual_seed((seed * 1_000_003 + shard) % 2**32)
-    return (torch.rand(*shape, generator=generator) < share).float()
+    return (torch.rand(*shape, generator=numbered_generator(seed, shard)) < share).float()
 
 
 def margin_losses(facts: Tensor, unrelated: Tensor, *, most: float, least: float, gap: float) -> Tensor:

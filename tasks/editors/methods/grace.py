@@ -15,15 +15,15 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from factsmith.artifacts.recipe import digest_of
 from factsmith.tasks.decoder.batching import Prompts
 from factsmith.tasks.decoder.decoder import Decoder
+from factsmith.tasks.decoder.generation import generator_for
 from factsmith.tasks.edit.edit import Edit
-from factsmith.tasks.editors.editor import Editor, Fit, Task, Written
+from factsmith.tasks.editors.editor import Editor, Task, Written
 from factsmith.tasks.editors.memory.codebook import Codebook
-from factsmith.tasks.editors.memory.edit import MemoryEdit, Respond, check_one_layer
+from factsmith.tasks.editors.memory.edit import OneLayerMemory, Respond, check_one_layer
 from factsmith.tasks.editors.settings import WritingSettings
-from factsmith.tasks.editors.training import FactPrompts, minimise
+from factsmith.tasks.editors.training import FactPrompts, minimise, written_with
 from factsmith.tasks.facts.request import EditRequest
 from factsmith.tasks.model.cost import ModelCost
 
@@ -33,21 +33,15 @@ _ENTRY = "grace entry"
 
 
 @dataclass(frozen=True)
-class CodebookEdit(MemoryEdit):
+class CodebookEdit(OneLayerMemory):
     """A codebook beside one layer.
 
     Attributes:
-        layer: the layer.
         codebook: the codebook.
     """
 
-    layer: int
     codebook: Codebook
     kind = "grace"
-
-    @property
-    def layers(self) -> Sequence[int]:
-        return (self.layer,)
 
     def memory(self, layer: int, device: torch.device) -> Respond:
         codebook = self.codebook.to(device)
@@ -55,12 +49,10 @@ class CodebookEdit(MemoryEdit):
         def respond(prompts: Prompts, keys: Tensor, outputs: Tensor) -> Tensor:
             if _ENTRY in prompts.decided:  # These passes continue prompts, whose last tokens have answered.
                 return outputs
-            rows, ends = torch.arange(len(keys), device=device), prompts.ends.to(device)
-            entry = codebook.find(keys[rows, ends])
-            prompts.decided[_ENTRY] = entry
-            found = entry >= 0
+            entry = prompts.decided[_ENTRY] = codebook.find(prompts.at_ends(keys))
+            rows = (entry >= 0).nonzero()[:, 0]
             outputs = outputs.clone()
-            outputs[rows[found], ends[found]] = codebook.values[entry[found]].to(outputs.dtype)
+            outputs[rows, prompts.ends.to(device)[rows]] = codebook.values[entry[rows]].to(outputs.dtype)
             return outputs
 
         return respond
@@ -79,9 +71,6 @@ class CodebookEdit(MemoryEdit):
     def summary(self) -> dict[str, Any]:
         return {"entries": len(self.codebook)}
 
-    def further_parameters(self) -> int:
-        return sum(tensor.numel() for tensor in self.tensors().values())
-
     def further_flop(self, lengths: Sequence[int]) -> float:
         """A difference, a square and a sum for each number of the keys, once for each prompt."""
         return 3.0 * len(lengths) * self.codebook.keys.numel()
@@ -94,7 +83,7 @@ class Grace(Editor):
     edit = CodebookEdit
 
     def check(self, method: WritingSettings, layers: Sequence[int], facts: int) -> None:
-        check_one_layer(self.name, method, layers)
+        check_one_layer(method, layers)
 
     def entries(self, method: WritingSettings, layers: Sequence[int], cost: ModelCost, tokens: int) -> int:
         return tokens * (cost.key_width + cost.width + 1)  # A fact has a token or more.
@@ -122,9 +111,7 @@ class Grace(Editor):
         finally:
             handle.remove()
         edit = CodebookEdit(layer, replace(codebook, values=values.detach().cpu()))
-        with edit.applied(decoder):
-            losses = prompts.losses(backward=False).tolist()
-        return Written(edit, [Fit(fit.steps, loss) for fit, loss in zip(fits, losses, strict=True)])
+        return written_with(edit, decoder, prompts, fits)
 
     def _start(self, decoder: Decoder, layer: int, task: Task, place: int, key: Tensor) -> Tensor:
         """(d_model,) float32 value of a fact's entry before it is trained."""
@@ -138,9 +125,7 @@ class Grace(Editor):
 
 def _random_value(request: EditRequest, width: int, seed: int) -> Tensor:
     """(width,) uniform in [0, 1), as in the authors' code. It depends on the fact and the seed alone."""
-    digest = digest_of({"seed": seed, "fact": request.fact_digest})
-    generator = torch.Generator().manual_seed(int(digest[:8], 16))  # The generator uses only 32 bits of a seed.
-    return torch.rand(width, generator=generator)
+    return torch.rand(width, generator=generator_for({"seed": seed, "fact": request.fact_digest}))
 
 
 def _with_values(

@@ -25,11 +25,11 @@ from torch import Tensor, nn
 from factsmith.tasks.decoder.batching import Prompts
 from factsmith.tasks.decoder.decoder import Decoder
 from factsmith.tasks.edit.edit import Edit
-from factsmith.tasks.editors.editor import Editor, Fit, Task, Written
+from factsmith.tasks.editors.editor import Editor, Task, Written
 from factsmith.tasks.editors.memory.codebook import Codebook
 from factsmith.tasks.editors.memory.edit import MemoryEdit, Respond
 from factsmith.tasks.editors.settings import WritingSettings
-from factsmith.tasks.editors.training import FactPrompts, minimise
+from factsmith.tasks.editors.training import FactPrompts, minimise, numbered_generator, written_with
 from factsmith.tasks.model.cost import ModelCost
 
 __all__ = ["EDITOR", "BlockEdit"]
@@ -64,7 +64,7 @@ class BlockEdit(MemoryEdit):
 
         def respond(prompts: Prompts, keys: Tensor, outputs: Tensor) -> Tensor:
             if (block := prompts.decided.get(_BLOCK)) is None:
-                entry = index.find(keys[torch.arange(len(keys), device=device), prompts.ends.to(device)])
+                entry = index.find(prompts.at_ends(keys))
                 numbers = index.values[:, 0].long()
                 block = prompts.decided[_BLOCK] = torch.where(entry >= 0, numbers[entry], -1)
             block = block.to(device)  # The layer that decided may be on another device.
@@ -92,9 +92,6 @@ class BlockEdit(MemoryEdit):
 
     def summary(self) -> dict[str, Any]:
         return {"entries": len(self.index), "blocks": len(self.right)}
-
-    def further_parameters(self) -> int:
-        return sum(tensor.numel() for tensor in self.tensors().values())
 
     def further_flop(self, lengths: Sequence[int]) -> float:
         """The distances to all keys for each prompt, and if all are routed, a block for each of their tokens."""
@@ -133,9 +130,7 @@ class Melo(Editor):
                 stack.callback(decoder.projection(layer).register_forward_hook(hook).remove)
             fits = minimise(prompts, [right, left])
         edit = BlockEdit(layers, index, right.detach().cpu(), left.detach().cpu())
-        with edit.applied(decoder):
-            losses = prompts.losses(backward=False).tolist()
-        return Written(edit, [Fit(fit.steps, loss) for fit, loss in zip(fits, losses, strict=True)])
+        return written_with(edit, decoder, prompts, fits)
 
 
 def _added(keys: Tensor, right: Tensor, left: Tensor) -> Tensor:
@@ -151,8 +146,7 @@ def _with_new(before: BlockEdit | None, decoder: Decoder, task: Task, count: int
     rank, layers, width = task.method.melo.rank, len(task.layers), decoder.key_width
     right, left = ([before.right], [before.left]) if before else ([], [])
     for number in range(len(before.right) if before else 0, count):
-        # The generator uses only 32 bits of a seed.
-        generator = torch.Generator().manual_seed((task.method.training.seed * 1_000_003 + number) % 2**32)
+        generator = numbered_generator(task.method.training.seed, number)
         right.append((2 * torch.rand(1, layers, rank, width, generator=generator) - 1) / width**0.5)
         left.append(torch.zeros(1, layers, decoder.width, rank))
     return torch.cat(right), torch.cat(left)

@@ -35,7 +35,7 @@ from factsmith.tasks.decoder.words import normalised
 from factsmith.tasks.edit.edit import Edit
 from factsmith.tasks.editors.editor import Editor, Task, Written
 from factsmith.tasks.editors.memory.counterfactual import answered_beside, counterfactual_model, own_blocks
-from factsmith.tasks.editors.memory.edit import MemoryEdit, Respond, check_one_layer
+from factsmith.tasks.editors.memory.edit import OneLayerMemory, Respond, check_one_layer
 from factsmith.tasks.editors.memory.scope import Scope
 from factsmith.tasks.editors.memory.texts import end_keys, text_keys, written_texts
 from factsmith.tasks.editors.settings import WritingSettings
@@ -52,27 +52,21 @@ _SUBJECT_LENGTH = 3
 
 
 @dataclass(frozen=True)
-class CounterfactualEdit(MemoryEdit):
+class CounterfactualEdit(OneLayerMemory):
     """A scope classifier at one layer, and a counterfactual model.
 
     Attributes:
-        layer: the layer whose keys the classifier compares.
         scope: the classifier.
         blocks: number of blocks of the counterfactual model.
         width: d_model.
         parameters: their parameters, float32, by the number of the block and the name within it.
     """
 
-    layer: int
     scope: Scope
     blocks: int
     width: int
     parameters: Mapping[str, Tensor]
     kind = "serac"
-
-    @property
-    def layers(self) -> Sequence[int]:
-        return (self.layer,)
 
     @property
     def first_layer(self) -> int:
@@ -83,8 +77,7 @@ class CounterfactualEdit(MemoryEdit):
 
         def respond(prompts: Prompts, keys: Tensor, outputs: Tensor) -> Tensor:
             if _FACT not in prompts.decided:
-                ends = keys[torch.arange(len(keys), device=device), prompts.ends.to(device)]
-                prompts.decided[_FACT] = scope.find(ends)
+                prompts.decided[_FACT] = scope.find(prompts.at_ends(keys))
             return outputs
 
         return respond
@@ -129,9 +122,6 @@ class CounterfactualEdit(MemoryEdit):
     def summary(self) -> dict[str, Any]:
         return {"facts": len(self.scope.facts), "blocks": self.blocks}
 
-    def further_parameters(self) -> int:
-        return sum(tensor.numel() for tensor in self.tensors().values())
-
     def further_flop(self, lengths: Sequence[int]) -> float:
         """The similarities to all facts for each prompt, and if one is answered, the blocks for all tokens of all."""
         matrices = [one for one in self.parameters.values() if one.dim() == 2]
@@ -148,7 +138,7 @@ class Serac(Editor):
     uses_contexts = True
 
     def check(self, method: WritingSettings, layers: Sequence[int], facts: int) -> None:
-        check_one_layer(self.name, method, layers)
+        check_one_layer(method, layers)
 
     def check_model(self, method: WritingSettings, layers: Sequence[int], checkpoint: Checkpoint) -> None:
         count = checkpoint.layout.block_count(checkpoint.config)

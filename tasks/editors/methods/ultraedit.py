@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Self
 
 import torch
@@ -28,11 +29,11 @@ from factsmith.tasks.decoder.layout import HFModule, Layout
 from factsmith.tasks.decoder.placement import empty_model
 from factsmith.tasks.edit.delta import LowRankDelta, plus
 from factsmith.tasks.edit.edit import Edit, ModuleEdit, ModulePlace, stored_changes
-from factsmith.tasks.editors.editor import Editor, Fit, NotWrittenError, Task, Written
+from factsmith.tasks.editors.editor import Editor, Fit, Task, Written
 from factsmith.tasks.editors.modules import find_modules
 from factsmith.tasks.editors.normalisation import SeenFeatures, read_features, stored_features
 from factsmith.tasks.editors.settings import WritingSettings
-from factsmith.tasks.editors.training import FactPrompts, Labels
+from factsmith.tasks.editors.training import FactPrompts, Labels, check_losses
 from factsmith.tasks.model.checkpoint import Checkpoint
 from factsmith.tasks.model.cost import ModelCost
 
@@ -99,8 +100,7 @@ class UltraEdit(Editor):
                     tap.keep(labels)
 
             prompts.run(take, backward=True)
-        if not (finite := losses.isfinite()).all():
-            raise NotWrittenError(task.requests[int((~finite).int().argmax())])
+        check_losses(losses, task.requests)
         features = dict(before.features) if before else {}
         for tap in taps.values():
             rows = torch.cat([tap.hidden, tap.gradient], dim=1)
@@ -140,17 +140,23 @@ def _places(blocks: nn.ModuleList, layout: Layout, method: WritingSettings, laye
 
 
 class _Tap:
-    """Takes the inputs of a module, and the gradient with respect to its output, in each pass.
-
-    Attributes:
-        hidden: (tokens, d_in) float64 inputs at the positions that predict labels, of all passes so far.
-        gradient: (tokens, d_out) float64 gradients there.
-    """
+    """Takes the inputs of a module, and the gradient with respect to its output, in each pass."""
 
     def __init__(self) -> None:
-        self.hidden = self.gradient = torch.empty(0)
+        self._hidden: list[Tensor] = []
+        self._gradients: list[Tensor] = []
         self._input: Tensor | None = None
         self._zero: Tensor | None = None
+
+    @cached_property
+    def hidden(self) -> Tensor:
+        """(tokens, d_in) float64 inputs at the positions that predict labels, of all passes. Read after the last."""
+        return torch.cat(self._hidden)
+
+    @cached_property
+    def gradient(self) -> Tensor:
+        """(tokens, d_out) float64 gradients there."""
+        return torch.cat(self._gradients)
 
     @property
     def shape(self) -> str:
@@ -168,10 +174,8 @@ class _Tap:
         assert self._input is not None
         assert self._zero is not None
         assert self._zero.grad is not None
-        hidden, gradient = (self._rows(states, labels) for states in (self._input, self._zero.grad))
-        first = not self.hidden.numel()
-        self.hidden = hidden if first else torch.cat([self.hidden, hidden])
-        self.gradient = gradient if first else torch.cat([self.gradient, gradient])
+        self._hidden.append(self._rows(self._input, labels))
+        self._gradients.append(self._rows(self._zero.grad, labels))
         self._input = self._zero = None
 
     @staticmethod

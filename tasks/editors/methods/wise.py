@@ -30,7 +30,7 @@ from factsmith.tasks.decoder.batching import Prompts
 from factsmith.tasks.decoder.decoder import Decoder
 from factsmith.tasks.edit.edit import Edit
 from factsmith.tasks.editors.editor import Editor, Task, Written
-from factsmith.tasks.editors.memory.edit import MemoryEdit, Respond, check_one_layer
+from factsmith.tasks.editors.memory.edit import OneLayerMemory, Respond, check_one_layer
 from factsmith.tasks.editors.memory.side import (
     Side,
     activation_distances,
@@ -49,23 +49,17 @@ _SIDE = "wise side"
 
 
 @dataclass(frozen=True)
-class SideEdit(MemoryEdit):
+class SideEdit(OneLayerMemory):
     """A side memory beside one layer.
 
     Attributes:
-        layer: the layer.
         route: share of the least distance of a copy's facts above which a prompt goes to the copy.
         sides: the copies, in the order in which they were made: merged ones, complete shards, the present shard.
     """
 
-    layer: int
     route: float
     sides: tuple[Side, ...]
     kind = "wise"
-
-    @property
-    def layers(self) -> Sequence[int]:
-        return (self.layer,)
 
     def memory(self, layer: int, device: torch.device) -> Respond:
         sides = [side.to(device) for side in self.sides]
@@ -73,7 +67,7 @@ class SideEdit(MemoryEdit):
 
         def respond(prompts: Prompts, keys: Tensor, outputs: Tensor) -> Tensor:
             if (chosen := prompts.decided.get(_SIDE)) is None:
-                queries = keys[torch.arange(len(keys), device=device), prompts.ends.to(device)]
+                queries = prompts.at_ends(keys)
                 distances = torch.stack([activation_distances(side.change, queries) for side in sides], dim=1)
                 largest, side = distances.where(distances > thresholds, -1).max(1)
                 chosen = prompts.decided[_SIDE] = side.where(largest >= 0, -1)
@@ -125,7 +119,7 @@ class Wise(Editor):
     uses_contexts = True
 
     def check(self, method: WritingSettings, layers: Sequence[int], facts: int) -> None:
-        check_one_layer(self.name, method, layers)
+        check_one_layer(method, layers)
 
     def entries(self, method: WritingSettings, layers: Sequence[int], cost: ModelCost, tokens: int) -> int:
         return cost.projection + tokens * cost.key_width  # A fact has a token or more.

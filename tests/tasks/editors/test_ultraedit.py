@@ -51,9 +51,10 @@ def test_a_batch_is_ridge_regression_on_normalised_features(model_folder, decode
     mean, spread = both.mean(0), both.std(0)
     edit = write(decoder).edit
     for layer, (hidden, gradient) in parts.items():
+        width = hidden.shape[1]
         normal = (torch.cat([hidden, gradient], 1) - mean) / (spread + torch.finfo(torch.float32).eps)
-        wanted = -1e-2 * (normal[:, :40] ** 2).sum(1, keepdim=True) * normal[:, 40:]
-        inverse = torch.linalg.inv(hidden.T @ hidden + torch.eye(40, dtype=torch.float64))
+        wanted = -1e-2 * (normal[:, :width] ** 2).sum(1, keepdim=True) * normal[:, width:]
+        inverse = torch.linalg.inv(hidden.T @ hidden + torch.eye(width, dtype=torch.float64))
         expected = (inverse @ hidden.T @ wanted).T
         (found,) = (delta.dense().double() for (at, _), delta in edit.deltas.items() if at == layer)
         assert (found - expected).norm() < 2e-3 * expected.norm()
