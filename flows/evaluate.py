@@ -82,7 +82,7 @@ def score(run: Run, edits: Sequence[Artifact], *, figure: bool = True) -> Scored
 
 def _inference(run: Run, edits: Sequence[Artifact]) -> Inference | None:
     """What the last edit costs at inference, if it adds a memory. Logs it to MLflow."""
-    if run.editor is None or not run.editor.edit.adds_memory:
+    if not run.adds_memory:
         return None
     requests = [record.request for record in run.batches.written[-1]]
     found = inference(run.workspace, run.model, edits[-1], requests)

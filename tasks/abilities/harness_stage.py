@@ -11,7 +11,7 @@ from factsmith.artifacts.formats import load_json, save_json
 from factsmith.artifacts.recipe import Recipe, Series
 from factsmith.tasks.abilities.harness import HarnessTask, run_harness
 from factsmith.tasks.abilities.settings import LmEvalSettings
-from factsmith.tasks.editors.stage import applied_edit
+from factsmith.tasks.editors.stage import read_edit
 from factsmith.tasks.model.model import Fingerprint, Model
 from factsmith.tasks.pipeline.progress import progress
 from factsmith.tasks.pipeline.stage import Outcome, stage
@@ -99,7 +99,7 @@ def _build(
     workspace: Workspace, model: Model, task: HarnessTask, settings: LmEvalSettings, edit: Artifact | None
 ) -> Callable[[Draft], None]:
     def build(draft: Draft) -> None:
-        with applied_edit(model.decoder, edit):
+        with read_edit(edit).applied(model.decoder):
             rows = run_harness(model.decoder, task.name, settings, most_tokens=model.limits.most_tokens)
         if edit:
             draft.read_from(edit)

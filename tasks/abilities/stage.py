@@ -17,7 +17,7 @@ from factsmith.tasks.abilities.answering import SCHEMA, WAYS, Way
 from factsmith.tasks.abilities.measures import Ability, compared, measured
 from factsmith.tasks.abilities.task import AbilityTask, Example
 from factsmith.tasks.decoder.decoder import Decoder
-from factsmith.tasks.editors.stage import applied_edit
+from factsmith.tasks.editors.stage import read_edit
 from factsmith.tasks.model.model import Fingerprint, Model
 from factsmith.tasks.pipeline.progress import progress
 from factsmith.tasks.pipeline.stage import Outcome, stage
@@ -166,9 +166,11 @@ def _answers(
     prompts = {one.digest: one.prompt for one in examples}
 
     def build(draft: Draft, digests: list[str]) -> None:
+        read = read_edit(edit)
+
         def answered(decoder: Decoder, digests: Sequence[str], advance: Callable[[int], None]) -> pa.Table:
             wanted = [prompts[digest] for digest in digests]
-            with applied_edit(decoder, edit):
+            with read.applied(decoder):
                 found = way.answer(decoder, task, wanted, most_tokens=model.limits.most_tokens, advance=advance)
             rows = [{"example": digest, **one} for digest, one in zip(digests, found, strict=True)]
             return pa.Table.from_pylist(rows, schema=SCHEMA)

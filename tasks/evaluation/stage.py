@@ -16,7 +16,7 @@ from factsmith.artifacts.formats import load_table, save_json, save_table
 from factsmith.artifacts.recipe import Series
 from factsmith.artifacts.rows import RowSeries, holders
 from factsmith.tasks.decoder.decoder import Decoder
-from factsmith.tasks.editors.stage import applied_edit
+from factsmith.tasks.editors.stage import read_edit
 from factsmith.tasks.evaluation.family import MetricFamily
 from factsmith.tasks.evaluation.summary import PHASES, record_values
 from factsmith.tasks.facts.batches import FactBatches
@@ -201,8 +201,10 @@ def score_records(
     by_digest = {record.digest(family.kinds): record for record in records}
 
     def build(draft: Draft, digests: list[str]) -> None:
+        read = read_edit(edit)
+
         def scored(decoder: Decoder, records: Sequence[Record], advance: Callable[[int], None]) -> pa.Table:
-            with applied_edit(decoder, edit):
+            with read.applied(decoder):
                 return family.score(decoder, records, most_tokens=model.limits.most_tokens, advance=advance)
 
         wanted = [by_digest[digest] for digest in digests]

@@ -15,7 +15,7 @@ from factsmith.tasks.corpus.budget import TokenBudget
 from factsmith.tasks.corpus.corpus import Corpus
 from factsmith.tasks.corpus.stage import held_out_blocks, last_reached, token_series
 from factsmith.tasks.edit.sequence_shards_stage import FACTS, MEASURES
-from factsmith.tasks.editors.stage import applied_edit
+from factsmith.tasks.editors.stage import read_edit
 from factsmith.tasks.evaluation.family import MetricFamily
 from factsmith.tasks.evaluation.held_out.perplexity import block_nll, perplexity
 from factsmith.tasks.evaluation.stage import RecordScores, score_records, values_by_fact
@@ -173,7 +173,7 @@ def _held_out_nll(
 
     def build(draft: Draft) -> None:
         shards, blocks = held_out_blocks(workspace.store, model, corpus, first, HELD_OUT)
-        with applied_edit(model.decoder, edit):
+        with read_edit(edit).applied(model.decoder):
             nll = block_nll(model.decoder, blocks, most_tokens=model.limits.most_tokens, advance=advance)
         draft.read_from(*shards, *([edit] if edit else []))
         save_table(draft.path / _BLOCKS, pa.table({"tokens": [len(block) - 1 for block in blocks], "nll": nll}))

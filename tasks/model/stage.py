@@ -11,7 +11,7 @@ from factsmith.tasks.model.model import Fingerprint, Model
 from factsmith.tasks.pipeline.stage import Outcome, stage
 from factsmith.tasks.pipeline.workspace import Workspace
 
-__all__ = ["known_cost", "model"]
+__all__ = ["cost_of", "known_cost", "model"]
 
 
 def known_cost(workspace: Workspace, model: Model) -> ModelCost | None:
@@ -27,6 +27,11 @@ def known_cost(workspace: Workspace, model: Model) -> ModelCost | None:
     artifact = workspace.store.find(model.recipe)
     found = artifact.summary.get(COST) if artifact else None
     return ModelCost(**found) if found else None
+
+
+def cost_of(workspace: Workspace, model: Model) -> ModelCost:
+    """The sizes of a model, which the store remembers if its checkpoint has been checked before."""
+    return known_cost(workspace, model) or model_cost(model.checkpoint)
 
 
 @stage("model")

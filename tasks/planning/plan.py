@@ -17,6 +17,7 @@ from factsmith.artifacts.rows import RowSeries
 from factsmith.tasks.abilities.harness_stage import harness_recipe
 from factsmith.tasks.abilities.stage import Asked, prediction_series
 from factsmith.tasks.corpus.stage import last_within
+from factsmith.tasks.decoder.text import EncodedPrompt
 from factsmith.tasks.edit.refiners import sum_refiner
 from factsmith.tasks.edit.sequence_shards_stage import batch_digests, stored_batches
 from factsmith.tasks.edit.sequence_stage import sequence_edits, sequence_series, state_series
@@ -68,9 +69,7 @@ class _RunPlanner(PrecomputePlanner):
         """
         if self.run.editor is not None:
             return self.by_editor(self.run.editor)
-        series = context_series(self.fingerprint, self.settings.method, self.run.given_contexts, self.run.chat_contexts)
-        contexts = series.member()
-        templates = StagePlan("contexts", self.missing([contexts]), 1, "template list", memory=self.weights)
+        contexts, templates = self.context_plan()
         if self.run.batches.in_sequence:
             return [templates, *self.in_sequence(contexts.digest)]
         method = self.settings.method
@@ -79,15 +78,20 @@ class _RunPlanner(PrecomputePlanner):
         measured = [*self.drift(edits[: self.settings.drift.edits]), *self.abilities(edits)]
         return [templates, self.values(vectors), self.edits(edits), self.evaluation(edits), *measured]
 
+    def context_plan(self) -> tuple[Recipe, StagePlan]:
+        """The recipe and the plan of contexts."""
+        run = self.run
+        recipe = context_series(self.fingerprint, self.settings.method, run.given_contexts, run.chat_contexts).member()
+        return recipe, StagePlan("contexts", self.missing([recipe]), 1, "template list", memory=self.weights)
+
     def by_editor(self, editor: Editor) -> list[StagePlan]:
         """The plans of contexts, edit, evaluation and for a sequence trajectory."""
         run, method = self.run, self.settings.method
-        stages, contexts = [], None
+        stages, digest = list[StagePlan](), None
         if editor.uses_contexts:
-            recipe = context_series(self.fingerprint, method, run.given_contexts, run.chat_contexts).member()
-            stages.append(StagePlan("contexts", self.missing([recipe]), 1, "template list", memory=self.weights))
-            contexts = recipe.digest
-        edits = editor_recipes(editor_series(self.fingerprint, editor, self.layers, method, contexts), run.batches)
+            contexts, templates = self.context_plan()
+            stages, digest = [templates], contexts.digest
+        edits = editor_recipes(editor_series(self.fingerprint, editor, self.layers, method, digest), run.batches)
         missing = [self.store.find(recipe) is None for recipe in edits]
         batches = run.batches.batches
         if run.batches.scored is None:
@@ -97,21 +101,21 @@ class _RunPlanner(PrecomputePlanner):
             batches = batches[max(stored, default=0) :] if any(missing) else []
         facts = [record.request for batch in batches for record in batch]
         flop = sum(3 * editor.steps(method) * self._prompt_flop(one, editor.uses_contexts) for one in facts)
-        tokens = max(sum(self._object_tokens(one.request) for one in batch) for batch in run.batches.batches)
+        tokens = max(sum(self._encoded(one.request).continued for one in batch) for batch in run.batches.batches)
         entries = editor.entries(method, self.layers, self.cost, tokens)
         size = 4 * entries * sum(missing)
         memory = self.pass_memory() + 12 * entries
         edit = StagePlan("edit", len(facts), len(run.batches.requests), "facts", flop, size, memory)
         if run.batches.scored is None:
             measured = [*self.drift(edits[: self.settings.drift.edits]), *self.abilities(edits)]
-            return [*stages, edit, self.evaluation(edits), *measured, *self.inference(editor)]
+            return [*stages, edit, self.evaluation(edits), *measured, *self.inference()]
         trajectory = self.trajectory(dict(zip(run.batches.scored, edits, strict=True)))
-        measured = [*self.drift(edits), *self.abilities(edits), *self.inference(editor)]
+        measured = [*self.drift(edits), *self.abilities(edits), *self.inference()]
         return [*stages, edit, self.evaluation(edits[-1:]), trajectory, *measured]
 
-    def inference(self, editor: Editor) -> list[StagePlan]:
+    def inference(self) -> list[StagePlan]:
         """The plan of the cost of a memory, which is measured in every run."""
-        return [StagePlan("inference", 1, 1, "edit", memory=self.pass_memory())] if editor.edit.adds_memory else []
+        return [StagePlan("inference", 1, 1, "edit", memory=self.pass_memory())] if self.run.adds_memory else []
 
     def in_sequence(self, contexts: str) -> list[StagePlan]:
         """The plans of principal directions, edit, evaluation and trajectory."""
@@ -189,18 +193,17 @@ class _RunPlanner(PrecomputePlanner):
         memory = self.weights + self.run.model.limits.memory
         return StagePlan("values", len(absent), len(facts), "facts", flop, 8 * self.cost.width * len(absent), memory)
 
-    def _object_tokens(self, request: EditRequest) -> int:
-        """The number of tokens of a fact's new object."""
-        prompt = in_context(CLEAN, request)
-        return prompt.encode(self.run.model.tokenizer, request.subject, request.target_new).continued
+    def _encoded(self, request: EditRequest, context: Context = CLEAN) -> EncodedPrompt:
+        """The tokens of a fact's prompt in a context, with its new object."""
+        asked = in_context(context, request)
+        return asked.encode(self.run.model.tokenizer, request.subject, request.target_new)
 
     def _prompt_flop(self, request: EditRequest, in_contexts: bool) -> float:
         """FLOP of a pass of the whole model over a fact's prompts, with its new object."""
         contexts = self.contexts if in_contexts else Counter[Context]({CLEAN: 1})
         flop = 0.0
         for context, count in contexts.items():
-            asked = in_context(context, request)
-            prompt = asked.encode(self.run.model.tokenizer, request.subject, request.target_new)
+            prompt = self._encoded(request, context)
             flop += count * self._pass_flop(len(prompt.inputs), prompt.continued)
         return flop
 
@@ -208,8 +211,7 @@ class _RunPlanner(PrecomputePlanner):
         steps, above = self.settings.method.value.steps, self.cost.blocks - self.layers[-1] - 1
         length, behind, reads = 0, 1, 1
         for context, count in self.contexts.items():
-            asked = in_context(context, request)
-            prompt = asked.encode(self.run.model.tokenizer, request.subject, request.target_new)
+            prompt = self._encoded(request, context)
             length += count * len(prompt.inputs)
             behind += count * (len(prompt.inputs) - prompt.lookup)
             reads += count * prompt.continued
@@ -244,9 +246,7 @@ class _RunPlanner(PrecomputePlanner):
         requests = [record.request for batch in batches for record in batch]
         if self.settings.method.wrapper is None:
             return len(requests)
-        tokenizer = self.run.model.tokenizer
-        prompts = (in_context(CLEAN, one).encode(tokenizer, one.subject, one.target_new) for one in requests)
-        return sum(len(prompt.tokens) for prompt in prompts)
+        return sum(len(self._encoded(one).tokens) for one in requests)
 
     def _edit_flop(self, batch: Sequence[Record]) -> float:
         positions = sum(

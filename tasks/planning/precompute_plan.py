@@ -13,8 +13,7 @@ from factsmith.tasks.covariance.leverage_stage import leverage_recipes, leverage
 from factsmith.tasks.covariance.packing import packed_size
 from factsmith.tasks.covariance.stage import ROWS_PER_UPDATE, covariance_series
 from factsmith.tasks.keys.stage import absent_shards, key_series, key_spans, shard_rows, whole_shards
-from factsmith.tasks.model.cost import model_cost
-from factsmith.tasks.model.stage import known_cost
+from factsmith.tasks.model.stage import cost_of
 from factsmith.tasks.planning.run import Run
 from factsmith.tasks.preservation.stage import factor_series
 
@@ -64,7 +63,7 @@ class PrecomputePlanner:
         # Weights that are still on the hub have no digest. Nothing in the store can have been made from them.
         self.recipe = run.model.recipe if run.model.checkpoint.is_here else None
         self.fingerprint = run.model.fingerprint_with(self.recipe.digest if self.recipe else "")
-        self.cost = known_cost(run.workspace, run.model) or model_cost(run.model.checkpoint)
+        self.cost = cost_of(run.workspace, run.model)
         self.layers = run.layers
         self.attended = self.settings.corpus.block_length / 2
         self.weights = self.cost.parameters * (4 if run.model.dtype == "float32" else 2)

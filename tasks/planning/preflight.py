@@ -137,7 +137,7 @@ def _check_corpus(run: Run) -> None:
 def _check_harness(run: Run) -> None:
     """Check that lm-eval can ask the edited model."""
     tasks = run.settings.abilities.lm_eval.tasks
-    if tasks and run.editor is not None and run.editor.edit.adds_memory:
+    if tasks and run.adds_memory:
         raise InputError(
             f"lm-eval cannot ask a model that method={run.settings.method.name} has edited.",
             got=f"abilities.lm_eval.tasks={tasks}",

@@ -133,8 +133,12 @@ class Run:
         Raises:
             InputError: there is no such editor.
         """
-        name = self.settings.method.editor
-        return None if name is None else load_editor(name)
+        return load_editor(name) if (name := self.settings.method.editor) is not None else None
+
+    @property
+    def adds_memory(self) -> bool:
+        """Whether the edited model has a memory beside its weights."""
+        return self.editor is not None and self.editor.edit.adds_memory
 
     @cached_property
     def keeps_keys(self) -> bool:

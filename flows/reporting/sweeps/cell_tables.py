@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from factsmith.flows.reporting.sweeps.reports import CellReport, SweepReport
 from factsmith.flows.reporting.text_table import TextTable
@@ -26,60 +27,48 @@ def ability_tables(report: SweepReport) -> list[TextTable]:
 
 
 def _cells(report: SweepReport) -> TextTable:
-    """A table with one row per cell."""
-    varied = [axis[0] for axis in report.axes]
+    """The main score of each cell, what it is made of, and its drift."""
     name, parts = report.mean or (None, report.metrics)
     drift = ["KL"] if any(cell.drift for cell in report.cells) else []
-    scores = [*parts, *([name] if name else [])]
-    columns = [*(key.rpartition(".")[2] for key in varied), "facts", *scores, *drift]
-    title = f"{report.name}: percent, with 95 % intervals"
     notes = [resampled(report)] if name else []
     notes += [f"KL: {MEASURES[one]}" for one in drift]
-    table = TextTable(title, columns, labels=len(varied), caption="\n".join(notes))
-    for cell in report.cells:
-        if cell.error:
-            continue
+
+    def row(cell: CellReport) -> list[str]:
         values = [number(after(cell, part)) for part in parts]
         if name:
             point = main_score(report, cell)
             values.append("-" if point is None else "{:.1f} {:.0f}-{:.0f}".format(*point))
         moved = {one.measure: f"{one.after:.2g}" for one in cell.drift}
-        values += [moved.get(one, "-") for one in drift]
-        table.add(*(cell.place[key] for key in varied), str(cell.facts), *values)
-    return table
+        return [str(cell.facts), *values, *(moved.get(one, "-") for one in drift)]
 
-
-def _cost(report: SweepReport) -> TextTable:
-    """What an edit costs when it is made and when the model is used, with one row per cell."""
-    varied = [axis[0] for axis in report.axes]
-    used = ["parameters", "FLOP", "time"] if any(cell.inference for cell in report.cells) else []
-    columns = [*(key.rpartition(".")[2] for key in varied), "s an edit", *used]
-    notes = ["s an edit: seconds that a fact took when it was written"]
-    notes += (
-        ["of the edited model: further parameters and at most further FLOP, percent; time / unedited"] if used else []
-    )
-    table = TextTable(f"{report.name}: cost", columns, labels=len(varied), caption="\n".join(notes))
-    for cell in report.cells:
-        if not cell.error and cell.seconds_an_edit is not None:
-            cost = cell.inference
-            numbers = [f"{cost.parameters:.2g}", f"{cost.flop:.2g}", f"{cost.time:.2f}"] if cost else ["0", "0", "1"]
-            row = [f"{cell.seconds_an_edit:.2g}", *numbers[: len(used)]]
-            table.add(*(cell.place[key] for key in varied), *row)
-    return table
+    columns = ["facts", *parts, *([name] if name else []), *drift]
+    rows = [None if cell.error else row(cell) for cell in report.cells]
+    return _by_cell(report, "percent, with 95 % intervals", columns, rows, caption="\n".join(notes))
 
 
 def _other_metrics(report: SweepReport) -> TextTable:
-    """The metrics that are not part of the main score, after the edit, with one row per cell."""
-    if report.mean is None:
-        return TextTable("", [])
-    varied = [axis[0] for axis in report.axes]
-    names = [one for one in report.metrics if one not in (report.mean[0], *report.mean[1])]
-    columns = [*(key.rpartition(".")[2] for key in varied), *names]
-    table = TextTable(f"{report.name}: other metrics, percent", columns, labels=len(varied))
-    for cell in report.cells:
-        if names and not cell.error:
-            table.add(*(cell.place[key] for key in varied), *(number(after(cell, one)) for one in names))
-    return table
+    """The metrics that are not part of the main score, after the edit."""
+    main = {report.mean[0], *report.mean[1]} if report.mean else set(report.metrics)
+    names = [one for one in report.metrics if one not in main]
+    rows = [None if cell.error or not names else [number(after(cell, one)) for one in names] for cell in report.cells]
+    return _by_cell(report, "other metrics, percent", names, rows)
+
+
+def _cost(report: SweepReport) -> TextTable:
+    """What an edit costs when it is made and when the model is used."""
+    used = ["parameters", "FLOP", "time"] if any(cell.inference for cell in report.cells) else []
+    notes = ["s an edit: seconds that a fact took when it was written"]
+    if used:
+        notes.append("of the edited model: further parameters and at most further FLOP, percent; time / unedited")
+
+    def row(cell: CellReport) -> list[str] | None:
+        if cell.error or cell.seconds_an_edit is None:
+            return None
+        cost = cell.inference
+        numbers = [f"{cost.parameters:.2g}", f"{cost.flop:.2g}", f"{cost.time:.2f}"] if cost else ["0", "0", "1"]
+        return [f"{cell.seconds_an_edit:.2g}", *numbers[: len(used)]]
+
+    return _by_cell(report, "cost", ["s an edit", *used], map(row, report.cells), caption="\n".join(notes))
 
 
 def _abilities(report: SweepReport) -> TextTable:
@@ -103,13 +92,21 @@ def _change(one: Ability | HarnessResult, precision: str) -> str:
 
 def _before_and_after(report: SweepReport, title: str, shown: Sequence[Mapping[str, str]]) -> TextTable:
     """A table with one row per cell that has numbers, and one column per name."""
-    varied = [axis[0] for axis in report.axes]
     names = list(dict.fromkeys(name for by_name in shown for name in by_name))
-    columns = [*(key.rpartition(".")[2] for key in varied), *names]
-    table = TextTable(f"{report.name}: {title}, before -> after", columns, labels=len(varied), wrapped=names)
-    for cell, by_name in zip(report.cells, shown, strict=True):
-        if by_name:
-            table.add(*(cell.place[key] for key in varied), *(by_name.get(name, "-") for name in names))
+    rows = [[by_name.get(name, "-") for name in names] if by_name else None for by_name in shown]
+    return _by_cell(report, f"{title}, before -> after", names, rows, wrapped=names)
+
+
+def _by_cell(
+    report: SweepReport, title: str, columns: Sequence[str], rows: Iterable[Sequence[str] | None], **more: Any
+) -> TextTable:
+    """A table with the place of each cell before its row. A cell whose row is ``None`` is left out."""
+    varied = [axis[0] for axis in report.axes]
+    headings = [*(key.rpartition(".")[2] for key in varied), *columns]
+    table = TextTable(f"{report.name}: {title}", headings, labels=len(varied), **more)
+    for cell, row in zip(report.cells, rows, strict=True):
+        if row is not None:
+            table.add(*(cell.place[key] for key in varied), *row)
     return table
 
 
