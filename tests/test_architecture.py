@@ -29,6 +29,7 @@ TASK_ROOMS = [
     "editors",
     "evaluation",
     "abilities",
+    "ask",
     "export",
     "locate",
     "planning",

@@ -77,7 +77,7 @@ def _rendered(tokenizer: PreTrainedTokenizerFast, turns: list[dict[str, str]]) -
         raise InputError(
             "The model's tokenizer has no chat template, so a question cannot be asked in one.",
             expected="an instruction-tuned model, whose tokenizer has a chat_template",
-            remedy="choose another model, or leave out the metric family chat and method.contexts",
+            remedy="choose another model, or leave out --chat, the metric family chat and method.contexts",
         )
     asks = turns[-1]["role"] == "user"
     try:

@@ -43,6 +43,7 @@ __all__ = [
     "read_deltas",
     "save_edit",
     "seconds_written",
+    "stored_edits",
 ]
 
 _TENSORS = "factors.safetensors"
@@ -208,19 +209,16 @@ def _refined(model: Model, method: MethodSettings, deltas: Mapping[int, LowRankD
     return {layer: refiner.refine(layer, one, model.decoder.weight(layer)) for layer, one in deltas.items()}
 
 
-def past_edits(store: Store, run: PastRun, model: Model, dataset: str, batches: FactBatches) -> list[Artifact]:
+def stored_edits(store: Store, run: PastRun, model: Model) -> list[Artifact]:
     """The edits that an earlier run made: one for each batch, or one for each time that a sequence was scored.
 
     Args:
         store: the artifact store.
         run: the earlier run.
-        model: the model that is scored.
-        dataset: name of the dataset.
-        batches: the records of that run, as the dataset has them now.
+        model: the model that the edits are for.
 
     Raises:
-        InputError: an edit is not in the store any more, was made for another model, or the dataset does not have the
-            same facts as then.
+        InputError: an edit is not in the store any more, or was made for another model.
     """
     edits = [store.at(place) for place in run.edits]
     gone = [place for place, artifact in zip(run.edits, edits, strict=True) if artifact is None]
@@ -240,6 +238,23 @@ def past_edits(store: Store, run: PastRun, model: Model, dataset: str, batches: 
                 expected=f"{role} {edited[:12]}" if edited else "a run whose edits name their model",
                 remedy="set model.path to the model that was edited, or edit this one: give its settings without a run",
             )
+    return found
+
+
+def past_edits(store: Store, run: PastRun, model: Model, dataset: str, batches: FactBatches) -> list[Artifact]:
+    """The edits that an earlier run made, whose facts are those of ``batches``.
+
+    Args:
+        store: the artifact store.
+        run: the earlier run.
+        model: the model that is scored.
+        dataset: name of the dataset.
+        batches: the records of that run, as the dataset has them now.
+
+    Raises:
+        InputError: as ``stored_edits``, or the dataset does not have the same facts as then.
+    """
+    found = stored_edits(store, run, model)
     written = [artifact.key["facts"] for artifact in found]
     digests = [fact_digests(batch) for batch in batches.batches]
     asked = digests if batches.scored is None else [digest_of(digests[:number]) for number in batches.scored]

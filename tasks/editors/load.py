@@ -22,11 +22,11 @@ from safetensors.torch import load_file
 from factsmith.artifacts.errors import InputError
 from factsmith.tasks.decoder.decoder import Decoder
 from factsmith.tasks.decoder.layout import HFModel
-from factsmith.tasks.edit.edit import OTHER_EDIT, OTHER_TENSORS
+from factsmith.tasks.edit.edit import OTHER_EDIT, OTHER_TENSORS, Edit
 from factsmith.tasks.editors.editor import edit_kind
 from factsmith.tasks.model.checkpoint import open_checkpoint
 
-__all__ = ["BASE", "SAID", "load_edited", "prompt_ends"]
+__all__ = ["BASE", "SAID", "load_edited", "prompt_ends", "read_memory"]
 
 BASE = "base"
 """The folder of the unedited model and its tokenizer in that of a model with a memory."""
@@ -57,6 +57,23 @@ def load_edited(
         InputError: the folder has no memory, or it cannot be read.
     """
     folder = Path(folder).expanduser()
+    edit = read_memory(folder)
+    checkpoint = open_checkpoint(folder / BASE)
+    dtype = checkpoint.own_dtype if dtype == "auto" else dtype  # type: ignore[assignment]
+    decoder = checkpoint.load(checkpoint.load_tokenizer(), dtype=dtype, device=device)
+    opened = ExitStack()
+    opened.enter_context(edit.applied(decoder))
+    model = decoder.model
+    vars(model).update({_DECODER: decoder, _OPENED: opened, "save_pretrained": _refuse_to_save})
+    return model
+
+
+def read_memory(folder: Path) -> Edit:
+    """The edit with a memory that ``factsmith edit --out`` has written to ``folder``.
+
+    Raises:
+        InputError: the folder has no memory, or it cannot be read.
+    """
     try:
         stored = json.loads((folder / OTHER_EDIT).read_text(encoding="utf-8"))
         tensors = load_file(folder / OTHER_TENSORS)
@@ -67,15 +84,7 @@ def load_edited(
             expected=f"{OTHER_EDIT}, {OTHER_TENSORS} and {BASE}/, which `factsmith edit --out` writes",
             remedy="load any other model with from_pretrained",
         ) from None
-    edit = edit_kind(stored["kind"]).read(tensors, stored["values"])
-    checkpoint = open_checkpoint(folder / BASE)
-    dtype = checkpoint.own_dtype if dtype == "auto" else dtype  # type: ignore[assignment]
-    decoder = checkpoint.load(checkpoint.load_tokenizer(), dtype=dtype, device=device)
-    opened = ExitStack()
-    opened.enter_context(edit.applied(decoder))
-    model = decoder.model
-    vars(model).update({_DECODER: decoder, _OPENED: opened, "save_pretrained": _refuse_to_save})
-    return model
+    return edit_kind(stored["kind"]).read(tensors, stored["values"])
 
 
 @contextmanager
