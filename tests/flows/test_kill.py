@@ -33,3 +33,29 @@ def test_killed_between_shards_only_the_rest_is_collected(killed, pipeline, stor
     after = {one.digest: one.path.stat().st_mtime_ns for one in artifacts(store, "keys")}
     assert len(after) == 4
     assert published.items() <= after.items()
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        "ft",
+        "grace",
+        *(pytest.param(one, marks=pytest.mark.slow) for one in ("ft", "lora", "melo", "serac", "ultraedit", "wise")),
+    ],
+)
+def test_a_sequence_of_an_editor_goes_on_where_it_was_killed(method, killed, pipeline, store, tmp_path, monkeypatch):
+    given = [
+        f"method={method}", "method.batch_size=1", "dataset.batches=4", "method.layers=[1]", "drift.edits=0",
+        "method.sequence.history=none", "method.sequence.evaluate_at=[1,2,3,4]",
+    ]  # fmt: skip
+    killed("edit", 3, *given)
+    published = {one.digest: one.path.stat().st_mtime_ns for one in artifacts(store, "edit")}
+    assert len(published) == 2
+    pipeline(*given)
+    after = {one.digest: one.path.stat().st_mtime_ns for one in artifacts(store, "edit")}
+    assert len(after) == 4
+    assert published.items() <= after.items()
+    interrupted = contents(store)
+    monkeypatch.setenv("FACTSMITH_HOME", str(tmp_path / "there"))
+    pipeline(*given)
+    assert contents(Store(tmp_path / "there")) == interrupted
