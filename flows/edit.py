@@ -17,6 +17,7 @@ from factsmith.tasks.edit.sequence_stage import edit_in_sequence
 from factsmith.tasks.edit.stage import edit as edit_batches
 from factsmith.tasks.editors.stage import write_facts
 from factsmith.tasks.evaluation.answers_stage import answers
+from factsmith.tasks.export.form import CHECKPOINT, load_form
 from factsmith.tasks.export.stage import export
 from factsmith.tasks.facts.stage import Contexts, contexts
 from factsmith.tasks.planning.run import Run
@@ -62,14 +63,16 @@ def _contexts(run: Run) -> Contexts:
 
 
 @flow(name="edit")
-def edit(settings: RunSettings, out: Path | None = None) -> Report:
+def edit(settings: RunSettings, out: Path | None = None, to: str = CHECKPOINT) -> Report:
     """Write facts into a model, and ask it for each of them.
 
     Args:
         settings: choices, and settings that differ from them.
-        out: folder to write the edited model to, as a Hugging Face checkpoint.
+        out: folder to write the edited model to.
+        to: the form in which it is written.
     """
-    with open_page(settings, "edit", out=out) as run:
+    form = load_form(to)
+    with open_page(settings, "edit", out=out, form=form) as run:
         prepared = prepare(run)
         edits = write(run, prepared)
         found = answers(run.workspace, run.model, run.batches, edits[-1:] if run.batches.in_sequence else edits)
@@ -77,8 +80,9 @@ def edit(settings: RunSettings, out: Path | None = None) -> Report:
         held = sum(one.holds for one in found)
         run.workspace.tracker.metrics({"facts": len(found), "facts_held": held})
         if out is not None:
-            about = {**run.about, "scores": {"facts": len(found), "facts_held": held}}
-            export(run.workspace, run.model, edits[-1], out, about)
+            scores = {"facts": len(found), "facts_held": held}
+            about = {**run.about, "run": run.workspace.tracker.run_id, "scores": scores}
+            export(run.workspace, run.model, edits[-1], form, out, about)
         report = finish(run, prepared).model_copy(update={"answers": found})
         log_run_report(run, report, "edit", leverages=prepared.leverages)
         return report

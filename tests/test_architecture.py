@@ -36,7 +36,7 @@ TASK_ROOMS = [
 ]
 """Rooms of ``tasks``, in the order of the data. Each may import those before it."""
 
-FLOW_ROOMS = ["configuration", "reporting", "html", "flows", "services", "cli"]
+FLOW_ROOMS = ["configuration", "reporting", "html", "exports", "flows", "services", "cli"]
 """Rooms of ``flows``, where ``flows`` stands for the flows themselves. Each may import those before it."""
 
 SERVICES = {"prefect", "mlflow"}
@@ -203,11 +203,15 @@ def test_rooms_and_modules_stay_small():
         for path in files(layer):
             assert len(path.read_text().splitlines()) <= MOST_LINES, path
         for init in (ROOT / layer).rglob("__init__.py"):
+            ordered = (
+                TASK_ROOMS + FLOW_ROOMS if init.parent.parent == ROOT else []
+            )  # The rooms of a layer have an order.
             entries = [
-                path for path in init.parent.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()
+                path
+                for path in init.parent.iterdir()
+                if path.suffix == ".py" or ((path / "__init__.py").exists() and path.name not in ordered)
             ]
-            most = len(TASK_ROOMS) if init.parent == ROOT / "tasks" else MOST_ENTRIES
-            assert len(entries) - 1 <= most, f"{init.parent}: {len(entries) - 1} entries"
+            assert len(entries) - 1 <= MOST_ENTRIES, f"{init.parent}: {len(entries) - 1} entries"
 
 
 def test_every_package_is_installed():

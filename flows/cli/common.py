@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from prefect import Flow
 
     from factsmith.flows.reporting.reports import Report
+    from factsmith.tasks.export.form import Form
     from factsmith.tasks.planning.run import Run
     from factsmith.tasks.planning.settings import Settings
     from factsmith.tasks.tracking.runs import PastRun
@@ -122,7 +123,13 @@ def check_runs() -> None:
 
 
 def preflight(
-    settings: Settings, *, dataset: bool, editing: bool = True, out: Path | None = None, past: PastRun | None = None
+    settings: Settings,
+    *,
+    dataset: bool,
+    editing: bool = True,
+    out: Path | None = None,
+    form: Form | None = None,
+    past: PastRun | None = None,
 ) -> Run:
     """Check the user's input before anything is written."""
     from factsmith.tasks.planning.preflight import check_input
@@ -130,7 +137,7 @@ def preflight(
 
     run = Run(settings, Store(home()))
     try:
-        check_input(run, dataset=dataset, editing=editing, out=out, past=past)
+        check_input(run, dataset=dataset, editing=editing, out=out, form=form, past=past)
     except OSError as error:  # So far only the user's paths were used: a name may be too long, permission missing, ...
         raise InputError(f"{error.filename or 'A file'} cannot be used.", got=error.strerror) from None
     return run

@@ -10,6 +10,7 @@ import typer
 
 from factsmith.artifacts.errors import FactsmithError, causes
 from factsmith.flows.cli.ask import ask
+from factsmith.flows.cli.exports import export
 from factsmith.flows.cli.information import conf, pretrain
 from factsmith.flows.cli.pipeline import edit, evaluate, plan, precompute, run
 from factsmith.flows.cli.proposals import known, locate, tune
@@ -50,8 +51,8 @@ def factsmith(
 
 
 for command in (
-    run, sweep, plan, precompute, edit, evaluate, ask, runs, report, compare, known, locate, tune, serve, ui, conf,
-    pretrain,
+    run, sweep, plan, precompute, edit, evaluate, ask, export, runs, report, compare, known, locate, tune, serve, ui,
+    conf, pretrain,
 ):  # fmt: skip
     app.command()(command)
 app.add_typer(store_app, name="store")

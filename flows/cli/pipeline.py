@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from factsmith.artifacts.errors import InputError
 from factsmith.flows.cli.common import (
     Arguments,
     AsJson,
@@ -22,6 +23,7 @@ from factsmith.flows.cli.common import (
     show_report,
     write_report,
 )
+from factsmith.flows.cli.exports import To
 from factsmith.tasks.pipeline.environment import home
 
 __all__ = ["edit", "evaluate", "plan", "precompute", "run"]
@@ -70,6 +72,7 @@ def precompute(
 def edit(
     arguments: FactsAndArguments = None,
     out: Annotated[Path | None, typer.Option(help="folder to write the edited model to")] = None,
+    to: To = "checkpoint",
     report_file: ReportFile = None,
     as_json: AsJson = False,
 ) -> None:
@@ -82,10 +85,14 @@ def edit(
 
     settings = compose_arguments(_with_facts(arguments), stand_ins=UNUSED_WITHOUT_SCORES)
     check_report_file(report_file)
-    preflight(settings, dataset=True, out=out)
+    from factsmith.tasks.export.form import load_form
+
+    if out is None and to != "checkpoint":
+        raise InputError("An export needs a folder.", got=f"--to {to}", remedy="give --out DIR")
+    preflight(settings, dataset=True, out=out, form=load_form(to))
     from factsmith.flows.edit import edit as flow
 
-    report = complete(flow, settings, out)
+    report = complete(flow, settings, out, to)
     write_report(report.mlflow_run_id, report_file)
     show_report(report, settings, as_json, out, report_file)
 

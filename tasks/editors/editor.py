@@ -90,6 +90,7 @@ class Editor(ABC):
         sections: the groups of ``method.*`` that it reads, such as ``training``. All of them are part of its recipe.
         edit: the kind of its edits.
         rate: the setting that bounds how much a batch changes.
+        is_dense: whether its changes have no thin factors.
         uses_contexts: whether it writes facts in all contexts. If not, it uses the clean prompt alone.
     """
 
@@ -98,6 +99,7 @@ class Editor(ABC):
     sections: ClassVar[tuple[str, ...]] = ()
     edit: ClassVar[type[Edit]] = WeightEdit
     rate: ClassVar[str] = "method.training.learning_rate"
+    is_dense: ClassVar[bool] = False
     uses_contexts: ClassVar[bool] = False
 
     @abstractmethod

@@ -1,4 +1,5 @@
-"""Export: an edited model as a checkpoint that other programs can load.
+"""Export: an edited model, or an edit, in a form that other programs can load.
 
-In: an ``edit`` artifact. Out: a Hugging Face checkpoint in a folder of the user's; nothing in the store.
+In: an ``edit`` artifact. Out: files in a folder of the user's; nothing in the store. ``forms`` has one file for each
+form.
 """

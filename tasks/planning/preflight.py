@@ -12,8 +12,9 @@ from typing import Any
 from factsmith.artifacts.errors import InputError
 from factsmith.artifacts.store import Store
 from factsmith.tasks.edit.refiners import load_refiner
-from factsmith.tasks.edit.stage import past_edits
+from factsmith.tasks.edit.stage import past_edits, stored_edits
 from factsmith.tasks.edit.wrappers import load_wrapper
+from factsmith.tasks.export.form import Form, no_memory, not_thin
 from factsmith.tasks.facts.contexts import CLEAN, Context
 from factsmith.tasks.facts.settings import ContextSettings
 from factsmith.tasks.model.stage import known_cost
@@ -36,6 +37,7 @@ def open_run(
     dataset: bool = True,
     editing: bool = True,
     out: Path | None = None,
+    form: Form | None = None,
     past: PastRun | None = None,
     differences: Mapping[str, str] | None = None,
 ) -> Iterator[Run]:
@@ -46,8 +48,9 @@ def open_run(
         flow: the flow that starts the run.
         dataset: whether the run reads facts.
         editing: whether it prepares or makes an edit. If not, it does not read method and corpus.
-        out: folder for the edited model.
-        past: an earlier run whose edits are scored, if no edit is to be made.
+        out: folder for an export.
+        form: the form of the export.
+        past: an earlier run whose edits are scored or exported, if no edit is to be made.
         differences: settings that differ from those of the choices, for the run's name.
 
     Raises:
@@ -57,7 +60,7 @@ def open_run(
     store = Store(home())
     run = Run(settings, store)
     with store.in_use():
-        check_input(run, dataset=dataset, editing=editing, out=out, past=past)
+        check_input(run, dataset=dataset, editing=editing, out=out, form=form, past=past)
         name = title(run, flow, differences, dataset=dataset, editing=editing)
         note = description(run, flow, differences, dataset=dataset, editing=editing)
         unused = frozenset({"trace"}) if editing else frozenset({"method", "corpus", "abilities", "drift"})
@@ -73,6 +76,7 @@ def check_input(
     dataset: bool,
     editing: bool = True,
     out: Path | None = None,
+    form: Form | None = None,
     past: PastRun | None = None,
     sizes: bool = True,
 ) -> None:
@@ -104,7 +108,7 @@ def check_input(
         for family in run.families:
             family.check(model.tokenizer, run.batches.records)
     if past is not None:
-        past_edits(run.workspace.store, past, model, run.settings.dataset.name, run.batches)
+        _check_past(run, past, dataset=dataset)
     elif editing:
         _check_corpus(run)
         if sizes:
@@ -116,7 +120,7 @@ def check_input(
     elif dataset and not editing:
         _ = run.true_records
     if out is not None:
-        _check_out(run, out)
+        _check_out(run, out, form, made=past is not None)
     run.workspace.store.check_writable()
 
 
@@ -200,7 +204,16 @@ def _default(name: str) -> Any:
     return ContextSettings.model_fields[name].get_default(call_default_factory=True)
 
 
-def _check_out(run: Run, out: Path) -> None:
+def _check_past(run: Run, past: PastRun, *, dataset: bool) -> None:
+    store, settings = run.workspace.store, run.settings
+    if dataset:
+        past_edits(store, past, run.model, settings.dataset.name, run.batches)
+    else:
+        stored_edits(store, past, run.model)
+
+
+def _check_out(run: Run, out: Path, form: Form | None, *, made: bool) -> None:
+    """Check that an export can be written. An edit that is ``made`` is checked by ``Form.check``."""
     out = out.expanduser().resolve()
     if out.is_relative_to(run.workspace.store.root):
         raise InputError(
@@ -209,6 +222,18 @@ def _check_out(run: Run, out: Path) -> None:
         )
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} exists already.", expected="a new or an empty folder")
+    parent = next(folder for folder in out.absolute().parents if folder.exists())
+    try:
+        with tempfile.TemporaryDirectory(dir=parent):
+            pass
+    except OSError:
+        raise InputError(f"{out} cannot be created.", got=f"{parent} is not a writable folder") from None
+    if not made:
+        _check_export(run, out, form)
+
+
+def _check_export(run: Run, out: Path, form: Form | None) -> None:
+    """Check that the edit that is to be made can be exported."""
     if len(run.batches.written) > 1:
         raise InputError(
             f"{len(run.batches.batches)} batches are edited independently, so there is no single model to write to "
@@ -216,9 +241,15 @@ def _check_out(run: Run, out: Path) -> None:
             expected="one batch",
             remedy="set method.batch_size=all, or method.sequence.history to write one after the other",
         )
-    parent = next(folder for folder in out.absolute().parents if folder.exists())
-    try:
-        with tempfile.TemporaryDirectory(dir=parent):
-            pass
-    except OSError:
-        raise InputError(f"{out} cannot be created.", got=f"{parent} is not a writable folder") from None
+    if form is not None and run.adds_memory and not form.holds_memory:
+        raise no_memory(form.name, run.settings.method.name)
+    if form is not None and form.is_thin and _is_dense(run):
+        raise not_thin(form.name, f"method={run.settings.method.name}")
+
+
+def _is_dense(run: Run) -> bool:
+    """Whether the method's changes are known to have no thin factors."""
+    if run.editor is not None:
+        return run.editor.is_dense
+    refiner = load_refiner(run.settings.method)
+    return refiner is not None and refiner.is_dense and run.settings.method.wrapper is None

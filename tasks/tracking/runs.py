@@ -87,7 +87,7 @@ class PastRun:
         Raises:
             InputError: the run has kept none.
         """
-        found: dict[str, Any] = json.loads(self._text("config.json"))
+        found: dict[str, Any] = self.document("config.json")
         return found
 
     @property
@@ -97,8 +97,16 @@ class PastRun:
         Raises:
             InputError: the run made no edit.
         """
-        places: list[str] = json.loads(self._text(EDITS))
+        places: list[str] = self.document(EDITS)
         return places
+
+    def document(self, name: str) -> Any:
+        """A JSON file of the run.
+
+        Raises:
+            InputError: the run has no such file.
+        """
+        return json.loads(self._text(name))
 
     @property
     def report(self) -> str:

@@ -25,6 +25,7 @@ class FineTuning(Editor):
     name = "ft"
     version = 1
     sections = ("training", "ft")
+    is_dense = True
 
     def write(self, decoder: Decoder, before: Edit | None, task: Task) -> Written:
         """The change of each layer is dense. In a sequence, it holds all batches, and so does the limit of FT-L."""

@@ -1,0 +1,101 @@
+"""Which edit of which earlier run is exported."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from factsmith.artifacts.artifact import Artifact
+from factsmith.artifacts.errors import InputError
+from factsmith.artifacts.store import Store
+from factsmith.tasks.tracking.runs import PastRun, find_run, past_runs
+
+__all__ = ["EXPORTED", "Source", "chosen_edit", "find_source"]
+
+EDIT = "edit/"
+"""The beginning of an edit's address."""
+
+EXPORTED = "exported.json"
+"""The file of a run of the flow ``export`` that names the run whose edit it has exported."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where an edit comes from.
+
+    Attributes:
+        run: the run that made or scored it.
+        place: where the store keeps it, if its address was given.
+    """
+
+    run: PastRun
+    place: str | None = None
+
+
+def find_source(home: Path, name: str) -> Source:
+    """The run called ``name``, or the last run that has the edit of this address, one with scores if there is one.
+
+    Args:
+        home: the home of the runs and of the store.
+        name: ``latest``, an id as ``find_run`` takes it, or ``edit/DIGEST``, which may be abbreviated.
+
+    Raises:
+        InputError: there is no such run or edit, more than one has this name, or no run has this edit.
+    """
+    if not name.startswith(EDIT):
+        run = find_run(home, name)
+        # An export is a run too, and the last one after itself.
+        return Source(find_run(home, run.document(EXPORTED)["run"]) if run.flow == "export" else run)
+    places = ["/".join(path.parts[-3:]) for path in Store(home).resolve(name)]
+    runs = [run for run in past_runs(home) if run.flow != "export" and set(places) & set(_edits(run))]
+    if not runs:
+        raise InputError(
+            f"No run has the edit {name}, so the settings that made it are not known.",
+            expected="the last edit of a run, or one at which a sequence was scored",
+            remedy="`factsmith runs` lists the runs",
+        )
+    run = next((run for run in runs if run.score), runs[0])
+    return Source(run, places[0] if len(places) == 1 else None)
+
+
+def _edits(run: PastRun) -> Sequence[str]:
+    try:
+        return run.edits
+    except InputError:  # It made none, or did not finish.
+        return ()
+
+
+def chosen_edit(source: Source, edits: Sequence[Artifact], *, in_sequence: bool, batch: int | None) -> Artifact:
+    """The edit to export.
+
+    Args:
+        source: where it comes from.
+        edits: the edits of the run: one for each batch, or one for each number of batches at which a sequence was
+            scored.
+        in_sequence: whether they are those of a sequence.
+        batch: number of the batch that the edit writes, counted from 1; in a sequence, number of batches that it holds.
+            ``None`` for the only batch, or for all batches of a sequence.
+
+    Raises:
+        InputError: the run has no such edit, or has several and none is chosen.
+    """
+    by_number = {one.key["batches"] if in_sequence else number: one for number, one in enumerate(edits, 1)}
+    if source.place is not None:
+        if batch is not None:
+            raise InputError("The address of an edit names its batch already.", got=f"--batch {batch}")
+        return next(one for one in edits if one.place == source.place)
+    if batch is None and (in_sequence or len(edits) == 1):
+        return edits[-1]
+    if batch not in by_number:
+        what = "numbers of batches after which the sequence was scored" if in_sequence else "batches, each an edit"
+        shown = [f"{number} ({one.summary['facts']:,} facts)" for number, one in by_number.items()]
+        raise InputError(
+            f"Run {source.run.id[:8]} has no edit of {'the first ' if in_sequence else ''}batch {batch}."
+            if batch is not None
+            else f"Run {source.run.id[:8]} has {len(edits)} edits, because its batches are independent.",
+            got=None if batch is None else f"--batch {batch}",
+            expected=f"one of the {what}: {', '.join(shown[:12])}{', ...' if len(shown) > 12 else ''}",
+            remedy="choose one with --batch N",
+        )
+    return by_number[batch]

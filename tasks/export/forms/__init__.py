@@ -1,0 +1,1 @@
+"""Forms of an export, one file each. Each defines a ``FORM``."""
