@@ -67,6 +67,13 @@ class Checkpoint:
     hub: HubWeights | None = None
 
     @property
+    def source(self) -> tuple[str, str | None]:
+        """What ``from_pretrained`` loads it by: ``owner/name`` on the hub and the commit, or the folder."""
+        if self.hub is None:
+            return str(self.path.resolve()), None
+        return self.hub.snapshot.repository.identifier, self.hub.snapshot.commit
+
+    @property
     def block_count(self) -> int:
         return self.layout.block_count(self.config)
 
