@@ -19,26 +19,44 @@ from factsmith.tasks.editors.stage import write_facts
 from factsmith.tasks.evaluation.answers_stage import answers
 from factsmith.tasks.export.form import CHECKPOINT, load_form
 from factsmith.tasks.export.stage import export
+from factsmith.tasks.facts.batches import FactBatches
 from factsmith.tasks.facts.stage import Contexts, contexts
+from factsmith.tasks.ledger.entries import scored
+from factsmith.tasks.planning.ledgers import ledgers_of, log_edits
 from factsmith.tasks.planning.run import Run
 from factsmith.tasks.preservation.principal_directions_stage import principal_directions
-from factsmith.tasks.tracking.runs import EDITS
 from factsmith.tasks.values.stage import values
 
-__all__ = ["edit", "write"]
+__all__ = ["edit", "write", "write_batches"]
 
 
 def write(run: Run, prepared: Prepared) -> list[Artifact]:
-    """Write the facts: contexts -> values -> edit. In a sequence: contexts -> principal directions -> edit.
-
-    A sequence optimises its value vectors in stage ``edit``, because they depend on the weights that earlier batches
-    left. An editor needs neither value vectors nor directions.
+    """Write the facts of a run, and log its edits and their ledgers.
 
     Returns:
         One edit for each batch. In a sequence, one edit for each number of batches that is scored; the last one holds
         the changes of all batches.
     """
-    workspace, model, layers, method, batches = run.workspace, run.model, run.layers, run.settings.method, run.batches
+    edits = write_batches(run, prepared, run.batches)
+    log_edits(run, run.batches, edits)
+    return edits
+
+
+def write_batches(run: Run, prepared: Prepared, batches: FactBatches) -> list[Artifact]:
+    """Write facts: contexts -> values -> edit. In a sequence: contexts -> principal directions -> edit.
+
+    A sequence optimises its value vectors in stage ``edit``, because they depend on the weights that earlier batches
+    left. An editor needs neither value vectors nor directions.
+
+    Args:
+        run: the run.
+        prepared: what was prepared for it.
+        batches: the facts.
+
+    Returns:
+        As ``write``.
+    """
+    workspace, model, layers, method = run.workspace, run.model, run.layers, run.settings.method
     editor, factors = run.editor, prepared.factors
     if editor is not None:
         edits = write_facts(
@@ -54,7 +72,6 @@ def write(run: Run, prepared: Prepared) -> list[Artifact]:
         templates = _contexts(run)
         vectors = values(workspace, model, layers[-1], method.value, templates, batches.requests)
         edits = edit_batches(workspace, model, layers, method, batches.batches, templates, vectors, factors)
-    workspace.tracker.document([artifact.place for artifact in edits], EDITS)
     return edits
 
 
@@ -82,7 +99,11 @@ def edit(settings: RunSettings, out: Path | None = None, to: str = CHECKPOINT) -
         if out is not None:
             scores = {"facts": len(found), "facts_held": held}
             about = {**run.about, "run": run.workspace.tracker.run_id, "scores": scores}
-            export(run.workspace, run.model, edits[-1], form, out, about)
+            (ledger,) = ledgers_of(run, run.batches, edits)
+            holds = {one.case_id: one.holds for one in found}
+            last = scored(ledger.edits[-1], scores, holds)
+            ledger = ledger.model_copy(update={"edits": (*ledger.edits[:-1], last)})
+            export(run.workspace, run.model, edits[-1], form, out, about, ledger)
         report = finish(run, prepared).model_copy(update={"answers": found})
         log_run_report(run, report, "edit", leverages=prepared.leverages)
         return report

@@ -29,6 +29,7 @@ from factsmith.tasks.editors.inference_stage import inference
 from factsmith.tasks.evaluation.held_out.drift_stage import drift
 from factsmith.tasks.evaluation.stage import evaluation, prompt_table
 from factsmith.tasks.evaluation.trajectory_stage import trajectory
+from factsmith.tasks.ledger.runs_stage import keep_ledgers, run_ledgers
 from factsmith.tasks.model.stage import model
 from factsmith.tasks.pipeline.environment import home
 from factsmith.tasks.planning.run import Run
@@ -175,6 +176,7 @@ def evaluate(settings: RunSettings, run: str | None = None) -> Report:
         store, dataset = current.workspace.store, current.settings.dataset.name
         edits = past_edits(store, past, current.model, dataset, current.batches)
         current.workspace.tracker.document(past.edits, EDITS)
+        keep_ledgers(current.workspace.tracker, run_ledgers(past, store))
         model(current.workspace, current.model)
         scored = score(current, edits)
         show_scores(current, scored.scores)

@@ -30,13 +30,15 @@ TASK_ROOMS = [
     "evaluation",
     "abilities",
     "ask",
+    "ledger",
+    "deltas",
     "export",
     "locate",
     "planning",
 ]
 """Rooms of ``tasks``, in the order of the data. Each may import those before it."""
 
-FLOW_ROOMS = ["configuration", "reporting", "html", "exports", "flows", "services", "cli"]
+FLOW_ROOMS = ["configuration", "reporting", "html", "flows", "exports", "services", "cli"]
 """Rooms of ``flows``, where ``flows`` stands for the flows themselves. Each may import those before it."""
 
 SERVICES = {"prefect", "mlflow"}

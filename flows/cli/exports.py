@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -11,7 +11,7 @@ from factsmith.artifacts.errors import InputError
 from factsmith.flows.cli.common import AsJson, check_runs, complete, preflight, start
 from factsmith.tasks.pipeline.environment import home
 
-__all__ = ["Out", "To", "export"]
+__all__ = ["Keep", "Out", "To", "export"]
 
 To = Annotated[
     str,
@@ -20,6 +20,14 @@ To = Annotated[
     ),
 ]
 Out = Annotated[Path | None, typer.Option(help="folder to write, new or empty")]
+Keep = Annotated[
+    Literal["entries", "tensors", "nothing"] | None,
+    typer.Option(
+        "--keep",
+        help="what a delta keeps of the weights before it, so that it can be undone bit for bit: the entries that "
+        "subtraction does not give back (default), whole tensors, or nothing",
+    ),
+]
 
 
 def export(
@@ -35,6 +43,7 @@ def export(
         int | None,
         typer.Option(min=1, metavar="N", help="which of several independent batches, or the first N of a sequence"),
     ] = None,
+    keep: Keep = None,
     as_json: AsJson = False,
 ) -> None:
     """Write an edit of an earlier run to a folder, as a checkpoint or in another form that programs load."""
@@ -49,17 +58,16 @@ def export(
     start()
     check_runs()
     from factsmith.flows.configuration.composition import compose_again
-    from factsmith.flows.exports.choice import chosen_edit, find_source
+    from factsmith.flows.exports.choice import chosen_edit, chosen_form, find_source
     from factsmith.tasks.edit.stage import stored_edits
     from factsmith.tasks.editors.stage import read_edit
-    from factsmith.tasks.export.form import load_form
 
-    form, source = load_form(to), find_source(home(), name)
+    form, source = chosen_form(to, keep), find_source(home(), name)
     settings = compose_again(source.run.content, given)
     run = preflight(settings, dataset=False, out=out, form=form, past=source.run)
     edits = stored_edits(run.workspace.store, source.run, run.model)
     form.check(read_edit(chosen_edit(source, edits, in_sequence=settings.method.in_sequence, batch=batch)))
     from factsmith.flows.exports.export import export as flow
 
-    report = complete(flow, settings, name, out, to, batch)
+    report = complete(flow, settings, name, out, to, batch, keep)
     typer.echo(report.model_dump_json() if as_json else f"Written: {report.out} ({report.form} of {report.edit})")

@@ -12,6 +12,7 @@ from factsmith.artifacts.errors import FactsmithError, causes
 from factsmith.flows.cli.ask import ask
 from factsmith.flows.cli.exports import export
 from factsmith.flows.cli.information import conf, pretrain
+from factsmith.flows.cli.lineage import apply, log, undo
 from factsmith.flows.cli.pipeline import edit, evaluate, plan, precompute, run
 from factsmith.flows.cli.proposals import known, locate, tune
 from factsmith.flows.cli.runs import compare, report, runs
@@ -51,8 +52,8 @@ def factsmith(
 
 
 for command in (
-    run, sweep, plan, precompute, edit, evaluate, ask, export, runs, report, compare, known, locate, tune, serve, ui,
-    conf, pretrain,
+    run, sweep, plan, precompute, edit, evaluate, ask, export, apply, undo, log, runs, report, compare, known, locate,
+    tune, serve, ui, conf, pretrain,
 ):  # fmt: skip
     app.command()(command)
 app.add_typer(store_app, name="store")

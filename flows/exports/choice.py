@@ -9,9 +9,12 @@ from pathlib import Path
 from factsmith.artifacts.artifact import Artifact
 from factsmith.artifacts.errors import InputError
 from factsmith.artifacts.store import Store
+from factsmith.tasks.deltas.file import Keeps
+from factsmith.tasks.export.form import Form, load_form
+from factsmith.tasks.export.forms.delta import DeltaForm
 from factsmith.tasks.tracking.runs import PastRun, find_run, past_runs
 
-__all__ = ["EXPORTED", "Source", "chosen_edit", "find_source"]
+__all__ = ["EXPORTED", "Source", "chosen_edit", "chosen_form", "find_source"]
 
 EDIT = "edit/"
 """The beginning of an edit's address."""
@@ -64,6 +67,28 @@ def _edits(run: PastRun) -> Sequence[str]:
         return run.edits
     except InputError:  # It made none, or did not finish.
         return ()
+
+
+def chosen_form(name: str, keep: Keeps | None) -> Form:
+    """The form called ``name``, with what the user chose for it.
+
+    Args:
+        name: the name.
+        keep: what a delta keeps of the weights before it; ``None`` for its default.
+
+    Raises:
+        InputError: there is no such form, or it does not read what was chosen.
+    """
+    form = load_form(name)
+    if keep is None:
+        return form
+    if not isinstance(form, DeltaForm):
+        raise InputError(
+            f"The form {name} keeps nothing of the weights before an edit.",
+            got=f"--keep {keep}",
+            remedy="leave out --keep, or set --to delta",
+        )
+    return DeltaForm(keep)
 
 
 def chosen_edit(source: Source, edits: Sequence[Artifact], *, in_sequence: bool, batch: int | None) -> Artifact:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
@@ -16,8 +17,18 @@ from factsmith.tasks.tracking.runs import PastRun
 
 if TYPE_CHECKING:
     from factsmith.flows.reporting.comparison import Comparison, Score
+    from factsmith.tasks.ledger.ledger import Ledger
+    from factsmith.tasks.ledger.status import Line
 
-__all__ = ["comparison_tables", "described", "grouped", "runs_table"]
+__all__ = [
+    "comparison_tables",
+    "described",
+    "described_line",
+    "grouped",
+    "ledger_lines_said",
+    "ledger_table",
+    "runs_table",
+]
 
 Family = list[tuple[int, PastRun]]
 """A run and all its parts, each with its depth."""
@@ -167,3 +178,77 @@ def _difference(score: Score | None) -> str:
     if not any(round(number, 1) for number in (one.value, one.low, one.high)):
         return "  0.0 no difference"
     return f"{one.value:+z5.1f} [{one.low:+z.1f}, {one.high:+z.1f}]{' noise' if score.noise else ''}"
+
+
+# --------------------------------------------------------------------------------------------- what runs have written
+
+
+def ledger_table(lines: Sequence[Line], ledgers: Sequence[Ledger], limit: int) -> Table:
+    """The last facts of ledgers, one row each. A line separates facts of different models.
+
+    Args:
+        lines: the facts.
+        ledgers: the ledgers that they are from.
+        limit: most facts to show.
+    """
+    notes = [f"the last {limit} of {len(lines)} facts: --limit {len(lines)} shows all"] if len(lines) > limit else []
+    notes += ["facts between two lines are in one model, those of different sections in different ones"][
+        : len(ledgers) - 1
+    ]
+    table = Table(title="ledger", title_justify="left", caption="\n".join(notes) or None, caption_justify="left")
+    for name in ("#", "case"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("prompt")
+    table.add_column("new object")
+    for name in ("run", "holds", "status"):
+        table.add_column(name, no_wrap=True)
+    ends = set(accumulate(sum(len(edit.facts) for edit in ledger.edits) for ledger in ledgers))
+    for line in lines[-limit:]:
+        fact, colour = line.fact, "yellow" if line.overwritten else ""
+        table.add_row(
+            str(line.number),
+            str(fact.case_id),
+            fact.prompt,
+            fact.target_new,
+            line.edit.run[:8] if line.edit.run else "-",
+            {None: "-", True: "yes", False: "no"}[fact.holds],
+            Text(line.status, style=colour),
+            end_section=line.number in ends,
+        )
+    return table
+
+
+def ledger_lines_said(ledgers: Sequence[Ledger]) -> Iterator[str]:
+    """What each edit of ledgers is, on one line each."""
+    for number, ledger in enumerate(ledgers, start=1):
+        where = f"Model {number}" if len(ledgers) > 1 else "Model"
+        yield f"{where}: {ledger.base} (weights {ledger.weights[:12]}), edited by"
+        for edit in ledger.edits:
+            scores = ", ".join(f"{name} {value:g}" for name, value in _shown(edit.scores).items())
+            run = f"run {edit.run[:8]}" if edit.run else "an unknown run"
+            yield (
+                f"  {run}, {_moment(edit.written)}, {edit.method}: {len(edit.facts):,} facts"
+                f"{f'; {scores}' if scores else ''}"
+            )
+
+
+def described_line(line: Line, ledgers: Sequence[Ledger]) -> dict[str, Any]:
+    """A fact of a ledger as ``--json`` prints it. ``model`` is the place of its ledger, from 0."""
+    model = next(place for place, one in enumerate(ledgers) if any(edit is line.edit for edit in one.edits))
+    return {
+        "number": line.number,
+        **line.fact.model_dump(mode="json"),
+        "prompt": line.fact.prompt,
+        "model": model,
+        "edit": line.edit.edit,
+        "run": line.edit.run,
+        "written": line.edit.written.isoformat(),
+        "method": line.edit.method,
+        "later": line.later,
+        "overwritten": line.overwritten,
+    }
+
+
+def _shown(scores: Mapping[str, float]) -> dict[str, float]:
+    """The scores of an edit that fit on a line: how many facts hold, and the first few metrics."""
+    return dict(list(scores.items())[-2:] + list(scores.items())[:-2][:4])

@@ -34,6 +34,7 @@ from factsmith.tasks.values.stage import Values
 __all__ = [
     "REQUESTS",
     "SECONDS_WRITTEN",
+    "base_inputs",
     "colliding",
     "edit",
     "edit_recipe",
@@ -230,7 +231,7 @@ def stored_edits(store: Store, run: PastRun, model: Model) -> list[Artifact]:
         )
     found = [artifact for artifact in edits if artifact is not None]
     for role, digest in model.fingerprint.inputs.items():
-        if (edited := _inputs(store, found[0]).get(role)) != digest:
+        if (edited := base_inputs(store, found[0]).get(role)) != digest:
             raise InputError(
                 f"Run {run.id} edited a model with {'other weights' if role == 'model' else 'another tokenizer'} than "
                 f"{model.name} has now.",
@@ -269,7 +270,7 @@ def past_edits(store: Store, run: PastRun, model: Model, dataset: str, batches: 
     return found
 
 
-def _inputs(store: Store, edit: Artifact) -> Mapping[str, str]:
+def base_inputs(store: Store, edit: Artifact) -> Mapping[str, str]:
     """The digests of what an edit was made from, by role. An edit in a sequence names the sequence, whose parts do."""
     inputs: Mapping[str, str] = edit.manifest.recipe["series"]["inputs"]
     if "sequence" not in inputs:

@@ -47,6 +47,16 @@ class FactBatches:
         scored = scored_batches([len(batch) for batch in batches], evaluate_at) if in_sequence else None
         return cls(batches, scored)
 
+    def without(self, record: Record) -> FactBatches:
+        """The batches that ``record`` leaves: in a sequence all of them, and otherwise its own batch, without it.
+
+        A batch of this record alone is left out. A sequence is then scored at its end.
+        """
+        batches = self.batches if self.in_sequence else [batch for batch in self.batches if record in batch]
+        left = [[one for one in batch if one.request.digest != record.request.digest] for batch in batches]
+        left = [batch for batch in left if batch]
+        return FactBatches(left, [len(left)] if self.in_sequence else None)
+
     @property
     def in_sequence(self) -> bool:
         """Whether each batch is written into the weights that the one before it left."""

@@ -46,7 +46,7 @@ _TOKENIZER_FILES = (
 
 _CHAT_TEMPLATE = "chat_template.jinja"
 
-_SMALL_FILES = ("config.json", "generation_config.json", _CHAT_TEMPLATE, *_TOKENIZER_FILES)
+_SMALL_FILES = ("config.json", "generation_config.json", _CHAT_TEMPLATE, *_TOKENIZER_FILES, "ledger.json")
 """Files that are fetched from the hub when a checkpoint is opened."""
 
 

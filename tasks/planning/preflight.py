@@ -17,6 +17,7 @@ from factsmith.tasks.edit.wrappers import load_wrapper
 from factsmith.tasks.export.form import Form, no_memory, not_thin
 from factsmith.tasks.facts.contexts import CLEAN, Context
 from factsmith.tasks.facts.settings import ContextSettings
+from factsmith.tasks.ledger.ledger import read_ledger
 from factsmith.tasks.model.stage import known_cost
 from factsmith.tasks.pipeline.environment import home
 from factsmith.tasks.planning.run import Run
@@ -26,7 +27,7 @@ from factsmith.tasks.preservation.stage import check_sizes
 from factsmith.tasks.tracking.runs import PastRun
 from factsmith.tasks.values.checks import check_requests
 
-__all__ = ["check_input", "open_run"]
+__all__ = ["check_input", "check_new_folder", "open_run"]
 
 
 @contextmanager
@@ -99,6 +100,7 @@ def check_input(
     if known_cost(run.workspace, model) is None:
         model.checkpoint.check_readable()
     _ = model.device_map, model.tokenizer
+    read_ledger(model.checkpoint.path)
     if dataset:
         _ = run.families
         if editing:
@@ -214,11 +216,22 @@ def _check_past(run: Run, past: PastRun, *, dataset: bool) -> None:
 
 def _check_out(run: Run, out: Path, form: Form | None, *, made: bool) -> None:
     """Check that an export can be written. An edit that is ``made`` is checked by ``Form.check``."""
+    check_new_folder(out, run.workspace.store)
+    if not made:
+        _check_export(run, out, form)
+
+
+def check_new_folder(out: Path, store: Store) -> None:
+    """Check that a folder that the user asks for can be written, before the work for it begins.
+
+    Raises:
+        InputError: it has files, is in the store, or cannot be created.
+    """
     out = out.expanduser().resolve()
-    if out.is_relative_to(run.workspace.store.root):
+    if out.is_relative_to(store.root):
         raise InputError(
             f"{out} is in the folder of the artifacts, where `factsmith store gc` removes what it does not know.",
-            expected=f"a folder outside {run.workspace.store.root}",
+            expected=f"a folder outside {store.root}",
         )
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} exists already.", expected="a new or an empty folder")
@@ -228,8 +241,6 @@ def _check_out(run: Run, out: Path, form: Form | None, *, made: bool) -> None:
             pass
     except OSError:
         raise InputError(f"{out} cannot be created.", got=f"{parent} is not a writable folder") from None
-    if not made:
-        _check_export(run, out, form)
 
 
 def _check_export(run: Run, out: Path, form: Form | None) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from safetensors.torch import save_file
 
+from factsmith.tasks.deltas.weights import checksums, state_of
 from factsmith.tasks.edit.edit import OTHER_EDIT, OTHER_TENSORS, Edit
 from factsmith.tasks.editors.load import BASE, SAID
 from factsmith.tasks.export.form import Form
@@ -33,9 +34,10 @@ class Checkpoint(Form):
         weights.mkdir(exist_ok=True)
         with nullcontext() if edit.adds_memory else edit.applied(model.decoder):
             model.decoder.save(weights)
+            state = None if edit.adds_memory else state_of(checksums(model.decoder))
         model.checkpoint.copy_tokenizer(weights)
         if not edit.adds_memory:
-            return {}
+            return {"state": state}
         save_file({name: one.cpu().contiguous() for name, one in edit.tensors().items()}, folder / OTHER_TENSORS)
         stored = {"kind": edit.kind, "values": edit.values()}
         (folder / OTHER_EDIT).write_text(json.dumps(stored, indent=1, sort_keys=True) + "\n", encoding="utf-8")
