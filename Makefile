@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
 .DEFAULT_GOAL := run
-.PHONY: run test test-all check bench bench-gpu bench-large pretrain clean
+.PHONY: run test test-all campaign check bench bench-gpu bench-large pretrain clean
 
 run: $(INSTALLED)
 	$(BIN)/factsmith run
@@ -17,6 +17,11 @@ test: $(INSTALLED)
 # Also the slow tests, which repeat in every case what others show in one.
 test-all: $(INSTALLED)
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m 'slow or not slow'
+
+# Random kills and random damage, for MINUTES minutes each, with counts at the end.
+MINUTES ?= 10
+campaign: $(INSTALLED)
+	FACTSMITH_CAMPAIGN=$(MINUTES) $(BIN)/python -m pytest tests/campaigns -m slow --capture=no
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .
