@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -12,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from factsmith.artifacts.errors import InputError, closest
+from factsmith.artifacts.errors import InputError
 from factsmith.artifacts.store import Store
-from factsmith.flows.cli.common import AsJson, check_runs, show, start
+from factsmith.flows.cli.common import AsJson, check_runs, model_settings, names_run, show, start
 from factsmith.tasks.pipeline.environment import home
 
 if TYPE_CHECKING:
@@ -23,13 +22,11 @@ if TYPE_CHECKING:
     from factsmith.tasks.ask.replies import Reply
     from factsmith.tasks.edit.edit import Edit
     from factsmith.tasks.planning.run import Run
-    from factsmith.tasks.planning.settings import Settings
     from factsmith.tasks.tracking.runs import PastRun
 
 __all__ = ["ask"]
 
 _SETTING = re.compile(r"(model|runtime)\.[a-z_.]+=.*", re.DOTALL)
-_RUN = re.compile(r"latest|[0-9a-f]{4,32}")
 
 
 def ask(
@@ -118,10 +115,9 @@ def _opened(store: Store, target: str, settings: Sequence[str], batch: int | Non
     Raises:
         InputError: it names nothing, or an edit that cannot be used.
     """
-    from factsmith.flows.configuration.choices import choice_names
     from factsmith.tasks.planning.run import Run
 
-    if not os.path.lexists(target) and target not in choice_names("model") and _RUN.fullmatch(target):
+    if names_run(target):
         check_runs()
         from factsmith.flows.configuration.composition import compose_again
         from factsmith.tasks.editors.stage import read_edit
@@ -139,25 +135,8 @@ def _opened(store: Store, target: str, settings: Sequence[str], batch: int | Non
     if (folder / OTHER_EDIT).is_file():
         from factsmith.tasks.editors.load import BASE, read_memory
 
-        return _Models(Run(_settings(str(folder / BASE), settings), store), read_memory(folder))
-    return _Models(Run(_settings(target, settings), store))
-
-
-def _settings(model: str, settings: Sequence[str]) -> Settings:
-    """The settings that open a model: a choice, or what ``model.path`` takes."""
-    from factsmith.flows.configuration.choices import choice_names
-    from factsmith.flows.configuration.composition import UNUSED_BY_LOCATE, compose
-
-    is_choice = model in choice_names("model") or model.endswith((".yaml", ".yml"))
-    if not is_choice and not os.path.lexists(model) and "/" not in model:
-        raise InputError(
-            f"There is no run and no model {model!r}.",
-            expected="a run, a choice of model, a folder, a GGUF file, or owner/name on the hub",
-            remedy=closest(model, choice_names("model")),
-        )
-    which = [f"model={model}"] if is_choice else ["model=local", f"model.path={model}"]
-    stand_ins = {**UNUSED_BY_LOCATE, "trace": {}, "dataset": {"path": None}}
-    return compose([*which, *settings], stand_ins=stand_ins)
+        return _Models(Run(model_settings(str(folder / BASE), settings), store), read_memory(folder))
+    return _Models(Run(model_settings(target, settings), store))
 
 
 def _edit(run: Run, past: PastRun, batch: int | None) -> Any:

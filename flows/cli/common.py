@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from factsmith.artifacts.errors import InputError
+from factsmith.artifacts.errors import InputError, closest
 from factsmith.artifacts.signs_of_life import living
 from factsmith.artifacts.store import Store
 from factsmith.tasks.pipeline.environment import SERVED, check_writable, home, prepare_command_line
@@ -34,6 +36,8 @@ __all__ = [
     "check_runs",
     "complete",
     "compose_arguments",
+    "model_settings",
+    "names_run",
     "preflight",
     "show",
     "show_report",
@@ -42,6 +46,8 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+
+_RUN = re.compile(r"latest|[0-9a-f]{4,32}")
 
 _BEGINNING = 500
 """Characters at the beginning of a file that tell whether it is a report."""
@@ -85,6 +91,38 @@ def compose_arguments(arguments: list[str] | None, **options: Any) -> Settings:
     from factsmith.flows.configuration.composition import compose
 
     return compose(arguments or [], **options)
+
+
+def names_run(name: str) -> bool:
+    """Whether an argument that names a run or a model names a run: its id or ``latest``."""
+    from factsmith.flows.configuration.choices import choice_names
+
+    return not os.path.lexists(name) and name not in choice_names("model") and bool(_RUN.fullmatch(name))
+
+
+def model_settings(model: str, settings: Sequence[str]) -> Settings:
+    """The settings that open a model and read nothing else.
+
+    Args:
+        model: a choice, a YAML file, or what ``model.path`` takes.
+        settings: settings besides.
+
+    Raises:
+        InputError: there is no such model.
+    """
+    from factsmith.flows.configuration.choices import choice_names
+    from factsmith.flows.configuration.composition import UNUSED_BY_LOCATE, compose
+
+    is_choice = model in choice_names("model") or model.endswith((".yaml", ".yml"))
+    if not is_choice and not os.path.lexists(model) and "/" not in model:
+        raise InputError(
+            f"There is no run and no model {model!r}.",
+            expected="a run, a choice of model, a folder, a GGUF file, or owner/name on the hub",
+            remedy=closest(model, choice_names("model")),
+        )
+    which = [f"model={model}"] if is_choice else ["model=local", f"model.path={model}"]
+    stand_ins = {**UNUSED_BY_LOCATE, "trace": {}, "dataset": {"path": None}}
+    return compose([*which, *settings], stand_ins=stand_ins)
 
 
 def check_report_file(file: Path | None) -> None:

@@ -11,7 +11,7 @@ import typer
 
 from factsmith.artifacts.errors import InputError
 from factsmith.artifacts.store import Store
-from factsmith.flows.cli.common import AsJson, check_runs, complete, compose_arguments, preflight, show, start
+from factsmith.flows.cli.common import AsJson, check_runs, complete, model_settings, names_run, preflight, show, start
 from factsmith.flows.cli.exports import Keep, Out
 from factsmith.tasks.pipeline.environment import home
 
@@ -136,8 +136,7 @@ def _restack(
         raise InputError("There is no delta.", expected="folders that `factsmith export RUN --to delta` wrote")
     check_stack(deltas, independent=independent)
     check_new_folder(out, Store(home()))
-    run = model_run(settings, model, dtype=deltas[0].about.dtype)
-    run.workspace.store.check_writable()
+    run = _opened(model, settings, deltas[0].about.dtype)
     work = undo_deltas if undo else apply_deltas
     found = work(run.workspace, run.model, deltas, out, independent=independent)
     pairs = contradictions(found.ledger)
@@ -244,7 +243,6 @@ def _ledgers(model: str) -> list[Ledger]:
     Raises:
         InputError: it names nothing that has a ledger.
     """
-    from factsmith.flows.configuration.choices import choice_names
     from factsmith.tasks.ledger.ledger import read_ledger
     from factsmith.tasks.ledger.runs_stage import ledgers_on, run_ledgers
     from factsmith.tasks.tracking.runs import find_run, past_runs
@@ -253,49 +251,42 @@ def _ledgers(model: str) -> list[Ledger]:
     if folder.is_dir() and (found := read_ledger(folder)) is not None:
         return [found]
     store = Store(home())
-    if not (folder.exists() or folder.suffix or "/" in model or model in choice_names("model")):
+    if names_run(model):
         check_runs()
         return run_ledgers(find_run(home(), model), store)
-    opened = model_run([], model)
-    check_runs()
+    from factsmith.tasks.planning.run import Run
+
+    opened = Run(model_settings(model, []), store)
     weights = opened.model.fingerprint.weights if opened.model.checkpoint.is_here else None
+    check_runs()
     return ledgers_on(past_runs(home()), store, opened.settings.model.path, weights)
 
 
-def model_run(arguments: Sequence[str], model: str | None, *, dtype: str | None = None) -> Run:
-    """A run that reads a model and nothing else.
-
-    Args:
-        arguments: settings: those of the model, and ``runtime.*``.
-        model: a choice, a YAML file, a folder or an id on the hub; ``None`` if ``arguments`` name the model.
-        dtype: the data type that its weights must have in memory; ``None`` for that of the settings.
+def _opened(model: str | None, settings: Sequence[str], dtype: str) -> Run:
+    """A run that reads the model of deltas, with weights in ``dtype``.
 
     Raises:
         InputError: there is no such model, or its settings have another data type.
     """
-    from factsmith.flows.configuration.choices import choice_names
-    from factsmith.flows.configuration.composition import UNUSED_BY_LOCATE
     from factsmith.tasks.planning.run import Run
 
-    given = list(arguments)
-    if model is not None:
-        chosen = model in choice_names("model") or Path(model).suffix in (".yaml", ".yml")
-        given = [f"model={model}"] if chosen else ["model=local", f"model.path={model}"]
-        given += arguments
-    elif not any(one.startswith(("model=", "model.path=")) for one in given):
+    named = [one for one in settings if one.startswith(("model=", "model.path="))]
+    if (model is None) != (len(named) == 1):
         raise InputError(
-            "There is no model.", expected="--model MODEL", remedy="name the model that the deltas are for"
+            "There has to be one model.",
+            got=f"--model {model} and {', '.join(named)}" if model else ", ".join(named) or None,
+            expected="--model MODEL, model=CHOICE or model.path=FOLDER",
+            remedy="name the model that the deltas are for",
         )
-    elif not any(one.startswith("model=") for one in given):
-        given.append("model=local")
-    unused = {**UNUSED_BY_LOCATE, "trace": {}, "dataset": {"path": None}, "tracking": {}}
-    settings = compose_arguments(given, stand_ins=unused)
-    if dtype is not None:
-        if settings.model.dtype not in ("auto", dtype):
-            raise InputError(
-                f"The deltas were made for weights in {dtype}.",
-                got=f"model.dtype={settings.model.dtype}",
-                remedy="leave out model.dtype",
-            )
-        settings = settings.model_copy(update={"model": settings.model.model_copy(update={"dtype": dtype})})
-    return Run(settings, Store(home()))
+    others = [one for one in settings if one not in named]
+    composed = model_settings(model or named[0].partition("=")[2], others)
+    if composed.model.dtype not in ("auto", dtype):
+        raise InputError(
+            f"The deltas were made for weights in {dtype}.",
+            got=f"model.dtype={composed.model.dtype}",
+            remedy="leave out model.dtype",
+        )
+    run = Run(composed.model_copy(update={"model": composed.model.model_copy(update={"dtype": dtype})}), Store(home()))
+    run.model.checkpoint.check_readable()
+    run.workspace.store.check_writable()
+    return run

@@ -36,6 +36,13 @@ def check_stack(deltas: Sequence[DeltaFile], *, independent: bool) -> None:
                 )
     befores, afters = [one.about.before for one in deltas], [one.about.after for one in deltas]
     if independent:
+        for one in deltas:
+            if one.about.removes and len(deltas) > 1:
+                raise InputError(
+                    f"{one.folder} removes facts of an edit, and cannot be added to other deltas.",
+                    expected="deltas that add facts",
+                    remedy="apply it alone",
+                )
         return
     if len(deltas) > 1 and len(set(befores)) == 1:
         raise InputError(

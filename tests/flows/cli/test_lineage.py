@@ -119,7 +119,7 @@ def test_deltas_are_stacked_listed_and_undone(write, ok, no, gpt2_folder, tmp_pa
         (("apply", one, "--model", edited), "has the delta"),
         (("apply", two, "--model", gpt2_folder), "was not made for the weights of"),
         (("apply", one, "--model", gpt2_folder, "model.dtype=bfloat16"), "made for weights in float32"),
-        (("apply", one), "There is no model"),
+        (("apply", one), "There has to be one model"),
         (("apply", "--model", gpt2_folder, "runtime.threads=1"), "There is no delta"),
         (("apply", edited, "--model", gpt2_folder), "no delta.json"),
         (("undo", both, one), "has other edits on top"),
