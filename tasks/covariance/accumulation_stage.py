@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 
-import torch
 from torch import Tensor
 
 from factsmith.artifacts.artifact import Artifact, Draft
@@ -20,9 +19,8 @@ from factsmith.artifacts.formats import load_tensors, save_tensors
 from factsmith.artifacts.recipe import Series
 from factsmith.artifacts.removal import discard
 from factsmith.artifacts.store import Store
-from factsmith.tasks.covariance.moments import Moments
+from factsmith.tasks.covariance.moments import ROWS_PER_UPDATE, Moments, grouped
 from factsmith.tasks.covariance.stage import (
-    ROWS_PER_UPDATE,
     Covariances,
     covariance_series,
     new_moments,
@@ -116,7 +114,7 @@ def _sum_up(
             sums.save()
             saved = time.monotonic()
         first = max(start, sums.rows)  # Several devices leave a checkpoint between two spans.
-        for group in _grouped(reader.rows((first, stop), layers, device=workspace.device), ROWS_PER_UPDATE):
+        for group in grouped(reader.rows((first, stop), layers, device=workspace.device), ROWS_PER_UPDATE):
             for layer, rows in group.items():
                 sums.moments[layer].update(rows)
         advance(stop - first)
@@ -156,19 +154,6 @@ def _until(moment: float, units: Iterator[KeyUnit]) -> Iterator[KeyUnit]:
         yield unit
         if time.monotonic() >= moment:
             return
-
-
-def _grouped(units: Iterable[dict[int, Tensor]], size: int) -> Iterator[dict[int, Tensor]]:
-    """The rows of ``units`` in groups of ``size``; the last group may be smaller."""
-    pending: dict[int, Tensor] = {}
-    for unit in units:
-        pending = {layer: torch.cat([pending[layer], rows]) for layer, rows in unit.items()} if pending else unit
-        count = len(next(iter(pending.values())))
-        for first in range(0, count - size + 1, size):
-            yield {layer: rows[first : first + size] for layer, rows in pending.items()}
-        pending = {layer: rows[count - count % size :] for layer, rows in pending.items()} if count % size else {}
-    if pending:
-        yield pending
 
 
 def _added(total: Moments, *others: Moments) -> Moments:

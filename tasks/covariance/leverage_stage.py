@@ -17,8 +17,8 @@ from factsmith.artifacts.store import Store
 from factsmith.tasks.corpus.settings import CorpusSettings
 from factsmith.tasks.covariance.cholesky import SingularMatrixError, cholesky
 from factsmith.tasks.covariance.leverage import held_out_leverages
-from factsmith.tasks.covariance.moments import Moments
-from factsmith.tasks.covariance.stage import ROWS_PER_UPDATE, covariance_series, load_moments, new_moments
+from factsmith.tasks.covariance.moments import ROWS_PER_UPDATE, Moments
+from factsmith.tasks.covariance.stage import covariance_series, load_moments, new_moments
 from factsmith.tasks.keys.stage import KeySource, KeyStream, collect_keys
 from factsmith.tasks.pipeline.progress import progress
 from factsmith.tasks.pipeline.stage import Outcome, stage

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Moments"]
+__all__ = ["ROWS_PER_UPDATE", "Moments", "grouped"]
+
+ROWS_PER_UPDATE = 1024
+"""Keys that are added to the moments in one product."""
 
 _BLOCK = 512
 
@@ -89,3 +94,19 @@ class Moments:
     def mean(self) -> Tensor:
         """The mean key, (d_k,) float64 on the device of the sums."""
         return self.sum / self.count
+
+
+def grouped(units: Iterable[dict[int, Tensor]], size: int) -> Iterator[dict[int, Tensor]]:
+    """The rows of each layer in groups of ``size``; the last group may be smaller.
+
+    Sums are the same to the bit whichever units the rows come in.
+    """
+    pending: dict[int, Tensor] = {}
+    for unit in units:
+        pending = {layer: torch.cat([pending[layer], rows]) for layer, rows in unit.items()} if pending else unit
+        count = len(next(iter(pending.values())))
+        for first in range(0, count - size + 1, size):
+            yield {layer: rows[first : first + size] for layer, rows in pending.items()}
+        pending = {layer: rows[count - count % size :] for layer, rows in pending.items()} if count % size else {}
+    if pending:
+        yield pending

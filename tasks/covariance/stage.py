@@ -12,7 +12,7 @@ from factsmith.artifacts.artifact import Artifact, Draft
 from factsmith.artifacts.errors import InputError
 from factsmith.artifacts.formats import load_tensors, save_tensors
 from factsmith.artifacts.recipe import Series
-from factsmith.tasks.covariance.moments import Moments
+from factsmith.tasks.covariance.moments import ROWS_PER_UPDATE, Moments
 from factsmith.tasks.covariance.packing import packed, unpacked
 from factsmith.tasks.keys.stage import KeyStream
 from factsmith.tasks.pipeline.progress import progress
@@ -20,7 +20,6 @@ from factsmith.tasks.pipeline.stage import Outcome, stage
 from factsmith.tasks.pipeline.workspace import Workspace
 
 __all__ = [
-    "ROWS_PER_UPDATE",
     "Covariances",
     "covariance",
     "covariance_series",
@@ -31,9 +30,6 @@ __all__ = [
 
 _TENSORS = "moments.safetensors"
 """Holds ``mean`` (d_k,) and C0 as ``packed`` gives it, float64."""
-
-ROWS_PER_UPDATE = 1024
-"""Keys that are added to the moments in one product."""
 
 
 @dataclass(frozen=True)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
+from factsmith.artifacts.errors import InputError
 from factsmith.tasks.covariance.cholesky import SingularMatrixError, cholesky
 from factsmith.tasks.edit.delta import LowRankDelta
+from factsmith.tasks.facts.request import EditRequest
 from factsmith.tasks.preservation.operator import PreservationOperator
 
-__all__ = ["CollidingKeysError", "solve_edit"]
+__all__ = ["CollidingKeysError", "colliding", "solve_edit"]
 
 
 class CollidingKeysError(Exception):
@@ -22,6 +26,16 @@ class CollidingKeysError(Exception):
     def __init__(self, pairs: list[tuple[int, int]]) -> None:
         super().__init__(f"the keys of facts {pairs} are linearly dependent")
         self.pairs = pairs
+
+
+def colliding(requests: Sequence[EditRequest], error: CollidingKeysError) -> InputError:
+    """The error of two facts of a batch that ask for different values at the same key."""
+    first, second = (requests[index] for index in error.pairs[0])
+    return InputError(
+        f"Cases {first.case_id} and {second.case_id} cannot both be written exactly: their keys coincide.",
+        got=f"{first.prompt!r} and {second.prompt!r}",
+        remedy="drop one of them, or set method.slack above 0",
+    )
 
 
 def solve_edit(

@@ -16,7 +16,7 @@ from factsmith.tasks.edit.delta import Delta, LowRankDelta
 from factsmith.tasks.edit.edit import OTHER_EDIT, OTHER_TENSORS, Edit, WeightEdit
 from factsmith.tasks.edit.refiners import load_refiner
 from factsmith.tasks.edit.settings import MethodSettings
-from factsmith.tasks.edit.solve import CollidingKeysError
+from factsmith.tasks.edit.solve import CollidingKeysError, colliding
 from factsmith.tasks.edit.wrappers import load_wrapper
 from factsmith.tasks.facts.batches import FactBatches, fact_digests, ordered_facts
 from factsmith.tasks.facts.record import Record
@@ -114,16 +114,6 @@ def part_recipes(method: MethodSettings) -> dict[str, Any]:
 def edit_recipe(series: Series, batch: Sequence[Record]) -> Recipe:
     """The recipe of the edit that writes a batch. The order of its facts does not matter."""
     return series.member(facts=fact_digests(batch))
-
-
-def colliding(requests: Sequence[EditRequest], error: CollidingKeysError) -> InputError:
-    """The error of two facts of a batch that ask for different values at the same key."""
-    first, second = (requests[index] for index in error.pairs[0])
-    return InputError(
-        f"Cases {first.case_id} and {second.case_id} cannot both be written exactly: their keys coincide.",
-        got=f"{first.prompt!r} and {second.prompt!r}",
-        remedy="drop one of them, or set method.slack above 0",
-    )
 
 
 @stage("edit")

@@ -6,22 +6,36 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
+
+from transformers import PretrainedConfig
 
 from factsmith.artifacts.errors import InputError, closest
 from factsmith.tasks.decoder.decoder import Decoder
+from factsmith.tasks.decoder.layout import Layout
 from factsmith.tasks.edit.edit import Edit, WeightEdit
 from factsmith.tasks.editors import methods
 from factsmith.tasks.editors.settings import WritingSettings
 from factsmith.tasks.facts.contexts import Context
 from factsmith.tasks.facts.request import EditRequest
-from factsmith.tasks.model.checkpoint import Checkpoint
 from factsmith.tasks.model.cost import ModelCost
 from factsmith.tasks.pipeline.parts import load_parts
 
-__all__ = ["Editor", "Fit", "NotWrittenError", "Task", "Written", "edit_kind", "load_editor"]
+__all__ = ["Described", "Editor", "Fit", "NotWrittenError", "Task", "Written", "edit_kind", "load_editor"]
 
 T = TypeVar("T")
+
+
+class Described(Protocol):
+    """What tells which modules a model has, without its weights."""
+
+    @property
+    def config(self) -> PretrainedConfig:
+        """The config of transformers."""
+
+    @property
+    def layout(self) -> Layout:
+        """The layout of its family."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +136,7 @@ class Editor(ABC):
             InputError: it cannot; says what would help.
         """
 
-    def check_model(self, method: WritingSettings, layers: Sequence[int], checkpoint: Checkpoint) -> None:
+    def check_model(self, method: WritingSettings, layers: Sequence[int], model: Described) -> None:
         """Check that the model has what the editor changes at these layers. The model is not loaded.
 
         Raises:

@@ -16,7 +16,7 @@ __all__ = ["keep_first", "keep_first_instances", "refuse_conflicts"]
 logger = logging.getLogger(__name__)
 
 
-def refuse_conflicts(records: Sequence[Record], path: Path) -> None:
+def refuse_conflicts(records: Sequence[Record], path: Path | str) -> None:
     """Check that no two records contradict each other.
 
     Raises:

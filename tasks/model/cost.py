@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from factsmith.tasks.decoder.layout import canonical_weight
+from factsmith.tasks.decoder.layout import HFModel, Layout, canonical_weight
 from factsmith.tasks.decoder.placement import empty_model
 from factsmith.tasks.model.checkpoint import Checkpoint
 
-__all__ = ["COST", "ModelCost", "model_cost"]
+__all__ = ["COST", "ModelCost", "model_cost", "sizes"]
 
 COST = "cost"
 """The part of a model artifact's summary that holds its ``ModelCost``."""
@@ -58,10 +58,14 @@ class ModelCost:
 
 def model_cost(checkpoint: Checkpoint) -> ModelCost:
     """The sizes of a checkpoint's model, which is not loaded."""
-    model = empty_model(checkpoint.config)
-    blocks = checkpoint.layout.blocks(model)
+    return sizes(empty_model(checkpoint.config), checkpoint.layout)
+
+
+def sizes(model: HFModel, layout: Layout) -> ModelCost:
+    """The sizes of a transformers model, wherever its weights are."""
+    blocks = layout.blocks(model)
     matrices = [module for module in blocks[0].modules() if isinstance(module, (nn.Linear, Conv1D))]
-    projection = canonical_weight(checkpoint.layout.projection(blocks[0]))
+    projection = canonical_weight(layout.projection(blocks[0]))
     embedding = model.get_input_embeddings().weight
     return ModelCost(
         blocks=len(blocks),

@@ -10,8 +10,9 @@ from factsmith.artifacts.recipe import Recipe, Series
 from factsmith.tasks.corpus.stage import token_series
 from factsmith.tasks.covariance.accumulation_stage import checkpoint_series, last_checkpoint
 from factsmith.tasks.covariance.leverage_stage import leverage_recipes, leverage_series, settled_tokens
+from factsmith.tasks.covariance.moments import ROWS_PER_UPDATE
 from factsmith.tasks.covariance.packing import packed_size
-from factsmith.tasks.covariance.stage import ROWS_PER_UPDATE, covariance_series
+from factsmith.tasks.covariance.stage import covariance_series
 from factsmith.tasks.keys.stage import absent_shards, key_series, key_spans, shard_rows, whole_shards
 from factsmith.tasks.model.stage import cost_of
 from factsmith.tasks.planning.run import Run

@@ -7,19 +7,17 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from factsmith.artifacts.errors import InputError
 from factsmith.artifacts.store import Store
 from factsmith.tasks.edit.refiners import load_refiner
 from factsmith.tasks.edit.stage import past_edits, stored_edits
-from factsmith.tasks.edit.wrappers import load_wrapper
 from factsmith.tasks.export.form import Form, no_memory, not_thin
 from factsmith.tasks.facts.contexts import CLEAN, Context
-from factsmith.tasks.facts.settings import ContextSettings
 from factsmith.tasks.ledger.ledger import read_ledger
 from factsmith.tasks.model.stage import known_cost
 from factsmith.tasks.pipeline.environment import home
+from factsmith.tasks.planning.method import check_method
 from factsmith.tasks.planning.run import Run
 from factsmith.tasks.planning.settings import Settings
 from factsmith.tasks.planning.title import description, title
@@ -116,7 +114,15 @@ def check_input(
         if sizes:
             check_sizes(run.preservation, run.model, run.budget)
     if dataset and editing and past is None:
-        _check_method(run, max(map(len, run.batches.batches)))
+        check_method(
+            run.settings.method,
+            run.layers,
+            max(map(len, run.batches.batches)),
+            editor=run.editor,
+            model=run.model.checkpoint,
+            device=run.workspace.device.type,
+            dtype=run.model.dtype,
+        )
         known: list[Context] = [*(run.given_contexts or (CLEAN,)), *run.chat_contexts]
         check_requests(model.tokenizer, run.batches.requests, known, model.context_length)
     elif dataset and not editing:
@@ -151,59 +157,6 @@ def _check_harness(run: Run) -> None:
             "as one text",
             remedy="use abilities.tasks in place of abilities.lm_eval.tasks",
         )
-
-
-def _check_method(run: Run, facts: int) -> None:
-    """Check that the method can write ``facts`` facts together at these layers."""
-    method = run.settings.method
-    if run.editor is not None:
-        run.editor.check(method, run.layers, facts)
-        run.editor.check_model(method, run.layers, run.model.checkpoint)
-        given = [name for name in ContextSettings.model_fields if getattr(method, name) != _default(name)]
-        if given and not run.editor.uses_contexts:
-            raise InputError(
-                f"method.{given[0]} would have no effect.",
-                got=f"method={method.name}, which writes a fact as its prompt alone",
-                remedy="leave it out",
-            )
-        if method.sequence.history not in (None, "none"):
-            raise InputError(
-                f"method={method.name} keeps no history: it does not solve the equation that a history is a part of.",
-                got=f"method.sequence.history={method.sequence.history}",
-                remedy="set method.sequence.history=none to write batches one after the other",
-            )
-        return
-    load_refiner(method)
-    if load_wrapper(method) is not None and method.sequence.history != "none":
-        raise InputError(
-            f"method={method.name} with method.wrapper={method.wrapper} writes sequences. The wrapper alone remembers "
-            "earlier batches.",
-            got=f"method.sequence.history={method.sequence.history or 'null'}",
-            remedy="set method.sequence.history=none",
-        )
-    if method.read_keys == "clean" and facts > 1:
-        raise InputError(
-            f"method={method.name} writes one fact at a time.",
-            got=f"batches of {facts}",
-            remedy="set method.batch_size=1, or choose method=memit or method=emmet",
-        )
-    if method.value.site == "mlp" and not method.value.attention and len(run.layers) > 1:
-        raise InputError(
-            f"method={method.name} edits one layer: a value at the MLP's output belongs to that MLP alone.",
-            got=f"method.layers={run.layers}",
-            remedy="set method.layers to one of them",
-        )
-    device, dtype = run.workspace.device.type, run.model.dtype
-    if method.value.tf32 and (device, dtype) != ("cuda", "float32"):
-        raise InputError(
-            "method.value.tf32 multiplies float32 matrices on a GPU, and there are none here.",
-            got=f"model.dtype={dtype} on {device}",
-            remedy="leave out method.value.tf32",
-        )
-
-
-def _default(name: str) -> Any:
-    return ContextSettings.model_fields[name].get_default(call_default_factory=True)
 
 
 def _check_past(run: Run, past: PastRun, *, dataset: bool) -> None:

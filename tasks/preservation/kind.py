@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal, TypeAlias
 
 from torch import Tensor
 
+from factsmith.artifacts.errors import InputError
 from factsmith.tasks.preservation.operator import PreservationOperator
 from factsmith.tasks.preservation.settings import PreservationSettings
 
@@ -94,6 +95,13 @@ class FactorisationError(Exception):
     expected: str | None = None
     remedy: str | None = None
     tokens_needed: int | None = None
+
+    def of(self, where: str, more: str | None = None) -> InputError:
+        """The error to raise for the layer or model ``where``. ``more`` is how to get more tokens, if that helps."""
+        remedies = [remedy for remedy in (more, self.remedy) if remedy]
+        return InputError(
+            f"{where}: {self.problem}.", got=self.got, expected=self.expected, remedy=", or ".join(remedies) or None
+        )
 
 
 class PreservationKind(ABC):

@@ -186,11 +186,4 @@ def _more(needed: int, budget: TokenBudget) -> str:
 
 def _explained(error: FactorisationError, where: str, budget: TokenBudget | None = None) -> InputError:
     """The error to raise for ``where``, with a remedy that follows from the ``budget`` if tokens are lacking."""
-    more = _more(error.tokens_needed, budget) if error.tokens_needed and budget else None
-    remedies = [remedy for remedy in (more, error.remedy) if remedy]
-    return InputError(
-        f"{where}: {error.problem}.",
-        got=error.got,
-        expected=error.expected,
-        remedy=", or ".join(remedies) or None,
-    )
+    return error.of(where, _more(error.tokens_needed, budget) if error.tokens_needed and budget else None)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from factsmith.artifacts.errors import InputError
 from factsmith.tasks.decoder.batching import length_batches
 from factsmith.tasks.decoder.decoder import Decoder
 from factsmith.tasks.decoder.precision import tensor_float_32
@@ -27,7 +28,7 @@ from factsmith.tasks.values.search import Search
 from factsmith.tasks.values.settings import ValueSettings
 from factsmith.tasks.values.suffixes import Suffixes
 
-__all__ = ["NonFiniteValueError", "ValueVector", "optimise_values"]
+__all__ = ["NonFiniteValueError", "ValueVector", "not_finite", "optimise_values"]
 
 ESSENCE_TEMPLATE = "{} is a"
 """The essence prompt, which the KL term uses: what the model predicts for it should not change."""
@@ -64,6 +65,21 @@ class NonFiniteValueError(Exception):
     def __init__(self, request: EditRequest) -> None:
         super().__init__(f"the value vector of case {request.case_id} is NaN or infinite")
         self.request = request
+
+
+def not_finite(error: NonFiniteValueError, layer: int, *, kept: int = 0) -> InputError:
+    """The error of a value vector that is not finite, after ``kept`` batches of its sequence were written."""
+    remedy = "lower method.value.learning_rate, or set model.dtype=float32"
+    if kept:
+        remedy += (
+            f"; if the model has collapsed under many edits, set dataset.batches={kept} to score the batches that were "
+            "written"
+        )
+    return InputError(
+        f"The value vector of case {error.request.case_id} is NaN or infinite.",
+        got=f"prompt {error.request.prompt!r}, layer {layer}",
+        remedy=remedy,
+    )
 
 
 def optimise_values(

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from factsmith.artifacts.artifact import Artifact, Draft
-from factsmith.artifacts.errors import InputError
 from factsmith.artifacts.formats import load_tensors, save_table, save_tensors
 from factsmith.artifacts.recipe import Series
 from factsmith.artifacts.rows import Row, RowSeries, holders
@@ -23,7 +22,7 @@ from factsmith.tasks.pipeline.stage import SECONDS_AN_EDIT, Outcome, stage
 from factsmith.tasks.pipeline.turns import on_shares
 from factsmith.tasks.pipeline.workspace import Workspace
 from factsmith.tasks.values.checks import check_requests
-from factsmith.tasks.values.optimiser import NonFiniteValueError, ValueVector, optimise_values
+from factsmith.tasks.values.optimiser import NonFiniteValueError, ValueVector, not_finite, optimise_values
 from factsmith.tasks.values.settings import ValueSettings
 
 __all__ = ["Values", "not_finite", "value_series", "values"]
@@ -58,21 +57,6 @@ def value_series(model: Fingerprint, layer: int, settings: ValueSettings, contex
     """The series of the vectors at one layer, with one set of contexts, given by its digest."""
     parameters = {"layer": layer, **settings.recipe, **model.parameters}
     return Series("values", 1, parameters, {**model.inputs, "contexts": contexts})
-
-
-def not_finite(error: NonFiniteValueError, layer: int, *, kept: int = 0) -> InputError:
-    """The error of a value vector that is not finite, after ``kept`` batches of its sequence were written."""
-    remedy = "lower method.value.learning_rate, or set model.dtype=float32"
-    if kept:
-        remedy += (
-            f"; if the model has collapsed under many edits, set dataset.batches={kept} to score the batches that were "
-            "written"
-        )
-    return InputError(
-        f"The value vector of case {error.request.case_id} is NaN or infinite.",
-        got=f"prompt {error.request.prompt!r}, layer {layer}",
-        remedy=remedy,
-    )
 
 
 @stage("values")

@@ -26,11 +26,10 @@ from factsmith.tasks.decoder.layout import canonical_weight
 from factsmith.tasks.decoder.placement import empty_model, execution_device
 from factsmith.tasks.edit.delta import Delta, LowRankDelta
 from factsmith.tasks.edit.edit import Edit, ModuleEdit, ModulePlace
-from factsmith.tasks.editors.editor import Editor, Task, Written
+from factsmith.tasks.editors.editor import Described, Editor, Task, Written
 from factsmith.tasks.editors.modules import find_modules
 from factsmith.tasks.editors.settings import WritingSettings
 from factsmith.tasks.editors.training import FactPrompts, minimise
-from factsmith.tasks.model.checkpoint import Checkpoint
 from factsmith.tasks.model.cost import ModelCost
 
 __all__ = ["EDITOR"]
@@ -49,9 +48,9 @@ class Lora(Editor):
         if importlib.util.find_spec("peft") is None:
             raise InputError("PEFT, which trains LoRA, is not installed.", remedy="pip install 'factsmith[lora]'")
 
-    def check_model(self, method: WritingSettings, layers: Sequence[int], checkpoint: Checkpoint) -> None:
-        blocks = checkpoint.layout.blocks(empty_model(checkpoint.config))
-        for layer, name in find_modules(blocks, layers, method.lora.modules, checkpoint.layout.query_value):
+    def check_model(self, method: WritingSettings, layers: Sequence[int], model: Described) -> None:
+        blocks = model.layout.blocks(empty_model(model.config))
+        for layer, name in find_modules(blocks, layers, method.lora.modules, model.layout.query_value):
             smaller = min(canonical_weight(blocks[layer].get_submodule(name)).shape)
             if method.lora.rank > smaller:
                 raise InputError(

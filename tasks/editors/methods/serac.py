@@ -33,14 +33,13 @@ from factsmith.tasks.decoder.decoder import Decoder
 from factsmith.tasks.decoder.text import encode_prompt
 from factsmith.tasks.decoder.words import normalised
 from factsmith.tasks.edit.edit import Edit
-from factsmith.tasks.editors.editor import Editor, Task, Written
+from factsmith.tasks.editors.editor import Described, Editor, Task, Written
 from factsmith.tasks.editors.memory.counterfactual import answered_beside, counterfactual_model, own_blocks
 from factsmith.tasks.editors.memory.edit import OneLayerMemory, Respond, check_one_layer
 from factsmith.tasks.editors.memory.scope import Scope
 from factsmith.tasks.editors.memory.texts import end_keys, text_keys, written_texts
 from factsmith.tasks.editors.settings import WritingSettings
 from factsmith.tasks.editors.training import FactPrompts, minimise
-from factsmith.tasks.model.checkpoint import Checkpoint
 from factsmith.tasks.model.cost import ModelCost
 
 __all__ = ["EDITOR", "CounterfactualEdit"]
@@ -140,8 +139,8 @@ class Serac(Editor):
     def check(self, method: WritingSettings, layers: Sequence[int], facts: int) -> None:
         check_one_layer(method, layers)
 
-    def check_model(self, method: WritingSettings, layers: Sequence[int], checkpoint: Checkpoint) -> None:
-        count = checkpoint.layout.block_count(checkpoint.config)
+    def check_model(self, method: WritingSettings, layers: Sequence[int], model: Described) -> None:
+        count = model.layout.block_count(model.config)
         if method.serac.blocks > count:
             raise InputError(
                 "The counterfactual model cannot have more blocks than the model.",

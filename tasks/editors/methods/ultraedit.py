@@ -29,12 +29,11 @@ from factsmith.tasks.decoder.layout import HFModule, Layout
 from factsmith.tasks.decoder.placement import empty_model
 from factsmith.tasks.edit.delta import LowRankDelta, plus
 from factsmith.tasks.edit.edit import Edit, ModuleEdit, ModulePlace, stored_changes
-from factsmith.tasks.editors.editor import Editor, Fit, Task, Written
+from factsmith.tasks.editors.editor import Described, Editor, Fit, Task, Written
 from factsmith.tasks.editors.modules import find_modules
 from factsmith.tasks.editors.normalisation import SeenFeatures, read_features, stored_features
 from factsmith.tasks.editors.settings import WritingSettings
 from factsmith.tasks.editors.training import FactPrompts, Labels, check_losses
-from factsmith.tasks.model.checkpoint import Checkpoint
 from factsmith.tasks.model.cost import ModelCost
 
 __all__ = ["EDITOR", "UltraEditEdit", "ridge_step"]
@@ -74,8 +73,8 @@ class UltraEdit(Editor):
                 remedy="write several facts together, or one after the other with method.sequence.history=none",
             )
 
-    def check_model(self, method: WritingSettings, layers: Sequence[int], checkpoint: Checkpoint) -> None:
-        _places(checkpoint.layout.blocks(empty_model(checkpoint.config)), checkpoint.layout, method, layers)
+    def check_model(self, method: WritingSettings, layers: Sequence[int], model: Described) -> None:
+        _places(model.layout.blocks(empty_model(model.config)), model.layout, method, layers)
 
     def steps(self, method: WritingSettings) -> int:
         return 1

@@ -10,14 +10,22 @@ by ``|``. Records in CounterFact's own schema are read too.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from factsmith.artifacts.errors import InputError
 from factsmith.tasks.facts.conflicts import refuse_conflicts
 from factsmith.tasks.facts.datasets import counterfact, easyedit
-from factsmith.tasks.facts.reading import RawRecord, parse_records
+from factsmith.tasks.facts.reading import RawRecord, parse_raw, parse_records
 from factsmith.tasks.facts.record import Record
 from factsmith.tasks.facts.request import EditRequest
 from factsmith.tasks.facts.settings import DatasetSettings
 
-__all__ = ["load"]
+__all__ = ["load", "of_objects"]
+
+_GIVEN = "the given facts"
+
+_OTHERS = {"easyedit": easyedit.FIELDS}
 
 
 def load(settings: DatasetSettings) -> list[Record]:
@@ -28,8 +36,27 @@ def load(settings: DatasetSettings) -> list[Record]:
             index and the field, or both facts.
     """
     path = settings.required_path()
-    records = parse_records(path, _parse, unused=counterfact.UNUSED, others={"easyedit": easyedit.FIELDS})
+    records = parse_records(path, _parse, unused=counterfact.UNUSED, others=_OTHERS)
     refuse_conflicts(records, path)
+    return counterfact.with_questions(records)
+
+
+def of_objects(objects: Sequence[Mapping[str, Any]]) -> list[Record]:
+    """The records of facts that are objects with the fields of a facts file.
+
+    Raises:
+        InputError: as in ``load``. The message names the index and the field, or both facts.
+    """
+    if not isinstance(objects, Sequence) or isinstance(objects, str) or not objects:
+        raise InputError(
+            "The facts are not a list of facts.", got=repr(objects)[:200], expected="a list of dicts, with at least one"
+        )
+    for index, one in enumerate(objects):
+        if not isinstance(one, Mapping):
+            raise RawRecord(_GIVEN, index, {}).error("it is not an object", got=repr(one)[:200], expected="a dict")
+    raws = (RawRecord(_GIVEN, index, one) for index, one in enumerate(objects))
+    records = parse_raw(raws, _GIVEN, _parse, unused=counterfact.UNUSED, others=_OTHERS)
+    refuse_conflicts(records, _GIVEN)
     return counterfact.with_questions(records)
 
 
