@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
-LAYERS = ["artifacts", "tasks", "flows"]
+LAYERS = ["artifacts", "tasks", "flows", "api"]
 """Each may import those before it."""
 
 TASK_ROOMS = [
@@ -190,6 +190,24 @@ def test_mlflow_has_one_room():
 def test_the_store_needs_no_service():
     for path in files("artifacts"):
         assert not {name.split(".")[0] for name in imports(path)} & SERVICES, path
+
+
+def test_the_python_api_needs_no_service():
+    """Nothing that the API imports, directly or not, is a stage, a store, Prefect or MLflow."""
+    modules = {name_of(path): path for layer in LAYERS for path in files(layer)}
+    reached, waiting = set(), [name for name in modules if name.split(".")[0] == "api"]
+    while waiting:
+        name = waiting.pop()
+        for imported in imports(modules[name]):
+            assert imported.split(".")[0] not in SERVICES, f"{name} imports {imported}"
+            module = imported.removeprefix("factsmith.")
+            if module in modules and module not in reached:
+                assert not is_stage(module.rpartition(".")[2]), f"{name} imports the stage {module}"
+                assert module != "artifacts.store", f"{name} imports the store"
+                assert not module.startswith("flows.") or module.startswith("flows.configuration"), module
+                reached.add(module)
+                waiting.append(module)
+    assert "tasks.edit.batch" in reached
 
 
 @pytest.mark.parametrize("room", TASK_ROOMS)

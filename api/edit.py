@@ -1,0 +1,178 @@
+"""An edit of a model in memory: applied, removed to the bit, saved and loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from factsmith.api.files import read_folder, write_folder
+from factsmith.api.model import check_model, opened, weights_digest
+from factsmith.artifacts.errors import InputError
+from factsmith.artifacts.manifest import code_versions
+from factsmith.tasks.edit.edit import Edit
+from factsmith.tasks.editors.editor import edit_kind
+
+__all__ = ["ModelEdit", "load_edit"]
+
+_DOCUMENT = "edit.json"
+_FORMAT = "factsmith edit 1"
+_APPLIED = "_factsmith_edits"
+"""The attribute of a model that lists the edits that are applied to it."""
+
+
+class ModelEdit:
+    """What a method makes of a model, and the facts that it writes.
+
+    Args:
+        edit: the changes of weights, or the memory.
+        about: ``method``, ``layers``, ``facts``, ``settings``, ``model_type`` and ``weights``, as JSON can hold them.
+        model: the transformers model; ``None`` if the edit is only read.
+        tokenizer: its tokenizer.
+
+    Attributes:
+        edit: the changes of weights, or the memory: ``WeightEdit``, ``ModuleEdit`` or the edit of an editor.
+        model: the transformers model, or ``None``.
+    """
+
+    def __init__(self, edit: Edit, about: Mapping[str, Any], model: Any = None, tokenizer: Any = None) -> None:
+        self.edit = edit
+        self.model = model
+        self._about = about
+        self._tokenizer = tokenizer
+        self._opened: ExitStack | None = None
+
+    def __repr__(self) -> str:
+        state = "applied" if self._opened else "not applied"
+        return f"<ModelEdit: {len(self.facts)} facts, {self.method}, layers {self.layers}, {state}>"
+
+    @property
+    def method(self) -> str:
+        """Name of the method."""
+        return str(self._about["method"])
+
+    @property
+    def layers(self) -> list[int]:
+        """The edited layers, ascending."""
+        return list(self._about["layers"])
+
+    @property
+    def facts(self) -> list[dict[str, Any]]:
+        """The facts that it writes: ``subject``, ``template`` (with ``{}`` for the subject) and ``target_new``."""
+        return [dict(fact) for fact in self._about["facts"]]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings of the method, nested."""
+        return dict(self._about["settings"])
+
+    def apply(self) -> None:
+        """Write the edit into the model, until ``remove``. Weights change in place; all else is left as it is.
+
+        Raises:
+            InputError: the edit has no model, or is applied already; the weights are not those that it was made for; a
+                changed weight is NaN or infinite.
+        """
+        if self.model is None:
+            raise InputError("The edit has no model.", remedy="load it with load_edit(folder, model, tokenizer)")
+        if self._opened is not None:
+            raise InputError("The edit is applied already.", remedy="call remove() first")
+        with opened(self.model, self._tokenizer) as decoder, torch.no_grad(), ExitStack() as stack:
+            if weights_digest(decoder, self.layers) != self._about["weights"]:
+                raise InputError(
+                    "The weights of the model are not those that the edit was made for.",
+                    got=f"{_count(self.model)} of other edits applied",
+                    expected="the same weights, in the same data type",
+                    remedy="load the base model, or apply and remove edits in the order in which they were made",
+                )
+            stack.enter_context(self.edit.applied(decoder))
+            self._opened = stack.pop_all()
+        _edits_of(self.model).append(self)
+
+    def remove(self) -> None:
+        """Give the model its former weights back, to the bit. What was done to them since is lost.
+
+        Raises:
+            InputError: the edit is not applied, or another one was applied after it.
+        """
+        if self._opened is None:
+            raise InputError("The edit is not applied.", remedy="call apply() first")
+        if _edits_of(self.model)[-1] is not self:
+            raise InputError(
+                "Another edit was applied after this one.", remedy="remove edits in reverse order, the last one first"
+            )
+        with torch.no_grad():
+            self._opened.close()
+        self._opened = None
+        _edits_of(self.model).pop()
+
+    @contextmanager
+    def applied(self) -> Iterator[Any]:
+        """The edited model while open. ``apply`` and ``remove`` say what they raise."""
+        self.apply()
+        try:
+            yield self.model
+        finally:
+            self.remove()
+
+    def save(self, folder: Path | str) -> Path:
+        """Write the edit, not the model, to a new folder, as safetensors and JSON. Loaded, it is the same to the bit.
+
+        Raises:
+            InputError: the folder is not empty, or cannot be written.
+        """
+        content = {
+            "format": _FORMAT,
+            "kind": self.edit.kind,
+            "values": self.edit.values(),
+            "versions": code_versions(),
+            **self._about,
+        }
+        return write_folder(folder, _DOCUMENT, content, self.edit.tensors())
+
+
+def load_edit(folder: Path | str, model: Any = None, tokenizer: Any = None) -> ModelEdit:
+    """The edit that ``ModelEdit.save`` has written.
+
+    Args:
+        folder: the folder.
+        model: the transformers model that was edited, as it was before; ``None`` to only read the edit.
+        tokenizer: its tokenizer. It is needed with a model.
+
+    Raises:
+        InputError: the folder cannot be read, or does not hold an edit; the model cannot be edited.
+    """
+    content, tensors = read_folder(folder, _DOCUMENT, _FORMAT, "an edit, which ModelEdit.save writes")
+    if model is not None:
+        check_model(model, tokenizer)
+    try:
+        edit = edit_kind(content.pop("kind")).read(tensors, content.pop("values"))
+        found = ModelEdit(edit, content, model, tokenizer)
+        _ = found.method, found.layers, found.facts, found.settings, content["weights"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{folder} is damaged.", got=f"{type(error).__name__}: {error}") from None
+    if model is not None and content.get("model_type") != model.config.model_type:
+        raise InputError(
+            "The edit was made for another model.",
+            got=f"a model of type {model.config.model_type}",
+            expected=str(content.get("model_type")),
+        )
+    return found
+
+
+def _edits_of(model: Any) -> list[ModelEdit]:
+    found: list[ModelEdit] = vars(model).setdefault(_APPLIED, [])
+    return found
+
+
+def _count(model: Any) -> str:
+    number = len(_edits_of(model))
+    return "none" if number == 0 else str(number)
+
+
+def facts_of(requests: Sequence[Any]) -> list[dict[str, Any]]:
+    """The facts of requests as JSON can hold them."""
+    return [{"case_id": one.case_id, **one.fact} for one in requests]

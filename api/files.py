@@ -1,0 +1,90 @@
+"""Files that appear only when they are complete, and what is read from them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from factsmith.artifacts.errors import InputError
+from factsmith.artifacts.formats import allow_others, load_json, save_json, save_tensors
+
+__all__ = ["read_folder", "write_folder"]
+
+_TENSORS = "tensors.safetensors"
+
+
+def write_folder(folder: Path | str, document: str, content: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Path:
+    """Write a JSON document and tensors to a new folder. It appears only when it is complete.
+
+    Args:
+        folder: a folder that does not exist or is empty.
+        document: name of the JSON file.
+        content: what it holds.
+        tensors: the tensors, by name.
+
+    Returns:
+        The folder.
+
+    Raises:
+        InputError: the folder is not empty, or cannot be written.
+    """
+    folder = Path(folder).expanduser().absolute()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder} exists already.", expected="a new or an empty folder")
+    try:
+        with _staged(folder) as staging:
+            save_tensors(staging / _TENSORS, tensors)
+            allow_others(staging)
+            save_json(staging / document, content)
+            staging.chmod(0o755)
+            staging.rename(folder)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be written.", got=error.strerror or error) from None
+    return folder
+
+
+@contextmanager
+def _staged(folder: Path) -> Iterator[Path]:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
+    try:
+        yield staging
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def read_folder(folder: Path | str, document: str, form: str, what: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The JSON document and the tensors of a folder.
+
+    Args:
+        folder: the folder.
+        document: name of the JSON file.
+        form: the value of its field ``format``.
+        what: what the folder holds and which function writes it, for messages.
+
+    Raises:
+        InputError: the folder cannot be read, or holds something else.
+    """
+    folder = Path(folder).expanduser()
+    try:
+        content = load_json(folder / document)
+        with safe_open(folder / _TENSORS, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - It is not a dict.
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError, SafetensorError) as error:
+        raise InputError(
+            f"{folder} cannot be read as {what}.",
+            got=f"{type(error).__name__}: {error}",
+            expected=f"{document} and {_TENSORS}",
+        ) from None
+    found = content.get("format") if isinstance(content, dict) else None
+    if found != form:
+        raise InputError(f"{folder} is not {what}.", got=f"format {found!r}", expected=f"format {form!r}")
+    return content, tensors
