@@ -264,7 +264,7 @@ def _refuse_unfit(config: PretrainedConfig, where: str) -> None:
             f"{named}, because it reads more than text.",
             got=f"{texts[0]} of the type {inner!r}",
             expected="a language model alone",
-            remedy="save its language model as a checkpoint of its own; docs/models.md says how for Gemma 3",
+            remedy="save its language model as a checkpoint of its own; docs/how-to/models.md says how for Gemma 3",
         )
 
 
