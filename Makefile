@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
 .DEFAULT_GOAL := run
-.PHONY: run test test-all campaign check bench bench-gpu bench-large pretrain clean
+.PHONY: run test test-all campaign check bench bench-gpu bench-large pretrain clean docs
 
 run: $(INSTALLED)
 	$(BIN)/factsmith run
@@ -27,6 +27,10 @@ check: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The site, in build/docs. Warnings are errors, and it needs no network.
+docs: $(INSTALLED)
+	$(BIN)/python -m sphinx --quiet -W --keep-going docs build/docs
 
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/floors.py

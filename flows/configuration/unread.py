@@ -17,7 +17,7 @@ from factsmith.flows.configuration.keys import setting_defaults, setting_types, 
 from factsmith.tasks.pipeline.settings import ReadIf
 from factsmith.tasks.planning.settings import Settings
 
-__all__ = ["UNUSED_BY_EDITS", "given_settings", "is_read", "refuse_unread", "unread"]
+__all__ = ["UNUSED_BY_EDITS", "given_settings", "is_read", "read_when", "refuse_unread", "unread"]
 
 UNUSED_BY_EDITS = frozenset({"trace"})
 """Sections of the settings that a run that prepares, makes or scores an edit does not read."""
@@ -59,6 +59,13 @@ def refuse_unread(names: Iterable[str], settings: Settings, unused: Collection[s
 def is_read(name: str, settings: Settings) -> bool:
     """Whether a run with ``settings`` reads the setting ``name``."""
     return name.partition(".")[0] not in UNUSED_BY_EDITS and all(one.holds(settings) for one in _declared(name))
+
+
+def read_when(name: str) -> list[str]:
+    """What must hold for a run to read the setting ``name``, in words; empty if every run reads it."""
+    return list(
+        dict.fromkeys(" or ".join(_needs(one) for one in declared.alternatives) for declared in _declared(name))
+    )
 
 
 def unread(name: str, settings: Settings, unused: Collection[str] = UNUSED_BY_EDITS) -> InputError | None:
