@@ -68,6 +68,16 @@ _MEANINGS = {
 }
 
 
+_SETTINGS = """\
+# Settings and choices
+
+This page is made from the code. `factsmith conf` prints the same, and `factsmith conf method.value` one section.
+
+A setting is given as `name=value`. What a user gives and a run would not read is refused. *Read with* says when a
+setting is read; without an entry, every run of its commands reads it. A choice may set a value that differs from the
+default."""
+
+
 def settings_page() -> str:
     """All settings: their meanings, their defaults, and when a run reads them; then all choices."""
     from factsmith.flows.configuration.choices import EXPERIMENT, GROUPS, choices
@@ -75,15 +85,7 @@ def settings_page() -> str:
     from factsmith.flows.configuration.unread import read_when
 
     defaults = setting_defaults()
-    lines = [
-        "# Settings and choices",
-        "",
-        "This page is made from the code. `factsmith conf` prints the same, and `factsmith conf method.value` a section.",
-        "",
-        "A setting is given as `name=value`. What a user gives and a run would not read is refused. *Read with* says when",
-        "a setting is read; without an entry, every run of its commands reads it. A choice may set a value that differs",
-        "from the default.",
-    ]
+    lines = [_SETTINGS]
     group = None
     for name, meaning in describe_settings():
         if (now := name.partition(".")[0]) != group:

@@ -57,8 +57,10 @@ def precompute(
     """Prepare a model for editing: tokens, keys, covariance, factor."""
     from factsmith.flows.configuration.composition import UNUSED_WITHOUT_SCORES
 
-    reads = ["corpus.auto.held_out"] if report else []
-    settings = compose_arguments(arguments, stand_ins=UNUSED_WITHOUT_SCORES, reads=reads)
+    # A model is prepared before there are facts, and with arguments that name some too.
+    reads = ["dataset", *(["corpus.auto.held_out"] if report else [])]
+    unread = {**UNUSED_WITHOUT_SCORES, "dataset": {"path": None}}
+    settings = compose_arguments(arguments, stand_ins=unread, reads=reads)
     checked = preflight(settings, dataset=False)
     if report:
         from factsmith.flows.reporting.conditioning import check_report

@@ -65,7 +65,7 @@ def compose(
     Args:
         arguments: ``group=choice`` (a name in ``conf/<group>``, or a YAML file of the user's) and ``key.path=value``.
         stand_ins: values of required settings in the sections that this run does not read.
-        reads: settings that it reads in any case.
+        reads: settings that it reads in any case, and sections that may be given although it does not read them.
 
     Raises:
         InputError: an argument that is not understood, an unknown choice or setting, a missing or unusable value, a
@@ -129,7 +129,7 @@ def compose_parts(
         chosen: choices by group.
         given: settings that win over those of the choices, nested.
         stand_ins: values of required settings in the sections that this run does not read.
-        reads: settings that it reads in any case.
+        reads: settings that it reads in any case, and sections that may be given although it does not read them.
 
     Raises:
         InputError: an unknown choice or setting, a missing or unusable value, a setting that the run would not read.
@@ -137,7 +137,8 @@ def compose_parts(
     settings, names = _composed(chosen, given, stand_ins=stand_ins)
     unused = stand_ins or UNUSED_BY_EDITS
     given_groups = [group for group in chosen if group in unused]
-    refuse_unread([*given_groups, *(name for name in names if name not in reads)], settings, unused)
+    known = [name for name in (*given_groups, *names) if not {name, name.partition(".")[0]} & {*reads}]
+    refuse_unread(known, settings, unused)
     return settings
 
 
