@@ -9,12 +9,14 @@ from typing import Any
 
 import torch
 
-from factsmith.api.files import read_folder, write_folder
+from factsmith.api.files import new_folder, read_folder, write_folder
 from factsmith.api.model import check_model, opened, weights_digest
 from factsmith.artifacts.errors import InputError
 from factsmith.artifacts.manifest import code_versions
+from factsmith.tasks.decoder.layout import layout_for
 from factsmith.tasks.edit.edit import Edit
 from factsmith.tasks.editors.editor import edit_kind
+from factsmith.tasks.export.adapter import adapter_of
 
 __all__ = ["ModelEdit", "load_edit"]
 
@@ -76,21 +78,20 @@ class ModelEdit:
             InputError: the edit has no model, or is applied already; the weights are not those that it was made for; a
                 changed weight is NaN or infinite.
         """
-        if self.model is None:
-            raise InputError("The edit has no model.", remedy="load it with load_edit(folder, model, tokenizer)")
+        model = self._bound()
         if self._opened is not None:
             raise InputError("The edit is applied already.", remedy="call remove() first")
-        with opened(self.model, self._tokenizer) as decoder, torch.no_grad(), ExitStack() as stack:
+        with opened(model, self._tokenizer) as decoder, torch.no_grad(), ExitStack() as stack:
             if weights_digest(decoder, self.layers) != self._about["weights"]:
                 raise InputError(
                     "The weights of the model are not those that the edit was made for.",
-                    got=f"{_count(self.model)} of other edits applied",
+                    got=f"a model with {len(_edits_of(model))} other edits applied",
                     expected="the same weights, in the same data type",
                     remedy="load the base model, or apply and remove edits in the order in which they were made",
                 )
             stack.enter_context(self.edit.applied(decoder))
             self._opened = stack.pop_all()
-        _edits_of(self.model).append(self)
+        _edits_of(model).append(self)
 
     def remove(self) -> None:
         """Give the model its former weights back, to the bit. What was done to them since is lost.
@@ -133,6 +134,30 @@ class ModelEdit:
         }
         return write_folder(folder, _DOCUMENT, content, self.edit.tensors())
 
+    def save_adapter(self, folder: Path | str, *, base: str | None = None) -> Path:
+        """Write the edit to a new folder as a LoRA that PEFT, vLLM and other programs load.
+
+        Its factors are rounded to float32. ``PeftModel.from_pretrained(model, folder)`` gives the edited model.
+
+        Args:
+            folder: a folder that does not exist or is empty.
+            base: what the adapter calls the model that it belongs to: a folder, or a hub id; ``None`` for the name that
+                transformers knows the model by.
+
+        Raises:
+            InputError: the edit has no model, is dense (RECT, FT) or has a memory; the folder cannot be written.
+        """
+        model = self._bound()
+        adapter = adapter_of(model, layout_for(model.config, "in memory"), self.edit)
+        with new_folder(folder) as staging:
+            adapter.save(staging, base or str(model.config.name_or_path))
+        return Path(folder).expanduser().absolute()
+
+    def _bound(self) -> Any:
+        if self.model is None:
+            raise InputError("The edit has no model.", remedy="load it with load_edit(folder, model, tokenizer)")
+        return self.model
+
 
 def load_edit(folder: Path | str, model: Any = None, tokenizer: Any = None) -> ModelEdit:
     """The edit that ``ModelEdit.save`` has written.
@@ -166,11 +191,6 @@ def load_edit(folder: Path | str, model: Any = None, tokenizer: Any = None) -> M
 def _edits_of(model: Any) -> list[ModelEdit]:
     found: list[ModelEdit] = vars(model).setdefault(_APPLIED, [])
     return found
-
-
-def _count(model: Any) -> str:
-    number = len(_edits_of(model))
-    return "none" if number == 0 else str(number)
 
 
 def facts_of(requests: Sequence[Any]) -> list[dict[str, Any]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ from torch import Tensor
 from factsmith.artifacts.errors import InputError
 from factsmith.artifacts.formats import allow_others, load_json, save_json, save_tensors
 
-__all__ = ["read_folder", "write_folder"]
+__all__ = ["new_folder", "read_folder", "write_folder"]
 
 _TENSORS = "tensors.safetensors"
 
@@ -36,29 +35,32 @@ def write_folder(folder: Path | str, document: str, content: Mapping[str, Any], 
     Raises:
         InputError: the folder is not empty, or cannot be written.
     """
+    with new_folder(folder) as staging:
+        save_tensors(staging / _TENSORS, tensors)
+        save_json(staging / document, content)
+    return Path(folder).expanduser().absolute()
+
+
+@contextmanager
+def new_folder(folder: Path | str) -> Iterator[Path]:
+    """A folder to write files to. It takes the place of ``folder`` when all is well.
+
+    Raises:
+        InputError: ``folder`` is not new or empty, or cannot be written.
+    """
     folder = Path(folder).expanduser().absolute()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} exists already.", expected="a new or an empty folder")
     try:
-        with _staged(folder) as staging:
-            save_tensors(staging / _TENSORS, tensors)
-            allow_others(staging)
-            save_json(staging / document, content)
-            staging.chmod(0o755)
-            staging.rename(folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as staging:
+            written = Path(staging) / folder.name
+            written.mkdir()
+            yield written
+            allow_others(written)
+            written.rename(folder)  # An empty folder is replaced.
     except OSError as error:
         raise InputError(f"{folder} cannot be written.", got=error.strerror or error) from None
-    return folder
-
-
-@contextmanager
-def _staged(folder: Path) -> Iterator[Path]:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
-    try:
-        yield staging
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
 
 
 def read_folder(folder: Path | str, document: str, form: str, what: str) -> tuple[dict[str, Any], dict[str, Tensor]]:

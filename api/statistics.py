@@ -52,7 +52,7 @@ class Statistics:
     @property
     def width(self) -> int:
         """d_k."""
-        return len(next(iter(self.layers.values())).mean)
+        return len(next(iter(self.layers.values())).covariance)
 
     def save(self, folder: Path | str) -> Path:
         """Write the statistics to a new folder, as safetensors and JSON. They are the same to the bit when loaded.
@@ -62,7 +62,8 @@ class Statistics:
         """
         tensors: dict[str, Tensor] = {}
         for layer, moments in self.layers.items():
-            tensors[f"{layer}.mean"] = moments.mean
+            if moments.mean is not None:
+                tensors[f"{layer}.mean"] = moments.mean
             tensors |= {f"{layer}.{name}": block for name, block in packed(moments.covariance).items()}
         content = {"format": _FORMAT, "model_type": self.model_type, "count": self.count, "layers": sorted(self.layers)}
         return write_folder(folder, _DOCUMENT, content, tensors)
@@ -79,7 +80,7 @@ class Statistics:
         try:
             for layer in map(int, content["layers"]):
                 found = {name.removeprefix(f"{layer}."): one for name, one in tensors.items() if _layer(name) == layer}
-                mean = found.pop("mean")
+                mean = found.pop("mean", None)
                 layers[layer] = KeyMoments(unpacked(found), mean, int(content["count"]))
             return cls(layers, str(content["model_type"]))
         except (KeyError, TypeError, ValueError) as error:
@@ -106,7 +107,8 @@ class Statistics:
                 remedy="collect them with this model",
             )
         found = self.layers[layer]
-        return KeyMoments(found.covariance.to(decoder.device), found.mean.to(decoder.device), found.count)
+        mean = None if found.mean is None else found.mean.to(decoder.device)
+        return KeyMoments(found.covariance.to(decoder.device), mean, found.count)
 
 
 def _layer(name: str) -> int:

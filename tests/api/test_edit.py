@@ -163,6 +163,22 @@ def test_an_edit_is_saved_and_loaded(embedded, tmp_path: Path, method: str):
         factsmith.load_edit(folder)
 
 
+def test_an_edit_is_an_adapter_for_peft(embedded, tmp_path: Path):
+    peft = pytest.importorskip("peft")
+    model, tokenizer, _ = embedded
+    edit = written(embedded, "memit")
+    folder = edit.save_adapter(tmp_path / "adapter", base="here")
+    prompt = tokenizer("Nodan Faidum was born in", return_tensors="pt")
+    with edit.applied():
+        wanted = model.eval()(**prompt).logits
+    adapted = peft.PeftModel.from_pretrained(model, folder).eval()
+    torch.testing.assert_close(adapted(**prompt).logits, wanted, rtol=1e-5, atol=1e-4)
+    adapted.unload()
+    with pytest.raises(InputError, match="no thin factors|dense|thin"):
+        written(embedded, "ft").save_adapter(tmp_path / "dense")
+    assert [one.name for one in tmp_path.iterdir()] == ["adapter"]
+
+
 def test_statistics_are_saved_and_loaded(embedded, tmp_path: Path):
     found = embedded[2]
     loaded = factsmith.load_statistics(found.save(tmp_path / "statistics"))
