@@ -44,5 +44,5 @@ html_show_sourcelink = False
 html_show_sphinx = False
 html_copy_source = False
 html_theme_options = {"navigation_with_keys": False}
-pygments_style = "sphinx"
-pygments_dark_style = "monokai"
+pygments_style = "default"
+pygments_dark_style = "github-dark"
