@@ -138,7 +138,7 @@ def check_modules(deltas: Sequence[DeltaFile], decoder: Decoder, name: str) -> N
         InputError: it has not, or they have another shape.
     """
     for one in deltas:
-        for place in one.changes:
+        for place in one.places:
             wanted = one.about.tensors[named_place(place)].shape
             try:
                 shape = tuple(weight_at(decoder, place).shape)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from factsmith.tasks.edit.delta import Delta, DenseDelta, LowRankDelta, plus
 
-__all__ = ["Kept", "kept", "negated", "put_back", "sum_of"]
+__all__ = ["Kept", "exchanged", "kept", "negated", "put_back", "sum_of"]
 
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 """The integer type of each size of number."""
@@ -62,6 +62,19 @@ def put_back(computed: Tensor, entries: Kept | None) -> Tensor:
     rows = computed.contiguous().clone()
     rows.view(-1)[entries.index.to(computed.device).long()] = entries.values.to(computed.device)
     return rows
+
+
+def exchanged(weight: Tensor, off: Delta | None, entries: Kept | None, on: Delta | None) -> Tensor:
+    """A weight with one change in place of another.
+
+    Args:
+        weight: (d_out, d_in) weight that has the change ``off``.
+        off: the change that is taken back; ``None`` for nothing.
+        entries: the entries of the weight without it that subtraction does not give.
+        on: the change that is added then; ``None`` for nothing.
+    """
+    without = weight if off is None else put_back(negated(off).added_to(weight), entries)
+    return without if on is None else on.added_to(without)
 
 
 def negated(delta: Delta) -> Delta:

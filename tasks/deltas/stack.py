@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from factsmith.tasks.decoder.decoder import Decoder
-from factsmith.tasks.deltas.exact import negated, put_back, sum_of
+from factsmith.tasks.deltas.exact import sum_of
 from factsmith.tasks.deltas.file import DeltaFile, named_place
 from factsmith.tasks.deltas.weights import as_stored, checksum, state_of, tensor_name, weight_at
 from factsmith.tasks.edit.delta import Delta, overflow
@@ -96,8 +96,8 @@ def apply_stack(
         whole = (ledger or deltas[0].former_ledger).followed_by(*(edit for one in deltas for edit in one.added))
         return new.stacked(None, whole)
     for one in deltas:
-        for place, delta in one.changes.items():
-            new.put(place, put_back(delta.added_to(new.at(place)), one.entries(place, "to")))
+        for place in one.places:
+            new.put(place, one.applied_to(place, new.at(place)))
     return new.stacked(deltas[-1].about.after, deltas[-1].ledger)
 
 
@@ -118,9 +118,8 @@ def undo_stack(
     new = _NewWeights(decoder, sums, advance)
     on_top = deltas[-1].about.after == state_of(sums)
     for one in reversed(deltas):
-        for place, delta in one.changes.items():
-            weight = negated(delta).added_to(new.at(place))
-            new.put(place, put_back(weight, one.entries(place, "back") if on_top else None))
+        for place in one.places:
+            new.put(place, one.undone_in(place, new.at(place), exactly=on_top))
     former = deltas[0].former_ledger
     if not on_top and ledger is not None:
         gone = {edit.edit for one in deltas for edit in one.added}
@@ -162,6 +161,6 @@ def _total(deltas: Sequence[DeltaFile]) -> dict[ModulePlace, Delta]:
     """The sum of the changes of each module, in the order of the deltas."""
     found: dict[ModulePlace, Delta] = {}
     for one in deltas:
-        for place, delta in one.changes.items():
+        for place, delta in one.new.items():
             found[place] = sum_of(found[place], delta) if place in found else delta
     return found

@@ -75,7 +75,7 @@ def _restacked(
     with progress("checksums", stored_bytes(decoder)) as advance:
         sums = checksums(decoder, advance)
     ledger = _ledger_beside(model, state_of(sums))
-    with progress("weights", sum(len(one.changes) for one in deltas)) as advance:
+    with progress("weights", sum(len(one.places) for one in deltas)) as advance:
         found = work(sums, ledger, advance)
     about = {"model": model.checkpoint.path.name, "deltas": [one.about.after for one in deltas]}
     write_folder(workspace, model, found, load_form(CHECKPOINT), out, about, found.ledger)

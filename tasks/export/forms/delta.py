@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
-from factsmith.tasks.deltas.file import Keeps, write_delta
+from factsmith.tasks.deltas.file import Keeps
 from factsmith.tasks.deltas.weights import changes_of, stored_bytes
+from factsmith.tasks.deltas.writing import write_delta
 from factsmith.tasks.edit.edit import Edit, WeightEdit
 from factsmith.tasks.export.form import Form
 from factsmith.tasks.ledger.ledger import LedgerEdit

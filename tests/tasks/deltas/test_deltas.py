@@ -13,9 +13,10 @@ import torch
 
 from factsmith.artifacts.errors import InputError
 from factsmith.tasks.deltas.checks import check_applies, check_modules, check_stack, check_undoes
-from factsmith.tasks.deltas.file import ABOUT, TENSORS, DeltaFile, read_delta, write_delta
+from factsmith.tasks.deltas.file import ABOUT, TENSORS, DeltaFile, read_delta
 from factsmith.tasks.deltas.stack import apply_stack, undo_stack
 from factsmith.tasks.deltas.weights import changes_of, checksum, checksums, state_of, weight_at
+from factsmith.tasks.deltas.writing import write_delta
 from factsmith.tasks.edit.delta import Delta, DenseDelta, LowRankDelta
 from factsmith.tasks.edit.edit import ModuleEdit, ModulePlace, WeightEdit
 from factsmith.tasks.ledger.ledger import LEDGER, Ledger, LedgerEdit, LedgerFact, write_ledger
@@ -144,6 +145,8 @@ def test_a_delta_leads_from_one_edit_to_another_to_the_bit(gpt2_folder, tmp_path
     assert delta.about.before == state_of(changed_by(decoder, first))
     assert delta.about.after == state_of(changed_by(decoder, second))
     assert [edit.edit for edit in delta.former_ledger.edits] == ["edit/a/first"]
+    # It holds both changes, of rank 2 each, and few entries.
+    assert all(one.rank == 4 and one.kept < one.shape[0] * one.shape[1] / 2 for one in delta.about.tensors.values())
     with torch.no_grad():
         for place, change in first.items():
             weight_at(decoder, place).copy_(change.added_to(weight_at(decoder, place)))
@@ -242,7 +245,7 @@ def test_independent_deltas_are_added_up_only_if_that_is_asked_for(chain):
     check_applies([a, other], state_of(sums), None, "M", independent=True)
     found = apply_stack(decoder, [a, other], sums, None, independent=True)
     for place, weight in found.weights.items():
-        total = a.changes[place].dense() + other.changes[place].dense()
+        total = a.new[place].dense() + other.new[place].dense()
         wanted = (weight_at(decoder, place).double() + total.float()).float()  # One sum, rounded once.
         torch.testing.assert_close(weight, wanted, rtol=0, atol=1e-7)
     assert [edit.edit for edit in found.ledger.edits] == ["edit/a/a", "edit/a/other"]
