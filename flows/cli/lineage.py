@@ -214,9 +214,9 @@ def _undo_fact(
     less = batches.without(record)
     again = sum(map(len, less.batches[place if less.in_sequence else 0 :]))
     how = (
-        f"the sequence is written again from batch {place + 1} of {len(batches.batches)} on ({again:,} facts)"
+        f"the sequence is written again from batch {place + 1} of {len(batches.batches)} on ({_facts(again)})"
         if batches.in_sequence
-        else f"its batch is written again without it ({again:,} facts)"
+        else f"its batch is written again without it ({_facts(again)})"
         if again
         else "it is the only fact of its edit, so that the unedited weights are left"
     )
@@ -233,8 +233,12 @@ def _undo_fact(
         return
     typer.echo(f"Removed {name}: {how}.")
     typer.echo(
-        f"Delta: {out}. It applies to the model with the edit of run {past.id[:8]}, and leaves {report.left:,} facts."
+        f"Delta: {out}. It applies to the model with the edit of run {past.id[:8]}, and leaves {_facts(report.left)}."
     )
+
+
+def _facts(count: int) -> str:
+    return f"{count:,} fact{'' if count == 1 else 's'}"
 
 
 def _ledgers(model: str) -> list[Ledger]:

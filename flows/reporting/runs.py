@@ -13,6 +13,7 @@ from rich.text import Text
 
 from factsmith.flows.reporting.text_table import TextTable
 from factsmith.tasks.evaluation.resampling import EXPLAINED
+from factsmith.tasks.ledger.entries import COUNTS
 from factsmith.tasks.tracking.runs import PastRun
 
 if TYPE_CHECKING:
@@ -29,6 +30,9 @@ __all__ = [
     "ledger_table",
     "runs_table",
 ]
+
+_MOST_SCORES = 4
+"""Most scores of an edit on its line; --json has all."""
 
 Family = list[tuple[int, PastRun]]
 """A run and all its parts, each with its depth."""
@@ -224,12 +228,12 @@ def ledger_lines_said(ledgers: Sequence[Ledger]) -> Iterator[str]:
         where = f"Model {number}" if len(ledgers) > 1 else "Model"
         yield f"{where}: {ledger.base} (weights {ledger.weights[:12]}), edited by"
         for edit in ledger.edits:
-            scores = ", ".join(f"{name} {value:g}" for name, value in _shown(edit.scores).items())
             run = f"run {edit.run[:8]}" if edit.run else "an unknown run"
-            yield (
-                f"  {run}, {_moment(edit.written)}, {edit.method}: {len(edit.facts):,} facts"
-                f"{f'; {scores}' if scores else ''}"
-            )
+            asked = sum(one.holds is not None for one in edit.facts)
+            held = sum(bool(one.holds) for one in edit.facts)
+            shown = [f"{held:,} of {asked:,} facts hold"] if asked else [f"{len(edit.facts):,} facts, not scored"]
+            shown += [f"{name} {value:g}" for name, value in edit.scores.items() if name not in COUNTS][:_MOST_SCORES]
+            yield f"  {run}, {_moment(edit.written)}, {edit.method}: {', '.join(shown)}"
 
 
 def described_line(line: Line, ledgers: Sequence[Ledger]) -> dict[str, Any]:
@@ -247,8 +251,3 @@ def described_line(line: Line, ledgers: Sequence[Ledger]) -> dict[str, Any]:
         "later": line.later,
         "overwritten": line.overwritten,
     }
-
-
-def _shown(scores: Mapping[str, float]) -> dict[str, float]:
-    """The scores of an edit that fit on a line: how many facts hold, and the first few metrics."""
-    return dict(list(scores.items())[-2:] + list(scores.items())[:-2][:4])

@@ -9,7 +9,7 @@ from factsmith.tasks.facts.batches import ordered_facts
 from factsmith.tasks.facts.record import Record
 from factsmith.tasks.ledger.ledger import Ledger, LedgerEdit, LedgerFact
 
-__all__ = ["distinct", "facts_of", "held", "ledger_of", "scored", "scores_of"]
+__all__ = ["COUNTS", "distinct", "facts_of", "held", "ledger_of", "scored", "scores_of"]
 
 
 def facts_of(batches: Sequence[Sequence[Record]]) -> tuple[LedgerFact, ...]:
@@ -29,10 +29,14 @@ def facts_of(batches: Sequence[Sequence[Record]]) -> tuple[LedgerFact, ...]:
     )
 
 
+COUNTS = ("facts", "facts_held")
+"""The scores that count facts. All others are percent."""
+
+
 def scores_of(metrics: Mapping[str, float]) -> dict[str, float]:
     """The scores of an edited model among the metrics of a run: those after the edit, and counts of facts."""
     after = {name.removeprefix("after/"): value for name, value in metrics.items() if name.startswith("after/")}
-    return after | {name: metrics[name] for name in ("facts", "facts_held") if name in metrics}
+    return after | {name: metrics[name] for name in COUNTS if name in metrics}
 
 
 def scored(edit: LedgerEdit, scores: Mapping[str, float], holds: Mapping[int, bool]) -> LedgerEdit:

@@ -175,7 +175,7 @@ def test_one_fact_is_removed_from_a_sequence_to_the_bit(write, ok, no, gpt2_fold
     run = write("all", FACTS, *ones)
     ok("export", run, "--out", tmp_path / "edited")
     said = ok("log", run, "--undo", "#2", "--out", tmp_path / "less", "--keep", "nothing")
-    assert "the sequence is written again from batch 2 of 3 on (1 facts)" in said
+    assert "the sequence is written again from batch 2 of 3 on (1 fact)" in said
     ok("apply", tmp_path / "less", "--model", tmp_path / "edited", "--out", tmp_path / "without")
     ok("export", write("fewer", [FACTS[0], FACTS[2]], *ones), "--out", tmp_path / "fewer")
     assert tensors(tmp_path / "without") == tensors(tmp_path / "fewer")
