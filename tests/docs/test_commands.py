@@ -15,19 +15,23 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 import yaml
 from typer.exceptions import TyperException
 from typer.main import get_command
 
+import factsmith as api
 from factsmith.artifacts.errors import InputError
 from factsmith.flows.cli import common, pipeline, proposals
 from factsmith.flows.cli.main import app
 from factsmith.flows.configuration.composition import compose, compose_cell, parse
 from factsmith.flows.configuration.grid import read_grid
+from factsmith.tasks.editors.stage import read_edit
 from factsmith.tasks.facts.datasets.facts import of_objects
 from factsmith.tasks.tracking import runs
 from tests.conftest import ROOT
 from tests.docs.pages import Block, Command, blocks, commands, pages
+from tests.runs import artifacts
 
 COMMANDS = list(commands())
 BLOCKS = [block for path in pages() for block in blocks(path)]
@@ -193,8 +197,11 @@ def lines_of(capsys: pytest.CaptureFixture[str], text: str) -> list[str]:
     return capsys.readouterr().out.splitlines()
 
 
-def test_readme(factsmith: Callable, plain_flows, tmp_path, monkeypatch, capsys):
-    """The first edit of README, with its file, its command and its code; the answers are those of its table."""
+def test_readme(factsmith: Callable, plain_flows, store, tmp_path, monkeypatch, capsys):
+    """The first edit of README, with its file, its command and its code; the answers are those of its table.
+
+    The Python API makes the same edit. ``tests/api`` compares other methods.
+    """
     monkeypatch.chdir(tmp_path)
     Path("facts.jsonl").write_text(block_of("README.md", "json"))
     result = factsmith("edit", "facts.jsonl", "--out", "edited")
@@ -204,8 +211,16 @@ def test_readme(factsmith: Callable, plain_flows, tmp_path, monkeypatch, capsys)
     answers = {row[0]: row[2].strip("*") for row in rows if len(row) == 3 and row[0] in "\n".join(printed)}
     assert printed == [f"{prompt} {answer}" for prompt, answer in answers.items()]
     assert len(printed) == 3
+    facts = [json.loads(line) for line in Path("facts.jsonl").read_text().splitlines()]
+    model, tokenizer, texts = api.embedded()
+    statistics = api.collect_statistics(model, tokenizer, texts, progress=False)
+    edit = api.edit(model, tokenizer, facts, statistics=statistics, progress=False).edit
+    (artifact,) = artifacts(store, "edit")
+    for name, tensor in read_edit(artifact).tensors().items():
+        torch.testing.assert_close(edit.tensors()[name], tensor, rtol=1e-6, atol=1e-6 * float(tensor.abs().max()))
 
 
+@pytest.mark.slow
 def test_api(capsys):
     page = "docs/reference/api.md"
     outputs = [one.text for one in BLOCKS if one.page == page and one.language == ""]
