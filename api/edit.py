@@ -82,7 +82,7 @@ class ModelEdit:
         if self._opened is not None:
             raise InputError("The edit is applied already.", remedy="call remove() first")
         with opened(model, self._tokenizer) as decoder, torch.no_grad(), ExitStack() as stack:
-            if weights_digest(decoder, self.layers) != self._about["weights"]:
+            if weights_digest(decoder, self.layers, self.edit) != self._about["weights"]:
                 raise InputError(
                     "The weights of the model are not those that the edit was made for.",
                     got=f"a model with {len(_edits_of(model))} other edits applied",

@@ -20,6 +20,7 @@ from factsmith.artifacts.errors import InputError
 from factsmith.tasks.decoder.decoder import Decoder
 from factsmith.tasks.decoder.layout import Layout
 from factsmith.tasks.edit.batch import compute_edit
+from factsmith.tasks.edit.delta import Delta
 from factsmith.tasks.edit.edit import Edit, WeightEdit
 from factsmith.tasks.edit.refiners import load_refiner
 from factsmith.tasks.edit.solve import CollidingKeysError, colliding
@@ -115,7 +116,7 @@ def edit(
             "facts": facts_of(requests),
             "settings": chosen.model_dump(mode="json"),
             "model_type": decoder.layout.model_type,
-            "weights": weights_digest(decoder, numbers),
+            "weights": weights_digest(decoder, numbers, found),
         }
     return ModelEdit(found, about, model, tokenizer)
 
@@ -219,10 +220,12 @@ def _solved(
         raise not_finite(error, last) from None
     except CollidingKeysError as error:
         raise colliding(requests, error) from None
-    refiner = load_refiner(method)
-    if refiner is None:
-        return WeightEdit({layer: one.contiguous() for layer, one in deltas.items()})
-    return WeightEdit({layer: refiner.refine(layer, one, decoder.weight(layer)) for layer, one in deltas.items()})
+    changes: dict[int, Delta] = dict(deltas)
+    if (refiner := load_refiner(method)) is not None:
+        changes = {layer: refiner.refine(layer, one, decoder.weight(layer)) for layer, one in deltas.items()}
+    # As it would be read from a file: on the CPU, with rows in memory one after the other.
+    tensors = WeightEdit(changes).tensors()
+    return WeightEdit.read({name: one.contiguous().cpu() for name, one in tensors.items()}, {})
 
 
 def _written(

@@ -12,7 +12,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from factsmith.artifacts.errors import InputError
 from factsmith.tasks.decoder.decoder import Decoder
-from factsmith.tasks.decoder.layout import layout_for
+from factsmith.tasks.decoder.layout import canonical_weight, layout_for
+from factsmith.tasks.decoder.quiet import quiet_transformers
+from factsmith.tasks.edit.edit import Edit, ModuleEdit
 from factsmith.tasks.model.cost import sizes
 from factsmith.tasks.model.limits import Limits, limits
 from factsmith.tasks.pipeline.settings import RuntimeSettings
@@ -54,7 +56,15 @@ def opened(model: Any, tokenizer: PreTrainedTokenizerFast) -> Iterator[Decoder]:
     try:
         tokenizer.padding_side = "right"
         if attention != layout.attention_implementation:
-            model.set_attn_implementation(layout.attention_implementation)
+            with quiet_transformers():
+                model.set_attn_implementation(layout.attention_implementation)
+            if model.config._attn_implementation != layout.attention_implementation:
+                raise InputError(
+                    f"The attention of this {type(model).__name__} cannot be used, nor changed.",
+                    got=f"attn_implementation={attention}",
+                    expected=layout.attention_implementation,
+                    remedy=f"load the model with attn_implementation={layout.attention_implementation!r}",
+                )
         with torch.enable_grad():  # Value vectors need it, and the caller may have switched it off.
             yield Decoder(model, tokenizer, layout)
     finally:
@@ -89,11 +99,18 @@ def edited_layers(layers: Sequence[int], decoder: Decoder) -> list[int]:
     return sorted(set(layers))
 
 
-def weights_digest(decoder: Decoder, layers: Sequence[int]) -> str:
-    """SHA-256 of the MLP output projections of some layers, as the model has them now."""
+def weights_digest(decoder: Decoder, layers: Sequence[int], edit: Edit) -> str:
+    """SHA-256 of the weights that an edit of some layers changes, or stands beside, as the model has them now."""
+    weights = {f"layer {layer}": decoder.weight(layer) for layer in layers}
+    if isinstance(edit, ModuleEdit):
+        blocks = decoder.blocks
+        weights |= {
+            f"{name} of layer {layer}": canonical_weight(blocks[layer].get_submodule(name))
+            for layer, name in edit.deltas
+        }
     digest = hashlib.sha256()
-    for layer in layers:
-        weight = decoder.weight(layer).detach().contiguous().cpu()
-        digest.update(f"{layer} {tuple(weight.shape)} {weight.dtype}".encode())
+    for place, one in weights.items():
+        weight = one.detach().contiguous().cpu()
+        digest.update(f"{place} {tuple(weight.shape)} {weight.dtype}".encode())
         digest.update(weight.view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -17,6 +17,7 @@ __all__ = ["choice_for", "method_settings"]
 
 _UNREAD = {
     "method.layers": "give layers=[...]",
+    "method.low_rank.n_samples": "the statistics say how many tokens there are: collect_statistics(..., tokens=...)",
     "method.batch_size": "all facts of a call are one batch; call edit() once for each batch",
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 import factsmith
 from factsmith.artifacts.errors import InputError
@@ -117,6 +119,27 @@ def test_an_edit_is_applied_and_removed_to_the_bit(embedded):
     assert {fact["target_new"] for fact in edit.facts} == {"Cairo", "Spanish"}
 
 
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
+def test_every_family_can_be_edited(model_folder: Path, dtype: str):
+    """Also if the model was loaded with another attention than ours, whose masks differ."""
+    model, tokenizer = load_plain(model_folder, dtype), AutoTokenizer.from_pretrained(model_folder)
+    model.set_attn_implementation("eager")  # Falcon cannot, and keeps what it has.
+    attention = model.config._attn_implementation
+    texts = itertools.islice(factsmith.embedded()[2], 200)
+    given = {"layers": [1, 2], "progress": False}
+    statistics = factsmith.collect_statistics(model, tokenizer, texts, tokens=1000, block_length=32, **given)
+    before = weights(model)
+    settings = {"method.value.steps": 3, "method.preservation_weight": 1.0}
+    edit = factsmith.edit(model, tokenizer, FACTS, statistics=statistics, settings=settings, **given)
+    prompt = tokenizer("Nodan Faidum was born in", return_tensors="pt", return_token_type_ids=False)
+    plain = model(**prompt).logits
+    with edit.applied():
+        assert not torch.equal(model(**prompt).logits, plain)
+    assert unchanged(model, before)
+    assert torch.equal(model(**prompt).logits, plain)
+    assert model.config._attn_implementation == attention
+
+
 def test_edits_are_stacked_and_removed_in_order(embedded):
     model, _, _ = embedded
     before = weights(model)
@@ -192,8 +215,6 @@ def test_statistics_are_saved_and_loaded(embedded, tmp_path: Path):
 def test_statistics_are_moments_of_keys(gpt2_folder: Path):
     """C0 is the mean of k k^T over all tokens of the texts, with keys from transformers' own pass."""
     model = load_plain(gpt2_folder)
-    from transformers import AutoTokenizer
-
     tokenizer = AutoTokenizer.from_pretrained(gpt2_folder)
     texts = ["Mara Flousano speaks Danish.", "The sport that Iric Vezer practises is table tennis."]
     seen: list[torch.Tensor] = []
@@ -233,6 +254,7 @@ def test_statistics_are_moments_of_keys(gpt2_folder: Path):
         ({"layers": [9]}, "out of range"),
         ({"settings": {"corpus.tokens": 5}}, "no effect"),
         ({"settings": {"method.batch_size": 5}}, "no effect"),
+        ({"settings": {"method.low_rank.n_samples": 5}}, "no effect"),
         ({"settings": {"method.value.stepz": 5}}, "no setting"),
         ({"settings": {"method.value.steps": 0}}, "method.value.steps cannot be used"),
         ({"tokenizer": "gpt2"}, "cannot be used as the tokenizer"),
