@@ -102,18 +102,29 @@ class Manifest(BaseModel):
             DamagedArtifactError: the manifest is missing, was changed, or does not match its own recipe.
         """
         try:
-            content = json.loads(path.read_bytes())
-            checksum = content.pop("checksum")
-            manifest = cls.model_validate(content)
-            as_written = checksum == _checksum(content) and manifest.digest == digest_of(manifest.recipe)
+            data = path.read_bytes()
         except FileNotFoundError:
             raise DamagedArtifactError(f"{path} is missing.") from None
         except OSError as error:
             raise DamagedArtifactError(f"{path} cannot be read.", got=error.strerror) from None
+        return cls.parse(data, path)
+
+    @classmethod
+    def parse(cls, data: bytes, where: object) -> Self:
+        """The manifest that ``dump`` has written. ``where`` it is appears in messages.
+
+        Raises:
+            DamagedArtifactError: as in ``load``.
+        """
+        try:
+            content = json.loads(data)
+            checksum = content.pop("checksum")
+            manifest = cls.model_validate(content)
+            as_written = checksum == _checksum(content) and manifest.digest == digest_of(manifest.recipe)
         except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
-            raise DamagedArtifactError(f"{path} is not a manifest.", got=str(error).partition("\n")[0]) from None
+            raise DamagedArtifactError(f"{where} is not a manifest.", got=str(error).partition("\n")[0]) from None
         if not as_written:
-            raise DamagedArtifactError(f"{path} has been changed since it was written.")
+            raise DamagedArtifactError(f"{where} has been changed since it was written.")
         return manifest
 
 

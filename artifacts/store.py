@@ -16,7 +16,6 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
 
@@ -24,7 +23,7 @@ from factsmith.artifacts.artifact import Artifact, Draft
 from factsmith.artifacts.checksums import Checksums
 from factsmith.artifacts.errors import DamagedArtifactError, FactsmithError, InputError
 from factsmith.artifacts.locks import IN_USE, held, shared
-from factsmith.artifacts.manifest import MANIFEST_NAME, FileEntry, Manifest, code_versions
+from factsmith.artifacts.manifest import MANIFEST_NAME, FileEntry, Manifest
 from factsmith.artifacts.recipe import Recipe, Series
 
 __all__ = ["Store", "unwritable"]
@@ -44,10 +43,16 @@ class Store:
 
     Args:
         root: the folder. The first build makes it.
+
+    Attributes:
+        source: brings the artifact of a recipe from elsewhere if this store lacks it, and says whether it did.
+        brought: addresses of the artifacts that it brought, and of their series.
     """
 
     def __init__(self, root: Path) -> None:
         self.root = root.expanduser().resolve()
+        self.source: Callable[[Recipe], bool] | None = None
+        self.brought: set[str] = set()
         self.checksums = Checksums(self.root / "checksums.sqlite")
 
     def check_writable(self) -> None:
@@ -60,12 +65,18 @@ class Store:
     # ---------------------------------------------------------------- finding
 
     def find(self, recipe: Recipe) -> Artifact | None:
-        """The artifact of ``recipe``, if it exists and is undamaged.
+        """The artifact of ``recipe``, if it exists and is undamaged, or if ``source`` brings it.
 
         A damaged artifact is reported and moved aside, so that the caller builds it again.
         """
-        path = self._path(recipe)
-        return self._found(path) if os.path.lexists(path) else None
+        if (found := self.at(place := self.place(recipe))) or self.source is None or not self.source(recipe):
+            return found
+        return self.at(place)
+
+    @staticmethod
+    def place(recipe: Recipe) -> str:
+        """Where the artifact of ``recipe`` is: kind, series and digest."""
+        return f"{recipe.series.kind}/{recipe.series.digest}/{recipe.digest}"
 
     def at(self, place: str) -> Artifact | None:
         """The artifact at ``place``. A damaged one is moved aside, as in ``find``."""
@@ -232,9 +243,6 @@ class Store:
     def _series_path(self, kind: str, series: str) -> Path:
         return self.root / "artifacts" / kind / series
 
-    def _path(self, recipe: Recipe) -> Path:
-        return self._series_path(recipe.series.kind, recipe.series.digest) / recipe.digest
-
     def _writable(self, name: str) -> Path:
         folder = self.root / name
         try:
@@ -276,23 +284,10 @@ class Store:
             path.relative_to(draft.path).as_posix(): FileEntry(bytes=path.stat().st_size, sha256=checksum)
             for path, checksum in Checksums.read_all(paths).items()
         }
-        series = draft.recipe.series
-        manifest = Manifest(
-            kind=series.kind,
-            digest=draft.recipe.digest,
-            series=series.digest,
-            recipe=draft.recipe.content,
-            lineage=tuple(sorted(set(draft.lineage))),
-            content=Manifest.content_of(files),
-            files=files,
-            summary=draft.summary,
-            made={**code_versions(), **draft.made},
-            created=datetime.now(UTC).isoformat(timespec="seconds"),
-            seconds=round(seconds, 3),
-        )
+        manifest = draft.manifest(files, seconds)
         (draft.path / MANIFEST_NAME).write_bytes(manifest.dump())
         _sync([*paths, draft.path / MANIFEST_NAME])
-        final = self._path(draft.recipe)
+        final = self.root / "artifacts" / self.place(draft.recipe)
         final.parent.mkdir(parents=True, exist_ok=True)
         draft.path.rename(final)
         _sync([final.parent])

@@ -16,8 +16,8 @@ from factsmith.tasks.corpus.stage import tokens
 from factsmith.tasks.covariance.accumulation_stage import accumulate
 from factsmith.tasks.covariance.leverage_stage import Leverages, leverage
 from factsmith.tasks.covariance.spectrum_stage import spectrum
-from factsmith.tasks.covariance.stage import Covariances, covariance
-from factsmith.tasks.keys.stage import KeySource, keys, whole_shards
+from factsmith.tasks.covariance.stage import Covariances, covariance, covariance_series
+from factsmith.tasks.keys.stage import KeySource, has_keys, keys, whole_shards
 from factsmith.tasks.model.stage import model
 from factsmith.tasks.planning.run import Run
 from factsmith.tasks.preservation.stage import Factors, FactorSource, factor
@@ -81,8 +81,13 @@ def _statistics(run: Run, source: KeySource, count: int) -> FactorSource:
     """What the factors are made from: covariances, or the keys themselves."""
     if not run.keeps_keys:
         return accumulate(run.workspace, source, count)
-    stored = keys(run.workspace, source, count)
-    return covariance(run.workspace, stored, count) if run.preservation.source == "covariance" else stored
+    if run.preservation.source == "keys":
+        return keys(run.workspace, source, count)
+    store, series = run.workspace.store, covariance_series(source.series.digest, count)
+    complete = all([store.find(series.member(layer=layer)) for layer in run.layers])
+    if complete and not has_keys(store, source, count):  # Whoever has C0 need not make keys.
+        return covariance(run.workspace, source.without_keys(), count)
+    return covariance(run.workspace, keys(run.workspace, source, count), count)
 
 
 def finish(run: Run, prepared: Prepared, scored: Scored | None = None) -> Report:

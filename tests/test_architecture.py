@@ -42,7 +42,7 @@ FLOW_ROOMS = ["configuration", "reporting", "html", "flows", "exports", "service
 """Rooms of ``flows``, where ``flows`` stands for the flows themselves. Each may import those before it."""
 
 SERVICES = {"prefect", "mlflow"}
-STORE = {"store", "rows", "formats", "keys", "manifest", "checksums", "locks", "removal", "signs_of_life"}
+STORE = {"store", "rows", "formats", "keys", "manifest", "checksums", "locks", "removal", "signs_of_life", "remote"}
 """Modules of ``artifacts`` that read or write. All modules may use errors and recipes."""
 
 MAY_USE_THE_STORE = {
@@ -50,6 +50,7 @@ MAY_USE_THE_STORE = {
     "tasks/pipeline/page.py",
     "tasks/pipeline/stage.py",
     "tasks/pipeline/workspace.py",
+    "tasks/planning/mirror.py",
     "tasks/planning/plan.py",
     "tasks/planning/preflight.py",
     "tasks/planning/run.py",

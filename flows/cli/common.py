@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Arguments",
     "AsJson",
+    "From",
     "ReportFile",
     "check_report_file",
     "check_runs",
@@ -60,6 +61,10 @@ ReportFile = Annotated[
     Path | None,
     typer.Option("--report", metavar="FILE", help="also write the report of the run to this HTML file"),
 ]
+From = Annotated[
+    str | None,
+    typer.Option("--from", metavar="URL", help="look for statistics at URL before computing them (runtime.mirror)"),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON document and nothing else on stdout")]
 
 
@@ -85,12 +90,13 @@ def start() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
 
 
-def compose_arguments(arguments: list[str] | None, **options: Any) -> Settings:
-    """Prepare the command, and compose the settings of its run."""
+def compose_arguments(arguments: list[str] | None, mirror: str | None = None, **options: Any) -> Settings:
+    """Prepare the command, and compose the settings of its run. ``mirror`` is what ``--from`` gives."""
     start()
     from factsmith.flows.configuration.composition import compose
 
-    return compose(arguments or [], **options)
+    given = [] if mirror is None else [f"runtime.mirror={mirror}"]
+    return compose([*(arguments or []), *given], **options)
 
 
 def names_run(name: str) -> bool:

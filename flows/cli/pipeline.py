@@ -13,6 +13,7 @@ from factsmith.artifacts.errors import InputError
 from factsmith.flows.cli.common import (
     Arguments,
     AsJson,
+    From,
     ReportFile,
     check_report_file,
     check_runs,
@@ -35,9 +36,11 @@ FactsAndArguments = Annotated[
 ]
 
 
-def run(arguments: Arguments = None, report_file: ReportFile = None, as_json: AsJson = False) -> None:
+def run(
+    arguments: Arguments = None, mirror: From = None, report_file: ReportFile = None, as_json: AsJson = False
+) -> None:
     """Precompute, edit and evaluate: the whole pipeline."""
-    settings = compose_arguments(arguments)
+    settings = compose_arguments(arguments, mirror)
     check_report_file(report_file)
     preflight(settings, dataset=True)
     from factsmith.flows.run import run as flow
@@ -52,6 +55,7 @@ def precompute(
     report: Annotated[
         bool, typer.Option("--report", help="measure each layer's covariance: held-out leverage, rank, spectrum")
     ] = False,
+    mirror: From = None,
     as_json: AsJson = False,
 ) -> None:
     """Prepare a model for editing: tokens, keys, covariance, factor."""
@@ -60,7 +64,7 @@ def precompute(
     # A model is prepared before there are facts, and with arguments that name some too.
     reads = ["dataset", *(["corpus.auto.held_out"] if report else [])]
     unread = {**UNUSED_WITHOUT_SCORES, "dataset": {"path": None}}
-    settings = compose_arguments(arguments, stand_ins=unread, reads=reads)
+    settings = compose_arguments(arguments, mirror, stand_ins=unread, reads=reads)
     checked = preflight(settings, dataset=False)
     if report:
         from factsmith.flows.reporting.conditioning import check_report
@@ -75,6 +79,7 @@ def edit(
     arguments: FactsAndArguments = None,
     out: Annotated[Path | None, typer.Option(help="folder to write the edited model to")] = None,
     to: To = "checkpoint",
+    mirror: From = None,
     report_file: ReportFile = None,
     as_json: AsJson = False,
 ) -> None:
@@ -85,7 +90,7 @@ def edit(
     """
     from factsmith.flows.configuration.composition import UNUSED_WITHOUT_SCORES
 
-    settings = compose_arguments(_with_facts(arguments), stand_ins=UNUSED_WITHOUT_SCORES)
+    settings = compose_arguments(_with_facts(arguments), mirror, stand_ins=UNUSED_WITHOUT_SCORES)
     check_report_file(report_file)
     from factsmith.tasks.export.form import load_form
 
@@ -157,6 +162,12 @@ def plan(
 ) -> None:
     """Show what a run would do: what is cached, and what the rest would cost in FLOP, bytes and memory."""
     settings = compose_arguments(_with_facts(arguments))
+    if settings.runtime.mirror is not None:
+        raise InputError(
+            "A plan does not look elsewhere for statistics.",
+            got=f"runtime.mirror={settings.runtime.mirror}",
+            remedy="leave it out; `factsmith store pull KIND URL --dry-run` shows what is there",
+        )
     checked = preflight(settings, dataset=not precompute)
     from factsmith.flows.reporting.terminal import plan_table
     from factsmith.tasks.planning.plan import plan as plan_stages

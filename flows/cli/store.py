@@ -1,4 +1,4 @@
-"""``factsmith store``: list artifacts, show where they come from, check them, remove them."""
+"""``factsmith store``: list artifacts, show where they come from, check them, move them, remove them."""
 
 from __future__ import annotations
 
@@ -14,11 +14,14 @@ from factsmith.artifacts.errors import FactsmithError, InputError
 from factsmith.artifacts.store import Store
 from factsmith.flows.cli.common import AsJson
 from factsmith.flows.cli.common import show as show_tables
+from factsmith.flows.cli.statistics import pull, push
 from factsmith.tasks.pipeline.environment import home
 
 __all__ = ["store_app"]
 
-store_app = typer.Typer(help="List, check and remove artifacts.", no_args_is_help=True)
+store_app = typer.Typer(help="List, check, move and remove artifacts.", no_args_is_help=True)
+store_app.command()(push)
+store_app.command()(pull)
 
 DryRun = Annotated[bool, typer.Option("--dry-run", help="only show what would be removed")]
 

@@ -25,6 +25,7 @@ __all__ = [
     "KeyStream",
     "absent_shards",
     "collect_keys",
+    "has_keys",
     "key_series",
     "key_spans",
     "keys",
@@ -55,6 +56,10 @@ class KeySource:
     def series(self) -> Series:
         """The series of the shards of all layers."""
         return key_series(self.model.fingerprint, self.tokens.series.digest, self.dtype)
+
+    def without_keys(self) -> KeyStream:
+        """The stream of these keys of which nothing is stored, for what has been made from them before."""
+        return KeyStream(self.series, {layer: [] for layer in self.layers}, self.model.key_width)
 
     def reader(self, workspace: Workspace) -> KeyReader:
         """A reader that computes these keys with the model."""
@@ -119,6 +124,13 @@ def absent_shards(store: Store, series: Series, layers: Sequence[int], span: tup
     """The recipes of the layers whose shard of ``span`` is not in the store."""
     recipes = {layer: _shard_recipe(series, layer, span) for layer in layers}
     return {layer: recipe for layer, recipe in recipes.items() if store.find(recipe) is None}
+
+
+def has_keys(store: Store, source: KeySource, wanted: int) -> bool:
+    """Whether the store itself has ``wanted`` keys of every edited layer. They are not looked for elsewhere."""
+    spans = key_spans(source.model.key_width, wanted, source.tokens.count)
+    recipes = (_shard_recipe(source.series, layer, span) for span in spans for layer in source.layers)
+    return all(store.at(store.place(recipe)) is not None for recipe in recipes)
 
 
 def _shard_recipe(series: Series, layer: int, span: tuple[int, int]) -> Recipe:

@@ -8,14 +8,31 @@ from factsmith.artifacts.artifact import Draft
 from factsmith.artifacts.errors import InputError
 from factsmith.artifacts.formats import allow_others
 from factsmith.artifacts.recipe import Series
-from factsmith.tasks.model.checkpoint import Checkpoint, open_checkpoint
-from factsmith.tasks.model.gguf import dequantise, find_gguf
+from factsmith.tasks.model.checkpoint import Checkpoint, open_checkpoint, open_model, refuse_revision
+from factsmith.tasks.model.embedded import ASSETS
+from factsmith.tasks.model.gguf import dequantise, find_gguf, is_gguf
+from factsmith.tasks.model.settings import EMBEDDED, ModelSettings
 from factsmith.tasks.pipeline.resource_errors import resource_errors
 from factsmith.tasks.pipeline.workspace import Workspace
 
-__all__ = ["open_gguf"]
+__all__ = ["open_chosen", "open_gguf"]
 
 logger = logging.getLogger(__name__)
+
+
+def open_chosen(workspace: Workspace, settings: ModelSettings) -> Checkpoint:
+    """The checkpoint that ``settings`` choose: the embedded model, a GGUF file, a folder, or one on the hub.
+
+    Raises:
+        InputError: there is none, or its model cannot be edited.
+    """
+    if settings.path == EMBEDDED:
+        refuse_revision(EMBEDDED, settings.revision)
+        return open_checkpoint(ASSETS)
+    if is_gguf(settings.path):
+        refuse_revision(settings.path, settings.revision)
+        return open_gguf(workspace, settings.path)
+    return open_model(settings.path, settings.revision)
 
 
 def open_gguf(workspace: Workspace, name: str) -> Checkpoint:

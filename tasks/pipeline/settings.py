@@ -100,6 +100,11 @@ class RuntimeSettings(Section):
     checkpoint_seconds: Annotated[float, ReadIf("corpus.keep_keys", (False, None))] = Field(
         600, ge=0, description="seconds between checkpoints while keys are summed up without being kept"
     )
+    mirror: str | None = Field(
+        None,
+        description="folder or URL (s3://..., gs://..., hf://datasets/...) where statistics are looked for before they "
+        "are computed; `factsmith store push` fills it",
+    )
     memory_mb: int | None = Field(
         None,
         ge=1,

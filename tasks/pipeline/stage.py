@@ -68,7 +68,9 @@ def stage(
                         )
                     raise
                 seconds = time.perf_counter() - started
-                state = "built" if outcome.built else "cached"
+                brought = outcome.artifact in workspace.store.brought
+                workspace.store.brought.discard(outcome.artifact)
+                state = "built" if outcome.built else "fetched" if brought else "cached"
                 metrics = {**outcome.metrics, **workspace.memory_used}
                 report = StageReport(name, state, round(seconds, 3), outcome.artifact, metrics)
                 workspace.add(report)

@@ -34,7 +34,8 @@ class StageReport:
 
     Attributes:
         name: the stage's name.
-        state: ``built``, or ``cached`` if the store already had everything.
+        state: ``built``; ``fetched`` if nothing was, and some came from ``runtime.mirror``; ``cached`` if the store
+            already had everything.
         seconds: time taken.
         artifact: address of the artifact or series that the stage left in the store.
         metrics: what the stage measured: tokens, bytes, facts, ...; and ``memory`` and, on a GPU, ``gpu_memory``, the

@@ -157,6 +157,11 @@ class PrecomputePlanner:
         spans = key_spans(width, self.settled or self.count + budget.held_out, most)
         shards = [(span[1] - span[0], absent_shards(self.store, self.keys, self.layers, span)) for span in spans]
         absent = [(rows, layers) for rows, layers in shards if layers]
+        if absent and self.settled and not lacking and self.kind.source == "covariance":
+            return [
+                tokens,
+                StagePlan("covariance", 0, len(self.layers), "layers"),
+            ]  # Whoever has C0 need not make keys.
         collected = StagePlan(
             "keys",
             sum(rows for rows, _ in absent),

@@ -18,6 +18,7 @@ from factsmith.tasks.ledger.ledger import read_ledger
 from factsmith.tasks.model.stage import known_cost
 from factsmith.tasks.pipeline.environment import home
 from factsmith.tasks.planning.method import check_method
+from factsmith.tasks.planning.mirror import check_mirror
 from factsmith.tasks.planning.run import Run
 from factsmith.tasks.planning.settings import Settings
 from factsmith.tasks.planning.title import description, title
@@ -130,6 +131,8 @@ def check_input(
     if out is not None:
         _check_out(run, out, form, made=past is not None)
     run.workspace.store.check_writable()
+    if mirror := run.settings.runtime.mirror:
+        check_mirror(mirror)
 
 
 def _check_corpus(run: Run) -> None:

@@ -23,14 +23,11 @@ from factsmith.tasks.facts.batches import FactBatches, fact_digests
 from factsmith.tasks.facts.contexts import CLEAN, ChatContext, chat_contexts, read_contexts
 from factsmith.tasks.facts.record import Record
 from factsmith.tasks.facts.selection import select_records
-from factsmith.tasks.model.checkpoint import Checkpoint, open_checkpoint, open_model, refuse_revision
-from factsmith.tasks.model.embedded import ASSETS
-from factsmith.tasks.model.gguf import is_gguf
-from factsmith.tasks.model.gguf_stage import open_gguf
+from factsmith.tasks.model.gguf_stage import open_chosen
 from factsmith.tasks.model.model import Model
-from factsmith.tasks.model.settings import EMBEDDED
 from factsmith.tasks.pipeline.progress import progress
 from factsmith.tasks.pipeline.workspace import Workspace
+from factsmith.tasks.planning.mirror import look_in
 from factsmith.tasks.planning.settings import Settings
 from factsmith.tasks.preservation.kind import PreservationKind, load_kind
 
@@ -73,22 +70,12 @@ class Run:
         if self._lender is not None:
             return self._lender.model
         return Model(
-            self._open_checkpoint(),
+            open_chosen(self.workspace, self.settings.model),
             self.settings.model,
             self.settings.runtime,
             self.workspace.devices,
             self.workspace.store.checksums.sha256_all,
         )
-
-    def _open_checkpoint(self) -> Checkpoint:
-        settings = self.settings.model
-        if settings.path == EMBEDDED:
-            refuse_revision(EMBEDDED, settings.revision)
-            return open_checkpoint(ASSETS)
-        if is_gguf(settings.path):
-            refuse_revision(settings.path, settings.revision)
-            return open_gguf(self.workspace, settings.path)
-        return open_model(settings.path, settings.revision)
 
     @cached_property
     def layers(self) -> list[int]:
@@ -299,6 +286,7 @@ class Run:
             note: what the run does, in Markdown.
             parent: id of the MLflow run that this one is a part of.
         """
+        look_in(self.workspace.store, self.settings.runtime.mirror)
         with self.workspace.logged(
             name,
             flow=flow,

@@ -57,7 +57,7 @@ def fresh(pristine: Path, store: Store) -> Path:
     """Copy the pristine store into ``store``; the artifact's folder."""
     shutil.rmtree(store.root, ignore_errors=True)
     shutil.copytree(pristine, store.root)
-    return store._path(RECIPE)
+    return store.root / "artifacts" / store.place(RECIPE)
 
 
 def right_or_rebuilt(store: Store, *, changed: bool) -> None:

@@ -1,0 +1,272 @@
+"""A folder that fsspec reaches, with errors that a user can act on."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Self
+from urllib.parse import urlsplit
+
+import fsspec
+
+from factsmith.artifacts.errors import FactsmithError, InputError, causes, first_line
+
+__all__ = ["Location"]
+
+_EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
+"""The extra of Factsmith that installs what a protocol needs."""
+
+_CREDENTIALS = {
+    "s3": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE",
+    "gs": "set GOOGLE_APPLICATION_CREDENTIALS, or run `gcloud auth application-default login`",
+    "hf": "set HF_TOKEN, or run `hf auth login`",
+}
+
+_TIMEOUT = 20
+"""Seconds that a server may take to answer."""
+
+_ATTEMPTS = 2
+"""How often a request is made before it counts as failed."""
+
+_LIBRARIES = {
+    "aiohttp", "aiobotocore", "asyncio", "botocore", "fsspec", "gcsfs", "google", "httpx", "huggingface_hub", "requests",
+    "s3fs", "urllib3",
+}  # fmt: skip
+"""Packages whose errors say that a location cannot be used."""
+
+
+class Location:
+    """A folder that fsspec reaches. Names of files are relative to it and separated by slashes.
+
+    Attributes:
+        url: the URL, for messages.
+        commits: whether several files can be written in one commit, as on the hub, where each write would be one.
+    """
+
+    def __init__(self, url: str, filesystem: Any, path: str) -> None:
+        self.url = url.rstrip("/")
+        self._fs = filesystem
+        self._path = path.rstrip("/")
+        names = filesystem.protocol
+        self._protocol: str = names if isinstance(names, str) else names[0]
+        self._is_local = self._protocol in ("file", "local")
+        self.commits = self._protocol == "hf"
+
+    @classmethod
+    def open(cls, url: str) -> Self:
+        """The folder at ``url``: a path, or any URL that fsspec understands. Nothing is read yet.
+
+        Raises:
+            InputError: the URL is not understood, holds credentials, or needs a package that is not installed.
+        """
+        parts = urlsplit(url) if "://" in url else None
+        if "::" in url or (parts and (parts.query or "@" in parts.netloc)):
+            raise InputError(
+                f"The location {_plain(url)} cannot be used.",
+                got="a chain of file systems" if "::" in url else "a URL with credentials or a query",
+                expected="a folder, s3://BUCKET/FOLDER, gs://BUCKET/FOLDER or hf://datasets/OWNER/NAME",
+                remedy="give credentials in the environment, as the library of the protocol reads them",
+            )
+        protocol = parts.scheme if parts else "file"
+        options: dict[str, Any] = (
+            {"auto_mkdir": True} if protocol in ("file", "local") else {"use_listings_cache": False}
+        )
+        if _EXTRAS.get(protocol) == "s3":
+            options["config_kwargs"] = {
+                "connect_timeout": _TIMEOUT,
+                "read_timeout": _TIMEOUT,
+                "retries": {"max_attempts": _ATTEMPTS, "mode": "standard"},
+            }
+        try:
+            filesystem, path = fsspec.url_to_fs(os.path.expanduser(url), **options)
+        except ImportError as error:
+            extra = _EXTRAS.get(protocol)
+            raise InputError(
+                f"The package that reads {protocol}:// is not installed.",
+                got=first_line(error),
+                remedy=f"pip install 'factsmith[{extra}]'" if extra else None,
+            ) from None
+        except ValueError as error:
+            raise InputError(f"The location {url} cannot be used.", got=first_line(error)) from None
+        if _EXTRAS.get(protocol) == "s3":
+            filesystem.retries = _ATTEMPTS
+        return cls(url, filesystem, path)
+
+    def check(self) -> None:
+        """Check that the location answers, and that its bucket or repository exists.
+
+        Raises:
+            InputError: it does not.
+        """
+        with self._explained("read"):
+            self._fs.invalidate_cache()
+            container = self._container
+            if container and not self._fs.exists(container):
+                # Some file systems answer that nothing exists when they are not let in. A listing says why.
+                self._fs.ls(container)
+                raise FileNotFoundError(f"there is no {container}")
+
+    @property
+    def _container(self) -> str:
+        """What must exist before anything can be written: a bucket, or a repository on the hub."""
+        if self._is_local or self._protocol == "memory":
+            return ""
+        parts = self._path.split("/")
+        return "/".join(parts[:3] if self.commits else parts[:1])
+
+    def read(self, name: str) -> bytes | None:
+        """The bytes of a file; ``None`` if there is no such file.
+
+        Raises:
+            InputError: the location cannot be read.
+        """
+        with self._explained("read"):
+            try:
+                found: bytes = self._fs.cat_file(self._join(name))
+            except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+                return None
+            return found
+
+    def files(self, folder: str) -> dict[str, int]:
+        """The bytes of each file below ``folder``, by its name in the folder. Empty if there is no such folder.
+
+        Raises:
+            InputError: the location cannot be read.
+        """
+        below = self._join(folder)
+        with self._explained("read"):
+            try:
+                found = self._fs.find(below, detail=True)
+            except (FileNotFoundError, NotADirectoryError):
+                return {}
+        start = len(self._fs._strip_protocol(below)) + 1
+        return {str(path)[start:]: int(info["size"] or 0) for path, info in found.items()}
+
+    def folders(self, folder: str) -> list[str]:
+        """The names of the folders in ``folder``, sorted. Empty if there is no such folder.
+
+        Raises:
+            InputError: the location cannot be read.
+        """
+        with self._explained("read"):
+            try:
+                found = self._fs.ls(self._join(folder), detail=True)
+            except (FileNotFoundError, NotADirectoryError):
+                return []
+        return sorted(str(one["name"]).rstrip("/").rpartition("/")[2] for one in found if one["type"] == "directory")
+
+    def send(self, source: Path | bytes, name: str) -> None:
+        """Write a file. Nobody sees a part of it.
+
+        Raises:
+            InputError: the location cannot be written.
+        """
+        target = self._join(name)
+        # Objects in a bucket appear whole. A file in a folder gets its name when it is.
+        written = f"{target}.part-{uuid.uuid4().hex[:8]}" if self._is_local else target
+        with self._explained("written"):
+            if isinstance(source, bytes):
+                self._fs.makedirs(self._fs._parent(written), exist_ok=True)
+                self._fs.pipe_file(written, source)
+            else:
+                self._fs.put_file(str(source), written)
+            if self._is_local:
+                os.replace(written, target)
+
+    def commit(self, files: Mapping[str, Path | bytes], message: str) -> None:
+        """Write several files at once, to a location that ``commits``.
+
+        Raises:
+            InputError: the location cannot be written.
+        """
+        from huggingface_hub import CommitOperationAdd
+
+        with self._explained("written"):
+            where = self._fs.resolve_path(self._path)
+            operations = [
+                CommitOperationAdd(
+                    path_in_repo="/".join(part for part in (where.path_in_repo, name) if part),
+                    path_or_fileobj=source if isinstance(source, bytes) else str(source),
+                )
+                for name, source in files.items()
+            ]
+            self._fs._api.create_commit(
+                where.repo_id, operations, commit_message=message, repo_type=where.repo_type, revision=where.revision
+            )
+            self._fs.invalidate_cache()
+
+    def fetch(self, name: str, file: Path) -> None:
+        """Read a file of the location into ``file``.
+
+        Raises:
+            InputError: there is no such file, or the location cannot be read.
+        """
+        with self._explained("read"):
+            self._fs.get_file(self._join(name), str(file))
+
+    def remove(self, name: str) -> None:
+        """Remove a file, if it is there.
+
+        Raises:
+            InputError: the location cannot be written.
+        """
+        with self._explained("written"), suppress(FileNotFoundError):
+            self._fs.rm_file(self._join(name))
+
+    def _join(self, name: str) -> str:
+        return f"{self._path}/{name}" if name else self._path
+
+    @contextmanager
+    def _explained(self, verb: str) -> Iterator[None]:
+        """Turn errors of the file system and its libraries into ``InputError``, without secrets.
+
+        Raises:
+            InputError: replaces such an error.
+        """
+        try:
+            yield
+        except FactsmithError:
+            raise
+        except Exception as error:
+            names = {type(one).__module__.partition(".")[0] for one in causes(error)}
+            full = isinstance(error, OSError) and error.errno in (
+                errno.ENOSPC,
+                errno.EDQUOT,
+            )  # has a message of its own
+            if full or not (isinstance(error, OSError) or names & _LIBRARIES):
+                raise
+            raise InputError(
+                f"{self.url} cannot be {verb}.", got=_plain(_message(error)), remedy=self._remedy(error)
+            ) from None
+
+    def _remedy(self, error: Exception) -> str:
+        said = f"{type(error).__name__} {error}"
+        if isinstance(error, PermissionError) or re.search("[Cc]redential|401|403|Unauthorized|Forbidden", said):
+            credentials = _CREDENTIALS.get({"s3a": "s3", "gcs": "gs"}.get(self._protocol, self._protocol))
+            return credentials or "check who may read and write it"
+        if isinstance(error, FileNotFoundError):
+            return "check the name, or create it first"
+        return "check that it can be reached, then run the same command again: what is there already is kept"
+
+
+def _message(error: Exception) -> str:
+    """The class and the first line of an error, without the class where the message says it."""
+    if isinstance(error, OSError) and error.strerror and not str(error.errno or "").startswith("-"):
+        return f"{type(error).__name__}: {error.strerror}"
+    return f"{type(error).__name__}: {first_line(error)}"
+
+
+def _plain(text: str) -> str:
+    """``text`` without what may be a secret: the user and the query of URLs, and values of the environment."""
+    text = re.sub(r"(\w://)[^/\s@]*@", r"\1", text)
+    text = re.sub(r"(\w://[^\s?\"']*)\?[^\s\"']*", r"\1", text)
+    secret = re.compile("KEY|SECRET|TOKEN|PASSWORD|CREDENTIAL")
+    values = [value for name, value in os.environ.items() if secret.search(name.upper()) and len(value) >= 8]
+    for value in sorted(values, key=len, reverse=True):
+        text = text.replace(value, "***")
+    return text
