@@ -84,7 +84,7 @@ def _statistics(run: Run, source: KeySource, count: int) -> FactorSource:
     if run.preservation.source == "keys":
         return keys(run.workspace, source, count)
     store, series = run.workspace.store, covariance_series(source.series.digest, count)
-    complete = all([store.find(series.member(layer=layer)) for layer in run.layers])
+    complete = all(store.find(series.member(layer=layer)) for layer in run.layers)
     if complete and not has_keys(store, source, count):  # Whoever has C0 need not make keys.
         return covariance(run.workspace, source.without_keys(), count)
     return covariance(run.workspace, keys(run.workspace, source, count), count)

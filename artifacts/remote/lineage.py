@@ -55,7 +55,7 @@ def with_lineage(
     def stays(kind: str, user: str) -> bool:
         return kind in without or (kind == "keys" and not keys and user not in _READ_AGAIN)
 
-    seen: set[str] = set()
+    seen: set[tuple[str, bool]] = set()
 
     def visit(manifest: Manifest) -> None:
         for address in _sources(manifest):

@@ -33,10 +33,22 @@ _TIMEOUT = 20
 _ATTEMPTS = 2
 """How often a request is made before it counts as failed."""
 
-_LIBRARIES = {
-    "aiohttp", "aiobotocore", "asyncio", "botocore", "fsspec", "gcsfs", "google", "httpx", "huggingface_hub", "requests",
-    "s3fs", "urllib3",
-}  # fmt: skip
+_LIBRARIES = frozenset(
+    [
+        "aiohttp",
+        "aiobotocore",
+        "asyncio",
+        "botocore",
+        "fsspec",
+        "gcsfs",
+        "google",
+        "httpx",
+        "huggingface_hub",
+        "requests",
+        "s3fs",
+        "urllib3",
+    ]
+)
 """Packages whose errors say that a location cannot be used."""
 
 

@@ -1,8 +1,8 @@
 """Artifacts that are moved between a store and a mirror. Nothing is overwritten, on either side.
 
-A push writes an artifact's files, then its manifest. Until then a marker beside them says which bytes are being written,
-so that a killed push continues, and another machine's bytes are not mixed with them. A pull publishes an artifact in
-the store only if each file has the checksum that its manifest says.
+A push writes an artifact's files, then its manifest. Until then a marker beside them says which bytes are being
+written, so that a killed push continues, and another machine's bytes are not mixed with them. A pull publishes an
+artifact in the store only if each file has the checksum that its manifest says.
 """
 
 from __future__ import annotations

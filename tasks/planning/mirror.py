@@ -15,12 +15,14 @@ _KINDS = frozenset({"model", "tokens", "keys", "covariance", "leverage", "spectr
 """Kinds of artifacts that do not depend on the facts."""
 
 
-def check_mirror(url: str) -> None:
-    """Check that there are artifacts at ``url``, before a run computes what it was to bring from there.
+def check_mirror(url: str | None) -> None:
+    """Check that there are artifacts at ``url``, if one is given, before a run computes what it was to bring.
 
     Raises:
         InputError: there are none, or it cannot be read.
     """
+    if url is None:
+        return
     location = Location.open(url)
     location.check()
     if not Mirror(location).kinds:

@@ -158,10 +158,8 @@ class PrecomputePlanner:
         shards = [(span[1] - span[0], absent_shards(self.store, self.keys, self.layers, span)) for span in spans]
         absent = [(rows, layers) for rows, layers in shards if layers]
         if absent and self.settled and not lacking and self.kind.source == "covariance":
-            return [
-                tokens,
-                StagePlan("covariance", 0, len(self.layers), "layers"),
-            ]  # Whoever has C0 need not make keys.
+            # Whoever has C0 need not make keys.
+            return [tokens, StagePlan("covariance", 0, len(self.layers), "layers")]
         collected = StagePlan(
             "keys",
             sum(rows for rows, _ in absent),

@@ -131,8 +131,7 @@ def check_input(
     if out is not None:
         _check_out(run, out, form, made=past is not None)
     run.workspace.store.check_writable()
-    if mirror := run.settings.runtime.mirror:
-        check_mirror(mirror)
+    check_mirror(run.settings.runtime.mirror)
 
 
 def _check_corpus(run: Run) -> None:
