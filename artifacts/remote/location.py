@@ -106,7 +106,7 @@ class Location:
         except ValueError as error:
             raise InputError(f"The location {url} cannot be used.", got=first_line(error)) from None
         if _EXTRAS.get(protocol) == "s3":
-            filesystem.retries = _ATTEMPTS
+            filesystem.retries = 1  # s3fs would repeat the attempts of the client below it.
         return cls(url, filesystem, path)
 
     def check(self) -> None:
@@ -117,11 +117,16 @@ class Location:
         """
         with self._explained("read"):
             self._fs.invalidate_cache()
-            container = self._container
-            if container and not self._fs.exists(container):
-                # Some file systems answer that nothing exists when they are not let in. A listing says why.
-                self._fs.ls(container)
-                raise FileNotFoundError(f"there is no {container}")
+            try:
+                if self._container:
+                    self._fs.info(self._container)
+            except FileNotFoundError:
+                what = "repository" if self.commits else "bucket"
+                raise InputError(
+                    f"{self.url} cannot be used.",
+                    got=f"there is no {what} {self._container}, or you may not see it",
+                    remedy=f"check the name, or create the {what} first",
+                ) from None
 
     @property
     def _container(self) -> str:
