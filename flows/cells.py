@@ -18,10 +18,9 @@ from factsmith.flows.configuration.unread import refuse_unread, unread
 from factsmith.tasks.pipeline.environment import home
 from factsmith.tasks.pipeline.workspace import Workspace
 from factsmith.tasks.planning.plan import plan
-from factsmith.tasks.planning.preflight import check_input
+from factsmith.tasks.planning.preflight import check_input, check_preservation
 from factsmith.tasks.planning.run import Run
 from factsmith.tasks.planning.settings import Settings
-from factsmith.tasks.preservation.stage import check_sizes
 
 __all__ = ["RunPool", "Sweep", "open_sweep"]
 
@@ -76,7 +75,7 @@ def open_sweep(arguments: Sequence[str], *, jobs: int = 1, memory_mb: int | None
             checked = _checked_settings(settings)
             if checked not in faults:
                 faults[checked] = _fault(partial(check_input, run, dataset=True, sizes=False))
-            error = faults[checked] or _fault(partial(check_sizes, run.preservation, run.model, run.budget))
+            error = faults[checked] or _fault(partial(check_preservation, run))
             if error := error or _without_effect(unused[place] & set(cell.place), settings):
                 refused[place] = error
             elif memory_mb is not None:

@@ -14,6 +14,7 @@ from factsmith.flows.reporting.page import open_page, show_abilities, show_score
 from factsmith.flows.reporting.reports import PrecomputeReport, Report, Scored
 from factsmith.tasks.corpus.stage import tokens
 from factsmith.tasks.covariance.accumulation_stage import accumulate
+from factsmith.tasks.covariance.imported_stage import imported
 from factsmith.tasks.covariance.leverage_stage import Leverages, leverage
 from factsmith.tasks.covariance.spectrum_stage import spectrum
 from factsmith.tasks.covariance.stage import Covariances, covariance, covariance_series
@@ -61,6 +62,10 @@ def prepare(run: Run, *, held_out: int = 0) -> Prepared:
         return Prepared(None, None, None, 0, None)
     if kind.source == "nothing":
         return Prepared(factor(workspace, run.model, run.layers, kind, None, budget), None, None, 0, None)
+    if run.statistics is not None:
+        c0 = imported(workspace, run.model, run.statistics)
+        factors = factor(workspace, run.model, run.layers, kind, c0, budget)
+        return Prepared(factors, None, c0, run.statistics.count, None)
     wanted = budget.most + max(held_out, budget.held_out)
     wanted = whole_shards(run.model.key_width, wanted) if run.keeps_keys else wanted
     stream = tokens(workspace, run.model, run.corpus, budget, wanted)
@@ -118,8 +123,8 @@ def precompute(settings: RunSettings, report: bool = False) -> Report:
         held_out = run.settings.corpus.auto.held_out
         prepared = prepare(run, held_out=held_out if report else 0)
         layers, leverages = None, prepared.leverages
-        if report and prepared.keys and isinstance(prepared.statistics, Covariances):
-            if leverages is None and prepared.tokens + held_out <= prepared.keys.tokens.count:
+        if report and isinstance(prepared.statistics, Covariances):
+            if leverages is None and prepared.keys and prepared.tokens + held_out <= prepared.keys.tokens.count:
                 leverages = leverage(
                     run.workspace, prepared.keys, run.settings.corpus, [prepared.tokens], keeps_keys=run.keeps_keys
                 )

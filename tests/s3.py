@@ -12,7 +12,7 @@ import pytest
 
 __all__ = ["SECRET", "failing", "s3_server", "use_s3", "with_authentication"]
 
-SECRET = "a-secret-access-key-of-nobody"
+SECRET = "a-secret-access-key-of-nobody"  # noqa: S105 - of a server that is none
 
 
 @contextmanager
@@ -45,8 +45,8 @@ def with_authentication(url: str) -> Iterator[None]:
 
     def after(requests: str) -> None:
         kind = {"Content-Type": "application/octet-stream"}
-        request = urllib.request.Request(f"{url}/moto-api/reset-auth", requests.encode(), kind)
-        urllib.request.urlopen(request).read()
+        request = urllib.request.Request(f"{url}/moto-api/reset-auth", requests.encode(), kind)  # noqa: S310
+        urllib.request.urlopen(request).read()  # noqa: S310
 
     after("0")
     try:

@@ -54,6 +54,7 @@ MAY_USE_THE_STORE = {
     "tasks/planning/plan.py",
     "tasks/planning/preflight.py",
     "tasks/planning/run.py",
+    "tasks/planning/statistics.py",
 }
 """Modules besides stages that may use the store: parts of the stage decorator, and modules that look artifacts up."""
 

@@ -39,6 +39,7 @@ __all__ = [
     "compose_arguments",
     "model_settings",
     "names_run",
+    "is_setting",
     "preflight",
     "show",
     "show_report",
@@ -129,6 +130,11 @@ def model_settings(model: str, settings: Sequence[str]) -> Settings:
     which = [f"model={model}"] if is_choice else ["model=local", f"model.path={model}"]
     stand_ins = {**UNUSED_BY_LOCATE, "trace": {}, "dataset": {"path": None}}
     return compose([*which, *settings], stand_ins=stand_ins)
+
+
+def is_setting(argument: str) -> bool:
+    """Whether an argument is a setting, and not a file, which may have an equals sign in its name."""
+    return "=" in argument and not Path(argument).is_file()
 
 
 def check_report_file(file: Path | None) -> None:

@@ -17,6 +17,7 @@ from factsmith.flows.cli.pipeline import edit, evaluate, plan, precompute, run
 from factsmith.flows.cli.proposals import known, locate, tune
 from factsmith.flows.cli.runs import compare, report, runs
 from factsmith.flows.cli.services import serve, ui
+from factsmith.flows.cli.statistics import export_stats, import_stats
 from factsmith.flows.cli.store import store_app
 from factsmith.flows.cli.sweep import sweep
 from factsmith.tasks.pipeline.signals import Terminated, deliver_lost_signals
@@ -54,6 +55,7 @@ def factsmith(
 for command in (
     run, sweep, plan, precompute, edit, evaluate, ask, export, apply, undo, log, runs, report, compare, known, locate,
     tune, serve, ui, conf, pretrain,
+    import_stats, export_stats,
 ):  # fmt: skip
     app.command()(command)
 app.add_typer(store_app, name="store")

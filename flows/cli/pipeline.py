@@ -19,6 +19,7 @@ from factsmith.flows.cli.common import (
     check_runs,
     complete,
     compose_arguments,
+    is_setting,
     preflight,
     show,
     show_report,
@@ -152,7 +153,7 @@ def evaluate(
 
 def _is_run(argument: str) -> bool:
     """Whether an argument names a run, and not a file of facts or a setting."""
-    return not _is_setting(argument) and not Path(argument).suffix and not Path(argument).exists()
+    return not is_setting(argument) and not Path(argument).suffix and not Path(argument).exists()
 
 
 def plan(
@@ -180,14 +181,9 @@ def plan(
     show(plan_table(stages, settings, unstored(checked)))
 
 
-def _is_setting(argument: str) -> bool:
-    """Whether an argument is a setting, and not a file, which may have an equals sign in its name."""
-    return "=" in argument and not Path(argument).is_file()
-
-
 def _with_facts(arguments: list[str] | None) -> list[str]:
     """The arguments, with a leading facts file turned into settings. Its facts are written together."""
-    if not arguments or _is_setting(arguments[0]):
+    if not arguments or is_setting(arguments[0]):
         return arguments or []
     given = ["dataset=facts", f"dataset.path={arguments[0]}"]
     if not any(argument.startswith("method.batch_size=") for argument in arguments):

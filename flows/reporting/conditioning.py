@@ -10,6 +10,7 @@ from torch import Tensor
 from factsmith.artifacts.errors import InputError
 from factsmith.flows.reporting.figures import leverage_by_multiplier, spectra
 from factsmith.flows.reporting.reports import LayerReport
+from factsmith.tasks.corpus.settings import AutoSettings
 from factsmith.tasks.covariance.leverage_stage import Leverages
 from factsmith.tasks.covariance.spectrum import condition_number, effective_rank
 from factsmith.tasks.planning.run import Run
@@ -31,6 +32,12 @@ def check_report(run: Run) -> None:
         raise InputError(
             f"method={run.settings.method.name} does not use C0, so there is nothing to report.",
             remedy="choose a method that does, such as method=memit, or leave --report out",
+        )
+    if run.statistics is not None and run.settings.corpus.auto.held_out != AutoSettings().held_out:
+        raise InputError(
+            "corpus.auto.held_out would have no effect: held-out leverage of imported statistics is not measured.",
+            got=f"corpus.statistics={run.settings.corpus.statistics}",
+            remedy="leave it out",
         )
 
 

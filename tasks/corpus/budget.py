@@ -49,6 +49,8 @@ class TokenBudget:
         """
         multiples = (math.ceil(one * width) for one in corpus.multipliers)
         covariance = (corpus.tokens,) if corpus.tokens else tuple(multiples)
+        if corpus.statistics is not None:  # No token is read for C0.
+            return cls((0,), 0, max(covariance[-1], samples), width, corpus, reads)
         steps = {"corpus": covariance, "samples": (samples,), "nothing": (0,)}[reads]
         held_out = corpus.auto.held_out if corpus.is_auto and reads == "corpus" else 0
         return cls(steps, held_out, max(covariance[-1], samples), width, corpus, reads)
@@ -75,6 +77,8 @@ class TokenBudget:
     def more_tokens(self, wanted: int) -> str:
         """A remedy: the setting to change for ``wanted`` tokens, which is 2 d_k or more."""
         corpus = self.corpus
+        if corpus.statistics is not None:
+            return f"import statistics over {wanted:,} tokens or more, unless these are"
         if corpus.tokens is not None:
             return f"raise corpus.tokens (now {corpus.tokens}) to {wanted} or more"
         setting = "auto.steps" if corpus.is_auto else "dynamic_multiplier"

@@ -20,6 +20,7 @@ from factsmith.tasks.pipeline.stage import Outcome, stage
 from factsmith.tasks.pipeline.workspace import Workspace
 
 __all__ = [
+    "TENSORS",
     "Covariances",
     "covariance",
     "covariance_series",
@@ -28,8 +29,8 @@ __all__ = [
     "save_moments",
 ]
 
-_TENSORS = "moments.safetensors"
-"""Holds ``mean`` (d_k,) and C0 as ``packed`` gives it, float64."""
+TENSORS = "moments.safetensors"
+"""Holds ``mean`` (d_k,), if it is known, and C0 as ``packed`` gives it, float64."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Covariances:
     held: Mapping[int, Mapping[str, Tensor]] = field(default_factory=dict, repr=False, compare=False)
 
     def moments(self, layer: int, device: torch.device) -> Mapping[str, Tensor]:
-        """``covariance`` (d_k, d_k) and ``mean`` (d_k,) of a layer, float64."""
+        """``covariance`` (d_k, d_k) and, if it is known, ``mean`` (d_k,) of a layer, float64."""
         return self.held.get(layer) or load_moments(self.layers[layer], device)
 
 
@@ -70,7 +71,7 @@ def save_moments(
 ) -> None:
     """Write the moments of ``layer`` into ``draft``, and add them to ``held`` if they may stay on the device."""
     found = {"covariance": moments.covariance, "mean": moments.mean}
-    save_tensors(draft.path / _TENSORS, {"mean": found["mean"], **packed(found["covariance"])})
+    save_tensors(draft.path / TENSORS, {"mean": found["mean"], **packed(found["covariance"])})
     if workspace.can_hold(found["covariance"].nbytes):
         held[layer] = found
     draft.summary = {"layer": layer, "tokens": moments.count, "width": moments.width}
@@ -78,11 +79,11 @@ def save_moments(
 
 
 def load_moments(artifact: Artifact, device: torch.device) -> dict[str, Tensor]:
-    """``covariance`` (d_k, d_k) and ``mean`` (d_k,) of a layer, float64."""
-    tensors = load_tensors(artifact.path / _TENSORS, str(device))
-    mean = tensors.pop("mean")
+    """``covariance`` (d_k, d_k) and, if it is known, ``mean`` (d_k,) of a layer, float64."""
+    tensors = load_tensors(artifact.path / TENSORS, str(device))
+    mean = {"mean": tensors.pop("mean")} if "mean" in tensors else {}
     # Earlier versions stored the whole matrix.
-    return {"covariance": tensors["covariance"] if "covariance" in tensors else unpacked(tensors), "mean": mean}
+    return {"covariance": tensors["covariance"] if "covariance" in tensors else unpacked(tensors), **mean}
 
 
 @stage("covariance")

@@ -47,7 +47,8 @@ class StagePlan:
 def unstored(run: Run) -> list[str]:
     """What the run does not store, because its device computes it again in less time than it reads it."""
     cost, found = run.preservation.cost, []
-    if run.preservation.source == "covariance" and run.settings.corpus.keep_keys is None and not run.keeps_keys:
+    summed = run.preservation.source == "covariance" and run.statistics is None and not run.keeps_keys
+    if summed and run.settings.corpus.keep_keys is None:
         found.append("keys")
     if not run.workspace.is_worth_storing(cost.flop, cost.bytes):
         found.append("factors")
@@ -132,6 +133,8 @@ class PrecomputePlanner:
         """The plans of tokens, leverage, keys and covariance, as far as the run needs these stages."""
         if self.kind.source == "nothing":
             return []
+        if self.run.statistics is not None:
+            return [StagePlan("covariance", 0, len(self.layers), "layers")]
         budget, settings, width = self.run.budget, self.settings.corpus, self.cost.key_width
         available, ended = self.read
         wanted = budget.most + budget.held_out
@@ -203,5 +206,7 @@ class PrecomputePlanner:
         """The digest of the covariances or keys that the factors are made from; ``None`` if they are from nothing."""
         if self.kind.source == "nothing":
             return None
+        if self.run.statistics is not None:
+            return self.run.statistics.series.digest
         keys = self.keys
         return (keys if self.kind.source == "keys" else covariance_series(keys.digest, self.count)).digest

@@ -26,7 +26,7 @@ from factsmith.tasks.preservation.stage import check_sizes
 from factsmith.tasks.tracking.runs import PastRun
 from factsmith.tasks.values.checks import check_requests
 
-__all__ = ["check_input", "check_new_folder", "open_run"]
+__all__ = ["check_input", "check_new_folder", "check_preservation", "open_run"]
 
 
 @contextmanager
@@ -113,7 +113,7 @@ def check_input(
     elif editing:
         _check_corpus(run)
         if sizes:
-            check_sizes(run.preservation, run.model, run.budget)
+            check_preservation(run)
     if dataset and editing and past is None:
         check_method(
             run.settings.method,
@@ -134,9 +134,27 @@ def check_input(
     check_mirror(run.settings.runtime.mirror)
 
 
+def check_preservation(run: Run) -> None:
+    """Check what is known about the factors before a key is read.
+
+    Raises:
+        InputError: they cannot be made from the tokens that the run reads, or from the statistics that it imports.
+    """
+    found = run.statistics
+    method = run.settings.method
+    if found is not None and method.reads == "samples" and method.low_rank.centred and not found.has_mean:
+        raise InputError(
+            f"method={method.name} models the centred covariance of the keys, and the statistics {found.name!r} do not "
+            "say what their mean is.",
+            got="method.low_rank.centred=true",
+            remedy="set method.low_rank.centred=false to model C0 itself",
+        )
+    check_sizes(run.preservation, run.model, run.budget, found.count if found else None)
+
+
 def _check_corpus(run: Run) -> None:
-    _ = run.layers
-    if not run.settings.reads_corpus:
+    _ = run.layers, run.statistics
+    if not run.settings.reads_corpus or run.settings.corpus.source == "imported":
         return
     length = run.settings.corpus.block_length
     if length > run.model.context_length:

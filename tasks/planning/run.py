@@ -17,6 +17,7 @@ from factsmith.tasks.abilities.stage import Asked
 from factsmith.tasks.abilities.task import load_tasks
 from factsmith.tasks.corpus.budget import TokenBudget
 from factsmith.tasks.corpus.corpus import Corpus, open_corpus
+from factsmith.tasks.covariance.imported_stage import Imported, find_imported
 from factsmith.tasks.editors.editor import Editor, load_editor
 from factsmith.tasks.evaluation.family import MetricFamily, load_families
 from factsmith.tasks.facts.batches import FactBatches, fact_digests
@@ -111,7 +112,16 @@ class Run:
         if not self.settings.method.solves:
             method = self.settings.method.model_copy(update={"preservation": "identity", "preservation_weight": 1.0})
             return load_kind(method, width=self.model.key_width, keep_keys=False)
-        return load_kind(self.settings.method, width=self.model.key_width, keep_keys=self.keeps_keys)
+        method = self.settings.method
+        if self.statistics is not None:  # A low-rank model is then one of as many keys as C0 covers.
+            method = method.with_samples(self.statistics.count)
+        return load_kind(method, width=self.model.key_width, keep_keys=self.keeps_keys)
+
+    @cached_property
+    def statistics(self) -> Imported | None:
+        """The imported C0 of the edited layers, which must all be there; ``None`` if the run makes its own."""
+        wanted = self.settings.imports
+        return find_imported(self.workspace.store, self.model, self.layers, wanted) if wanted is not None else None
 
     @cached_property
     def editor(self) -> Editor | None:
@@ -135,8 +145,8 @@ class Run:
         are read again: by factors that are made from them, or by the search for d_m.
         """
         given = self.settings.corpus.keep_keys
-        if given is not None:
-            return given
+        if given is not None or self.settings.imports is not None:
+            return bool(given)
         if self.workspace.device.type == "cpu" or self.settings.corpus.is_auto:
             return True
         kept = load_kind(self.settings.method, width=self.model.key_width, keep_keys=True)

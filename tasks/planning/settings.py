@@ -37,7 +37,9 @@ class Settings(Section):
     method: WritingSettings
     dataset: DatasetSettings
     abilities: AbilitySettings = Field(default_factory=AbilitySettings)
-    drift: Annotated[DriftSettings, _MEASURES_DRIFT] = Field(default_factory=DriftSettings)
+    drift: Annotated[DriftSettings, _MEASURES_DRIFT, ReadIf("corpus.source", but=("imported",))] = Field(
+        default_factory=DriftSettings
+    )
     trace: TraceSettings = Field(default_factory=TraceSettings)
     runtime: RuntimeSettings = Field(default_factory=RuntimeSettings)
     tracking: TrackingSettings = Field(default_factory=TrackingSettings)
@@ -49,9 +51,14 @@ class Settings(Section):
         return method.reads != "nothing" or method.in_sequence or (not method.solves and self.drift.edits > 0)
 
     @property
+    def imports(self) -> str | None:
+        """The name of the imported statistics that C0 is taken from; ``None`` if the run makes its own or uses none."""
+        return self.corpus.statistics if self.method.solves and self.method.reads != "nothing" else None
+
+    @property
     def measures_drift(self) -> bool:
-        """Whether drift is measured: it is asked for, and there is a corpus to measure it on."""
-        return self.drift.edits > 0 and self.reads_corpus
+        """Whether drift is measured: it is asked for, and there is text of a corpus to measure it on."""
+        return self.drift.edits > 0 and self.reads_corpus and self.corpus.source != "imported"
 
     @property
     def finds_tokens(self) -> bool:

@@ -35,12 +35,12 @@ class KeyMoments:
 
     Attributes:
         covariance: C0, (d_k, d_k) float64.
-        mean: (d_k,) float64.
+        mean: (d_k,) float64; ``None`` if it is not known.
         count: number of keys.
     """
 
     covariance: Tensor
-    mean: Tensor
+    mean: Tensor | None
     count: int
 
 

@@ -188,6 +188,11 @@ def _covariance(moments: KeyMoments, *, centred: bool) -> Tensor:
     """C0, or the sample covariance 1 / (n - 1) of the keys."""
     if not centred:
         return moments.covariance
+    if moments.mean is None:
+        raise FactorisationError(
+            "the mean of its keys is not known, so their covariance cannot be centred",
+            remedy="set method.low_rank.centred=false",
+        )
     count = moments.count
     return (moments.covariance - moments.mean[:, None] * moments.mean) * (count / (count - 1))
 

@@ -28,9 +28,9 @@ _SMOOTHED = ReadIf("method.low_rank.prior_fraction", but=(0,))
 class LowRankSettings(Section):
     """The low-rank model of the keys, U U^T + D."""
 
-    n_samples: Annotated[int, _SAMPLES | ReadIf("method.in_sequence", (True,))] = Field(
-        40_000, ge=2, description="tokens whose keys are modelled, instead of corpus.tokens"
-    )
+    n_samples: Annotated[
+        int, _SAMPLES | ReadIf("method.in_sequence", (True,)), ReadIf("corpus.statistics", (None,))
+    ] = Field(40_000, ge=2, description="tokens whose keys are modelled, instead of corpus.tokens")
     centred: Annotated[bool, _SAMPLES] = Field(
         True,
         description="whether the keys' mean is subtracted, as in the paper; only D then preserves the mean direction",
@@ -108,6 +108,10 @@ class PreservationSettings(Section):
         if self.preservation == "null_space":
             return self.model_copy(update={"null_space": self.null_space.model_copy(update={"l2": weight})})
         return self.model_copy(update={"preservation_weight": weight})
+
+    def with_samples(self, count: int) -> Self:
+        """These settings with another ``low_rank.n_samples``."""
+        return self.model_copy(update={"low_rank": self.low_rank.model_copy(update={"n_samples": count})})
 
     @property
     def solves(self) -> bool:

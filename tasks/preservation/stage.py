@@ -75,14 +75,20 @@ def factor_series(kind: PreservationKind, source: str | None) -> Series:
     return Series("factor", kind.version, kind.parameters, inputs)
 
 
-def check_sizes(kind: PreservationKind, model: Model, budget: TokenBudget) -> None:
+def check_sizes(kind: PreservationKind, model: Model, budget: TokenBudget, tokens: int | None = None) -> None:
     """Check what the sizes of ``model`` and ``budget`` alone tell about its factors, before a key is read.
+
+    Args:
+        kind: the kind of preservation.
+        model: the model.
+        budget: the tokens that the run reads.
+        tokens: those that C0 covers, if it is imported.
 
     Raises:
         InputError: no layer can be factorised; says what would help.
     """
     try:
-        kind.check(budget.most)
+        kind.check(budget.most if tokens is None else tokens)
     except FactorisationError as error:
         raise _explained(error, model.name, budget) from None
 
@@ -168,7 +174,8 @@ def read_statistics(
         return None, []
     if isinstance(source, Covariances):
         artifact = source.layers[layer]
-        return KeyMoments(**source.moments(layer, device), count=artifact.summary["tokens"]), [artifact]
+        moments = source.moments(layer, device)
+        return KeyMoments(moments["covariance"], moments.get("mean"), artifact.summary["tokens"]), [artifact]
     parts, shards = [], list[Artifact]()
     for shard, rows in source.rows(layer, count):
         shards.append(shard)

@@ -49,6 +49,9 @@ LATEST = "latest"
 _SHORTEST = 4
 """The fewest characters of an abbreviated id."""
 
+_LEFT = "artifact."
+"""Begins the tags that say which artifact a stage left."""
+
 
 @dataclass(frozen=True)
 class PastRun:
@@ -63,6 +66,7 @@ class PastRun:
         params: its settings, flat, as text.
         metrics: the last value of each metric.
         parent: id of the run that this one is a part of.
+        stages: address of the artifact or series that each stage left, by the stage's name.
         score: name and value of the metric that summarises the edited model, if the run was scored.
         tracking: the URI of MLflow.
         artifacts: the URI of the folder with its files.
@@ -77,6 +81,7 @@ class PastRun:
     metrics: dict[str, float]
     parent: str | None
     score: tuple[str, float] | None
+    stages: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
     tracking: str = field(default="", repr=False, compare=False)
     artifacts: str = field(default="", repr=False, compare=False)
 
@@ -255,6 +260,7 @@ def _past(run: StoredRun, tracking: str) -> PastRun:
         metrics=dict(run.metrics),
         parent=run.tags.get(PARENT),
         score=(score, value) if score and value is not None else None,
+        stages={name.removeprefix(_LEFT): address for name, address in run.tags.items() if name.startswith(_LEFT)},
         tracking=tracking,
         artifacts=run.artifacts,
     )

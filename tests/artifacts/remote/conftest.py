@@ -30,7 +30,7 @@ def fill(store: Store) -> None:
 
         return write
 
-    model, _ = store.get_or_build(MODEL, build("model"))
+    store.get_or_build(MODEL, build("model"))
     tokens, _ = store.get_or_build(TOKENS, build("tokens"))
     for layer in (0, 1):
         keys, _ = store.get_or_build(KEYS.member(layer=layer), build(f"keys {layer}", tokens))

@@ -139,7 +139,7 @@ def rewritten(manifest: Manifest, **changes) -> bytes:
     return manifest.model_copy(update=changes).dump()
 
 
-@pytest.mark.parametrize("name", ["../../../evil", "/tmp/evil", "a/../../evil", "..", "manifest.json", "a\\..\\b", ""])
+@pytest.mark.parametrize("name", ["../../../evil", "/evil", "a/../../evil", "..", "manifest.json", "a\\..\\b", ""])
 def test_a_manifest_that_leaves_its_folder_is_refused(cli, moved, store, other, tmp_path, name):
     url = tmp_path / "mirror"
     moved(store, "push", "model", url)
@@ -198,7 +198,7 @@ def test_a_store_looks_elsewhere_once_for_each_artifact(moved, store, other, tmp
     assert not was_built
     assert found.manifest.content == store.get(COVARIANCE.member(layer=0)).manifest.content
     assert other.brought == {COVARIANCE.address, COVARIANCE.member(layer=0).address}
-    keys, was_built = other.get_or_build(KEYS.member(layer=0), lambda draft: (draft.path / "k").write_text("k"))
+    _, was_built = other.get_or_build(KEYS.member(layer=0), lambda draft: (draft.path / "k").write_text("k"))
     assert was_built
     other.find(KEYS.member(layer=9))
     other.find(KEYS.member(layer=9))
