@@ -155,7 +155,7 @@ def import_stats(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Import C0 that the code of ROME, MEMIT or EasyEdit has made: data/stats/MODEL/CORPUS_stats/MODULE_..._mom2_....npz.
+    """Import C0 that the code of ROME, MEMIT or EasyEdit has made: MODEL/CORPUS_stats/MODULE_float32_mom2_SAMPLES.npz.
 
     `factsmith run model=... corpus=imported` then uses it, with any method. Without model=..., the model is the choice
     that the path names.

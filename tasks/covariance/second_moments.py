@@ -105,9 +105,9 @@ def read_second_moments(path: Path, width: int) -> SecondMoments:
         InputError: the file cannot be read, or does not hold second moments of keys of this width.
     """
     try:
+        if not zipfile.is_zipfile(path):
+            raise _unusable(path, "another format", "an .npz file with mom2.mom2 and mom2.count")
         with np.load(path, allow_pickle=False) as content:
-            if not isinstance(content, np.lib.npyio.NpzFile):
-                raise _unusable(path, "a single array", "an .npz file with mom2.mom2 and mom2.count")
             total = _array(content, path, _SUM, (width, width))
             count = _number(content, path)
             mean = None
