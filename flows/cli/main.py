@@ -17,8 +17,8 @@ from factsmith.flows.cli.pipeline import edit, evaluate, plan, precompute, run
 from factsmith.flows.cli.proposals import known, locate, tune
 from factsmith.flows.cli.runs import compare, report, runs
 from factsmith.flows.cli.services import serve, ui
-from factsmith.flows.cli.statistics import export_stats, import_stats
-from factsmith.flows.cli.store import store_app
+from factsmith.flows.cli.store.artifacts import store_app
+from factsmith.flows.cli.store.statistics import export_stats, import_stats
 from factsmith.flows.cli.sweep import sweep
 from factsmith.tasks.pipeline.signals import Terminated, deliver_lost_signals
 

@@ -14,7 +14,7 @@ from factsmith.artifacts.errors import FactsmithError, InputError
 from factsmith.artifacts.store import Store
 from factsmith.flows.cli.common import AsJson
 from factsmith.flows.cli.common import show as show_tables
-from factsmith.flows.cli.statistics import pull, push
+from factsmith.flows.cli.store.transfer import pull, push
 from factsmith.tasks.pipeline.environment import home
 
 __all__ = ["store_app"]
