@@ -6,7 +6,8 @@ import errno
 import os
 import re
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
@@ -16,7 +17,10 @@ import fsspec
 
 from factsmith.artifacts.errors import FactsmithError, InputError, causes, first_line
 
-__all__ = ["Location"]
+__all__ = ["AT_ONCE", "Location"]
+
+AT_ONCE = 8
+"""Most files that are moved at once."""
 
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
 """The extra of Factsmith that installs what a protocol needs."""
@@ -134,7 +138,8 @@ class Location:
         if self._is_local or self._protocol == "memory":
             return ""
         parts = self._path.split("/")
-        return "/".join(parts[:3] if self.commits else parts[:1])
+        typed = self.commits and parts[0] in ("datasets", "spaces", "models")
+        return "/".join(parts[: 1 + self.commits + typed])
 
     def read(self, name: str) -> bytes | None:
         """The bytes of a file; ``None`` if there is no such file.
@@ -195,12 +200,34 @@ class Location:
             if self._is_local:
                 os.replace(written, target)
 
-    def commit(self, files: Mapping[str, Path | bytes], message: str) -> None:
-        """Write several files at once, to a location that ``commits``.
+    def send_all(
+        self, files: Mapping[str, Path | bytes], what: str, advance: Callable[[int], None] = lambda files: None
+    ) -> None:
+        """Write several files: in one commit, to a location that ``commits``, and else some at a time.
+
+        Args:
+            files: the files, by name.
+            what: what they are, for the message of the commit.
+            advance: called with the number of files just written.
 
         Raises:
             InputError: the location cannot be written.
         """
+        if not files:
+            return
+        if self.commits:
+            self._commit(files, f"Add {what}")
+            advance(len(files))
+            return
+
+        def send(name: str) -> None:
+            self.send(files[name], name)
+            advance(1)
+
+        with ThreadPoolExecutor(AT_ONCE) as senders:
+            list(senders.map(send, files))
+
+    def _commit(self, files: Mapping[str, Path | bytes], message: str) -> None:
         from huggingface_hub import CommitOperationAdd
 
         with self._explained("written"):

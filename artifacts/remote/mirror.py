@@ -126,11 +126,13 @@ class Mirror:
         found = self._read(f"{LEFT_OUT}/{address}.json")
         return found if found is not None and found.address == address else None
 
-    def note(self, manifest: Manifest) -> None:
-        """Keep the manifest of an artifact that is left out."""
-        name = f"{LEFT_OUT}/{manifest.address}.json"
-        if self.location.read(name) is None:
-            self.location.send(manifest.dump(), name)
+    def note(self, manifests: Iterable[Manifest]) -> None:
+        """Keep the manifests of artifacts that are left out."""
+        there = self.location.files(LEFT_OUT)
+        new = {f"{one.address}.json": one.dump() for one in manifests}
+        self.location.send_all(
+            {f"{LEFT_OUT}/{name}": data for name, data in new.items() if name not in there}, "lineage"
+        )
 
     def url(self, place: str, name: str = "") -> str:
         """The URL of an artifact, or of a file of it, for messages."""

@@ -19,6 +19,7 @@ from factsmith.artifacts.errors import DamagedArtifactError, InputError
 from factsmith.artifacts.manifest import MANIFEST_NAME, Manifest
 from factsmith.artifacts.recipe import Recipe
 from factsmith.artifacts.remote.lineage import Selection
+from factsmith.artifacts.remote.location import AT_ONCE
 from factsmith.artifacts.remote.mirror import ARTIFACTS, Mirror, StoredArtifacts, recipe_of
 from factsmith.artifacts.store import Store
 
@@ -28,8 +29,6 @@ ProgressBar: TypeAlias = Callable[[str, int], AbstractContextManager[Callable[[i
 """Shows the progress of long work, by its name and the number of its items."""
 
 _MARKER = "pushing.json"
-_AT_ONCE = 8
-"""Most files of an artifact that are moved at once."""
 
 
 @dataclass(frozen=True)
@@ -78,8 +77,7 @@ def push(store: Store, mirror: Mirror, chosen: Selection, progress: ProgressBar,
         for place, manifest, state, names in plans:
             if state == "moved":
                 _send(store, mirror, place, manifest, names, advance)
-    for manifest in chosen.left_out.values():
-        mirror.note(manifest)
+    mirror.note(chosen.left_out.values())
     return moved
 
 
@@ -122,17 +120,11 @@ def _send(
     location, folder = mirror.location, f"{ARTIFACTS}/{place}"
     files: dict[str, Path | bytes] = {f"{folder}/{name}": artifact.path / name for name in names}
     if location.commits:
-        location.commit({**files, f"{folder}/{MANIFEST_NAME}": manifest.dump()}, f"Add {manifest.address}")
+        location.send_all({**files, f"{folder}/{MANIFEST_NAME}": manifest.dump()}, manifest.address)
         advance(len(files))
         return
     location.send(json.dumps({"content": manifest.content}).encode(), f"{folder}/{_MARKER}")
-
-    def send(name: str) -> None:
-        location.send(files[name], name)
-        advance(1)
-
-    with ThreadPoolExecutor(_AT_ONCE) as senders:
-        list(senders.map(send, files))
+    location.send_all(files, manifest.address, advance)
     if _pushing(mirror, place) != manifest.content:
         raise InputError(
             f"Somebody else is pushing {manifest.address} to {mirror.location.url}.",
@@ -200,7 +192,7 @@ def fetch(store: Store, mirror: Mirror, place: str, manifest: Manifest, advance:
                     mirror.location.fetch(f"{ARTIFACTS}/{place}/{name}", file)
                     advance(1)
 
-                with ThreadPoolExecutor(_AT_ONCE) as readers:
+                with ThreadPoolExecutor(AT_ONCE) as readers:
                     list(readers.map(get, manifest.files))
         except DamagedArtifactError as error:
             raise InputError(

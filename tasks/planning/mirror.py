@@ -38,5 +38,5 @@ def look_in(store: Store, url: str | None) -> None:
     known = store.source
     if url is None:
         store.source = None
-    elif not isinstance(known, Lookup) or known.url != url:
+    elif not isinstance(known, Lookup) or known.url != url.rstrip("/"):
         store.source = Lookup(store, Mirror(Location.open(url)), _KINDS, progress)

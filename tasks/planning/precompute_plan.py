@@ -162,7 +162,8 @@ class PrecomputePlanner:
         absent = [(rows, layers) for rows, layers in shards if layers]
         if absent and self.settled and not lacking and self.kind.source == "covariance":
             # Whoever has C0 need not make keys.
-            return [tokens, StagePlan("covariance", 0, len(self.layers), "layers")]
+            found = StagePlan("covariance", 0, len(self.layers), "layers")
+            return [tokens, *([self.leverage()] if budget.searches else []), found]
         collected = StagePlan(
             "keys",
             sum(rows for rows, _ in absent),
