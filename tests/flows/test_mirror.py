@@ -43,17 +43,11 @@ def test_statistics_are_fetched_with_the_addresses_that_they_had(factsmith, mirr
     assert not artifacts(there, "keys")
 
 
-def test_what_is_not_there_is_computed(factsmith, mirror, tmp_path, arguments, monkeypatch):
-    monkeypatch.setenv("FACTSMITH_HOME", str(tmp_path / "fresh"))
-    report = precompute(compose([*arguments("corpus.dynamic_multiplier=21"), f"runtime.mirror={mirror}"]))
-    assert states(report) == {
-        "model": "fetched", "tokens": "fetched", "keys": "built", "covariance": "built", "factor": "built",
-    }  # fmt: skip
-
-
-def test_a_place_that_cannot_be_read_is_an_error_before_and_during_a_run(
-    factsmith, mirror, there, arguments, monkeypatch, tmp_path
+def test_what_is_not_there_is_computed_and_a_place_that_cannot_be_read_is_an_error(
+    factsmith, mirror, arguments, monkeypatch, tmp_path
 ):
+    monkeypatch.setenv("FACTSMITH_HOME", str(tmp_path / "there"))
+    there = Store(tmp_path / "there")
     result = factsmith("precompute", "--from", str(tmp_path / "typo"), *arguments())
     assert (result.code, "There are no artifacts at" in result.err) == (2, True)
     assert "runtime.mirror" in factsmith("plan", f"runtime.mirror={mirror}", *arguments()).err
@@ -61,7 +55,13 @@ def test_a_place_that_cannot_be_read_is_an_error_before_and_during_a_run(
     def fetch(self, name, file):
         raise InputError(f"{self.url} cannot be read.")
 
-    monkeypatch.setattr(Location, "fetch", fetch)
-    result = factsmith("precompute", "--from", mirror, *arguments())
-    assert (result.code, "cannot be read" in result.err) == (2, True)
-    assert there.all_paths() == []
+    with monkeypatch.context() as patch:
+        patch.setattr(Location, "fetch", fetch)
+        result = factsmith("precompute", "--from", mirror, *arguments())
+        assert (result.code, "cannot be read" in result.err) == (2, True)
+        assert there.all_paths() == []
+
+    report = precompute(compose([*arguments("corpus.dynamic_multiplier=21"), f"runtime.mirror={mirror}"]))
+    assert states(report) == {
+        "model": "fetched", "tokens": "fetched", "keys": "built", "covariance": "built", "factor": "built",
+    }  # fmt: skip

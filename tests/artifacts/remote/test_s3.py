@@ -106,7 +106,7 @@ def test_who_may_not_read_is_told_so(cli, store, s3, endpoint):
 
 @pytest.mark.parametrize("answers", [True, False])
 def test_a_server_that_fails_or_never_answers_is_given_up(cli, store, monkeypatch, answers):
-    monkeypatch.setattr(location, "_TIMEOUT", 1)
+    monkeypatch.setattr(location, "_TIMEOUT", 0.3)
     started = time.monotonic()
     with failing(answers=answers) as url:
         use_s3(monkeypatch, url)
