@@ -140,8 +140,8 @@ def cli_page() -> str:
         arguments = [one.metavar or one.name.upper() for one in command.params if not one.opts[0].startswith("-")]
         lines += ["```text", " ".join([path, "[OPTIONS]", *arguments]), "```", ""]
         rows = [one.get_help_record(context) for one in command.params if not getattr(one, "hidden", False)]
-        lines += ["| argument or option | meaning |", "|---|---|", *(f"| `{_named(one)}` | {_cell(text)} |" for one, text in filter(None, rows))]
-        lines += [""]
+        lines += ["| argument or option | meaning |", "|---|---|"]
+        lines += [*(f"| `{_named(one)}` | {_cell(text)} |" for one, text in filter(None, rows)), ""]
     return "\n".join(lines)
 
 
