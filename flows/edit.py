@@ -9,6 +9,8 @@ from prefect import flow
 
 from factsmith.artifacts.artifact import Artifact
 from factsmith.flows.configuration.parameters import RunSettings
+from factsmith.flows.exports.hand_over import Target, hand_over
+from factsmith.flows.exports.scores import ANSWERS, answer_scores
 from factsmith.flows.html.pages import log_run_report
 from factsmith.flows.precompute import Prepared, finish, prepare
 from factsmith.flows.reporting.page import open_page
@@ -18,7 +20,7 @@ from factsmith.tasks.edit.stage import edit as edit_batches
 from factsmith.tasks.editors.stage import write_facts
 from factsmith.tasks.evaluation.answers_stage import answers
 from factsmith.tasks.export.form import CHECKPOINT, load_form
-from factsmith.tasks.export.stage import export
+from factsmith.tasks.export.hub import Push
 from factsmith.tasks.facts.batches import FactBatches
 from factsmith.tasks.facts.stage import Contexts, contexts
 from factsmith.tasks.ledger.entries import scored
@@ -80,30 +82,48 @@ def _contexts(run: Run) -> Contexts:
 
 
 @flow(name="edit")
-def edit(settings: RunSettings, out: Path | None = None, to: str = CHECKPOINT) -> Report:
+def edit(
+    settings: RunSettings,
+    out: Path | None = None,
+    to: str = CHECKPOINT,
+    rank: int | None = None,
+    push: str | None = None,
+    public: bool = False,
+) -> Report:
     """Write facts into a model, and ask it for each of them.
 
     Args:
         settings: choices, and settings that differ from them.
         out: folder to write the edited model to.
         to: the form in which it is written.
+        rank: the rank to which changes are truncated before; ``None`` to write them as they are.
+        push: ``owner/name`` of the repository on the hub that gets the folder; ``None`` for none.
+        public: whether a new repository is one that everyone sees.
     """
     form = load_form(to)
-    with open_page(settings, "edit", out=out, form=form) as run:
+    with open_page(settings, "edit", out=out, form=form, truncated=rank is not None) as run:
         prepared = prepare(run)
         edits = write(run, prepared)
         found = answers(run.workspace, run.model, run.batches, edits[-1:] if run.batches.in_sequence else edits)
-        run.workspace.tracker.document([asdict(one) for one in found], "answers.json")
+        rows = [asdict(one) for one in found]
         held = sum(one.holds for one in found)
+        run.workspace.tracker.document(rows, ANSWERS)
         run.workspace.tracker.metrics({"facts": len(found), "facts_held": held})
+        report = finish(run, prepared).model_copy(update={"answers": found})
         if out is not None:
-            scores = {"facts": len(found), "facts_held": held}
-            about = {**run.about, "run": run.workspace.tracker.run_id, "scores": scores}
             (ledger,) = ledgers_of(run, run.batches, edits)
             holds = {one.case_id: one.holds for one in found}
-            last = scored(ledger.edits[-1], scores, holds)
-            ledger = ledger.model_copy(update={"edits": (*ledger.edits[:-1], last)})
-            export(run.workspace, run.model, edits[-1], form, out, about, ledger)
-        report = finish(run, prepared).model_copy(update={"answers": found})
+            last = scored(ledger.edits[-1], {"facts": len(found), "facts_held": held}, holds)
+            written = hand_over(
+                run,
+                edits[-1],
+                Target(out, form, rank, Push(push, public) if push else None),
+                origin=run.workspace.tracker.run_id,
+                scores=answer_scores(rows),
+                ledger=ledger.model_copy(update={"edits": (*ledger.edits[:-1], last)}),
+                batches=run.batches,
+                asks=True,
+            )
+            report = report.model_copy(update={"export": written, "stages": run.workspace.reports})
         log_run_report(run, report, "edit", leverages=prepared.leverages)
         return report

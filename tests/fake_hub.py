@@ -70,6 +70,9 @@ class FakeHub:
             def do_POST(self) -> None:
                 self.do_GET()
 
+            def do_PUT(self) -> None:
+                self.do_GET()
+
             def do_GET(self) -> None:
                 sent = self.rfile.read(int(self.headers.get("Content-Length", 0)))
                 path = unquote(urlsplit(self.path).path)
@@ -160,13 +163,13 @@ def _etag(file: Path) -> str:
 
 
 @contextmanager
-def fake_hub(cache: Path, patch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+def fake_hub(cache: Path, patch: pytest.MonkeyPatch, kind: type[FakeHub] = FakeHub) -> Iterator[FakeHub]:
     """A hub that ``huggingface_hub`` takes for the real one, an empty cache, no token and short waits."""
     from huggingface_hub import constants
 
     from factsmith.tasks.model.hub import retry
 
-    fake = FakeHub()
+    fake = kind()
     with fake.serving():
         patch.setattr(constants, "ENDPOINT", fake.endpoint)
         template = fake.endpoint + "/{repo_id}/resolve/{revision}/{filename}"

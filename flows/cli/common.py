@@ -179,6 +179,7 @@ def preflight(
     editing: bool = True,
     out: Path | None = None,
     form: Form | None = None,
+    truncated: bool = False,
     past: PastRun | None = None,
 ) -> Run:
     """Check the user's input before anything is written."""
@@ -187,7 +188,7 @@ def preflight(
 
     run = Run(settings, Store(home()))
     try:
-        check_input(run, dataset=dataset, editing=editing, out=out, form=form, past=past)
+        check_input(run, dataset=dataset, editing=editing, out=out, form=form, truncated=truncated, past=past)
     except OSError as error:  # So far only the user's paths were used: a name may be too long, permission missing, ...
         raise InputError(f"{error.filename or 'A file'} cannot be used.", got=error.strerror) from None
     return run

@@ -9,7 +9,6 @@ from typing import Annotated
 
 import typer
 
-from factsmith.artifacts.errors import InputError
 from factsmith.flows.cli.common import (
     Arguments,
     AsJson,
@@ -25,7 +24,7 @@ from factsmith.flows.cli.common import (
     show_report,
     write_report,
 )
-from factsmith.flows.cli.exports import To
+from factsmith.flows.cli.exports import Public, PushTo, Rank, To, check_hub, check_target, show_export
 from factsmith.tasks.pipeline.environment import home
 
 __all__ = ["edit", "evaluate", "plan", "precompute", "run"]
@@ -81,6 +80,9 @@ def edit(
     out: Annotated[Path | None, typer.Option(help="folder to write the edited model to")] = None,
     to: To = "checkpoint",
     mirror: From = None,
+    rank: Rank = None,
+    push: PushTo = None,
+    public: Public = False,
     report_file: ReportFile = None,
     as_json: AsJson = False,
 ) -> None:
@@ -95,14 +97,17 @@ def edit(
     check_report_file(report_file)
     from factsmith.tasks.export.form import load_form
 
-    if out is None and to != "checkpoint":
-        raise InputError("An export needs a folder.", got=f"--to {to}", remedy="give --out DIR")
-    preflight(settings, dataset=True, out=out, form=load_form(to))
+    check_target(out, to, rank, push, public=public)
+    check_hub(push, public=public)
+    preflight(settings, dataset=True, out=out, form=load_form(to), truncated=rank is not None)
     from factsmith.flows.edit import edit as flow
 
-    report = complete(flow, settings, out, to)
+    report = complete(flow, settings, out, to, rank, push, public)
     write_report(report.mlflow_run_id, report_file)
-    show_report(report, settings, as_json, out, report_file)
+    is_model = (to, rank, push) == ("checkpoint", None, None)
+    show_report(report, settings, as_json, out if is_model else None, report_file)
+    if not as_json and not is_model and report.export is not None:
+        show_export(report.export)
 
 
 def evaluate(

@@ -12,11 +12,12 @@ from factsmith.artifacts.store import Store
 from factsmith.tasks.deltas.file import Keeps
 from factsmith.tasks.export.form import Form, load_form
 from factsmith.tasks.export.forms.delta import DeltaForm
+from factsmith.tasks.facts.batches import FactBatches
 from factsmith.tasks.tracking.runs import PastRun, find_run, past_runs
 
-__all__ = ["EXPORTED", "Source", "chosen_edit", "chosen_form", "find_source"]
+__all__ = ["EXPORTED", "Chosen", "Source", "chosen_edit", "chosen_form", "find_source"]
 
-EDIT = "edit/"
+_EDIT = "edit/"
 """The beginning of an edit's address."""
 
 EXPORTED = "exported.json"
@@ -36,6 +37,27 @@ class Source:
     place: str | None = None
 
 
+@dataclass(frozen=True)
+class Chosen:
+    """An edit of a run.
+
+    Attributes:
+        edit: the edit.
+        number: number of its batch, counted from 1; in a sequence, number of batches that it holds.
+        is_whole: whether it holds all facts of the run.
+    """
+
+    edit: Artifact
+    number: int
+    is_whole: bool
+
+    def batches(self, batches: FactBatches) -> FactBatches:
+        """Those of the run's batches that the edit writes."""
+        if batches.scored is None:
+            return FactBatches([batches.batches[self.number - 1]])
+        return FactBatches(batches.batches[: self.number], [self.number])
+
+
 def find_source(home: Path, name: str) -> Source:
     """The run called ``name``, or the last run that has the edit of this address, one with scores if there is one.
 
@@ -46,7 +68,7 @@ def find_source(home: Path, name: str) -> Source:
     Raises:
         InputError: there is no such run or edit, more than one has this name, or no run has this edit.
     """
-    if not name.startswith(EDIT):
+    if not name.startswith(_EDIT):
         run = find_run(home, name)
         # An export is a run too, and the last one after itself.
         return Source(find_run(home, run.document(EXPORTED)["run"]) if run.flow == "export" else run)
@@ -91,7 +113,7 @@ def chosen_form(name: str, keep: Keeps | None) -> Form:
     return DeltaForm(keep)
 
 
-def chosen_edit(source: Source, edits: Sequence[Artifact], *, in_sequence: bool, batch: int | None) -> Artifact:
+def chosen_edit(source: Source, edits: Sequence[Artifact], *, in_sequence: bool, batch: int | None) -> Chosen:
     """The edit to export.
 
     Args:
@@ -109,10 +131,10 @@ def chosen_edit(source: Source, edits: Sequence[Artifact], *, in_sequence: bool,
     if source.place is not None:
         if batch is not None:
             raise InputError("The address of an edit names its batch already.", got=f"--batch {batch}")
-        return next(one for one in edits if one.place == source.place)
-    if batch is None and (in_sequence or len(edits) == 1):
-        return edits[-1]
-    if batch not in by_number:
+        batch = next(number for number, one in by_number.items() if one.place == source.place)
+    elif batch is None and (in_sequence or len(edits) == 1):
+        batch = max(by_number)
+    if batch is None or batch not in by_number:
         what = "numbers of batches after which the sequence was scored" if in_sequence else "batches, each an edit"
         shown = [f"{number} ({one.summary['facts']:,} facts)" for number, one in by_number.items()]
         raise InputError(
@@ -123,4 +145,5 @@ def chosen_edit(source: Source, edits: Sequence[Artifact], *, in_sequence: bool,
             expected=f"one of the {what}: {', '.join(shown[:12])}{', ...' if len(shown) > 12 else ''}",
             remedy="choose one with --batch N",
         )
-    return by_number[batch]
+    is_whole = batch == max(by_number) if in_sequence else len(edits) == 1
+    return Chosen(by_number[batch], batch, is_whole)

@@ -5,41 +5,32 @@ from __future__ import annotations
 from pathlib import Path
 
 from prefect import flow
-from pydantic import BaseModel, ConfigDict
 
+from factsmith.artifacts.formats import load_json
 from factsmith.flows.configuration.parameters import RunSettings
-from factsmith.flows.exports.choice import EXPORTED, chosen_edit, chosen_form, find_source
+from factsmith.flows.exports.choice import EXPORTED, Chosen, Source, chosen_edit, chosen_form, find_source
+from factsmith.flows.exports.hand_over import Target, hand_over
+from factsmith.flows.exports.scores import past_scores
 from factsmith.flows.reporting.page import open_page
+from factsmith.flows.reporting.reports import ExportReport
 from factsmith.tasks.deltas.file import Keeps
-from factsmith.tasks.edit.stage import stored_edits
+from factsmith.tasks.edit.stage import REQUESTS, stored_edits
 from factsmith.tasks.export.form import CHECKPOINT
-from factsmith.tasks.export.stage import export as export_edit
+from factsmith.tasks.export.hub import Push
+from factsmith.tasks.facts.request import EditRequest
 from factsmith.tasks.ledger.entries import ledger_of
 from factsmith.tasks.ledger.runs_stage import keep_ledgers, run_ledgers
 from factsmith.tasks.pipeline.environment import home
+from factsmith.tasks.planning.run import Run
 from factsmith.tasks.tracking.runs import EDITS
 
-__all__ = ["ExportReport", "export"]
+__all__ = ["choose", "export"]
 
 
-class ExportReport(BaseModel):
-    """The outcome of ``export``.
-
-    Attributes:
-        run: id of the run whose edit was exported.
-        edit: the address of the edit.
-        form: the name of the form.
-        out: the folder that was written.
-        bytes: size of its files.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    run: str
-    edit: str
-    form: str
-    out: Path
-    bytes: int
+def choose(run: Run, source: Source, batch: int | None) -> Chosen:
+    """The edit to export. See ``chosen_edit``."""
+    edits = stored_edits(run.workspace.store, source.run, run.model)
+    return chosen_edit(source, edits, in_sequence=run.settings.method.in_sequence, batch=batch)
 
 
 @flow(name="export")
@@ -50,6 +41,9 @@ def export(
     to: str = CHECKPOINT,
     batch: int | None = None,
     keep: Keeps | None = None,
+    rank: int | None = None,
+    push: str | None = None,
+    public: bool = False,
 ) -> ExportReport:
     """Export an edit of an earlier run.
 
@@ -60,19 +54,32 @@ def export(
         to: name of the form.
         batch: which of several edits. See ``chosen_edit``.
         keep: what a delta keeps of the weights before it.
+        rank: the rank to which changes are truncated; ``None`` to export them as they are.
+        push: ``owner/name`` of the repository on the hub that gets the folder; ``None`` for none.
+        public: whether a new repository is one that everyone sees.
     """
-    source, form = find_source(home(), name), chosen_form(to, keep)
-    with open_page(settings, "export", dataset=False, out=out, form=form, past=source.run) as run:
-        workspace, in_sequence = run.workspace, run.settings.method.in_sequence
-        workspace.tracker.document(source.run.edits, EDITS)
-        workspace.tracker.document({"run": source.run.id}, EXPORTED)
-        ledgers = run_ledgers(source.run, workspace.store)
-        keep_ledgers(workspace.tracker, ledgers)
-        edits = stored_edits(workspace.store, source.run, run.model)
-        edit = chosen_edit(source, edits, in_sequence=in_sequence, batch=batch)
-        ledger = ledger_of(ledgers, edit.place, edit.key.get("batches"))
-        about = {**run.about, "run": source.run.id, "scores": ledger.edits[-1].scores}
-        written = export_edit(workspace, run.model, edit, form, out, about, ledger)
-        return ExportReport(
-            run=source.run.id, edit=written.edit, form=written.form, out=written.out, bytes=written.size
+    source, where = find_source(home(), name), Push(push, public) if push else None
+    target = Target(out, chosen_form(to, keep), rank, where)
+    truncated = rank is not None
+    given = {"out": out, "form": target.form, "truncated": truncated, "past": source.run}
+    with open_page(settings, "export", dataset=truncated, **given) as run:
+        run.workspace.tracker.document(source.run.edits, EDITS)
+        run.workspace.tracker.document({"run": source.run.id}, EXPORTED)
+        ledgers = run_ledgers(source.run, run.workspace.store)
+        keep_ledgers(run.workspace.tracker, ledgers)
+        chosen = choose(run, source, batch)
+        scores = {}
+        if chosen.is_whole or not run.settings.method.in_sequence:
+            requests = [EditRequest(**fact) for fact in load_json(chosen.edit.path / REQUESTS)]
+            facts = {(one.prompt, one.target_new) for one in requests}
+            scores = past_scores(source.run, run.families, facts, None if chosen.is_whole else chosen.number - 1)
+        return hand_over(
+            run,
+            chosen.edit,
+            target,
+            origin=source.run.id,
+            scores=scores,
+            ledger=ledger_of(ledgers, chosen.edit.place, chosen.edit.key.get("batches")),
+            batches=chosen.batches(run.batches) if truncated else None,
+            asks=source.run.flow == "edit" and "metrics" not in scores,
         )

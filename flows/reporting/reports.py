@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -18,12 +19,14 @@ from factsmith.tasks.evaluation.answers_stage import Answer
 from factsmith.tasks.evaluation.resampling import Resampled
 from factsmith.tasks.evaluation.stage import Scores
 from factsmith.tasks.evaluation.summary import intervals, record_values
+from factsmith.tasks.export.truncation_stage import TruncatedChange
 from factsmith.tasks.pipeline.stage import SECONDS_AN_EDIT
 from factsmith.tasks.pipeline.workspace import StageReport
 from factsmith.tasks.planning.run import Run
 from factsmith.tasks.tracking.runs import RECORDS
 
 __all__ = [
+    "ExportReport",
     "HeldOut",
     "KnownReport",
     "LayerReport",
@@ -66,6 +69,33 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class ExportReport(_Frozen):
+    """The outcome of ``export``, and of the export of ``edit``.
+
+    Attributes:
+        run: id of the run whose edit was exported.
+        edit: the address of the edit.
+        form: the name of the form.
+        out: the folder that was written.
+        bytes: size of its files.
+        rank: the largest rank of an adapter; ``None`` for another form.
+        truncated: what truncation did to each change; empty if nothing was truncated.
+        scores: of a truncated edit, each score ``before`` the edit, after the ``exact`` edit and after the
+            ``truncated`` one: the number of facts that hold, or metrics in percent.
+        pushed: the address of the commit on the hub; ``None`` if it was not pushed.
+    """
+
+    run: str
+    edit: str
+    form: str
+    out: Path
+    bytes: int
+    rank: int | None = None
+    truncated: list[TruncatedChange] = []
+    scores: dict[str, dict[str, float | None]] = {}
+    pushed: str | None = None
+
+
 class Report(_Frozen):
     """The outcome of ``run``, ``precompute``, ``edit`` or ``evaluate``.
 
@@ -86,6 +116,7 @@ class Report(_Frozen):
         seconds_an_edit: seconds that a fact took to write, measured when its artifacts were built, by this run or an
             earlier one; ``None`` if the run wrote none. What facts share, such as C0, is not part of it.
         inference: what the last edit costs at inference; ``None`` if it adds no memory, which costs nothing.
+        export: what ``edit --out`` wrote; ``None`` if nothing was exported.
     """
 
     run_id: str | None
@@ -103,6 +134,7 @@ class Report(_Frozen):
     lm_eval: list[HarnessResult] = []
     seconds_an_edit: float | None = None
     inference: Inference | None = None
+    export: ExportReport | None = None
     facts: int = Field(0, exclude=True, description="number of facts that were scored")
 
     @classmethod

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from factsmith.artifacts.errors import InputError
+from factsmith.artifacts.errors import DamagedArtifactError, InputError
 from factsmith.tasks.decoder.layout import HFModel, Layout
 from factsmith.tasks.edit.delta import Delta, LowRankDelta
 from factsmith.tasks.edit.edit import Edit, ModuleEdit, WeightEdit
@@ -108,7 +108,7 @@ class Adapter:
             revision: as in ``config``.
 
         Raises:
-            OSError: what was read is not what was written.
+            DamagedArtifactError: what was read is not what was written.
         """
         config = json.dumps(self.config(base, revision), indent=1, sort_keys=True, ensure_ascii=False)
         (folder / CONFIG).write_text(config + "\n", encoding="utf-8")
@@ -121,7 +121,7 @@ class Adapter:
             if set(written.keys()) != set(tensors) or not all(
                 torch.equal(written.get_tensor(name), one) for name, one in tensors.items()
             ):
-                raise OSError(f"{folder / WEIGHTS} does not hold what was written to it")
+                raise DamagedArtifactError("An export does not hold what was written to it.", got=WEIGHTS)
 
 
 def adapter_of(model: HFModel, layout: Layout, edit: Edit) -> Adapter:

@@ -26,14 +26,18 @@ class Form(ABC):
 
     Attributes:
         name: name of the form, which is that of its module.
+        title: what it is, in one sentence.
         library: what loads the files, as the hub calls it.
+        language: the language of ``usage``.
         tags: further tags of the files on the hub.
         is_thin: whether it holds thin factors only, and no change that is dense.
         holds_memory: whether it holds an edit with a memory.
     """
 
     name: ClassVar[str]
+    title: ClassVar[str] = ""
     library: ClassVar[str]
+    language: ClassVar[str] = "python"
     tags: ClassVar[tuple[str, ...]] = ()
     is_thin: ClassVar[bool] = True
     holds_memory: ClassVar[bool] = False
@@ -78,6 +82,10 @@ class Form(ABC):
             about: what ``factsmith.json`` says.
         """
 
+    def notes(self, about: Mapping[str, Any]) -> list[str]:
+        """Paragraphs that say what else whoever loads the files should know, in Markdown."""
+        return []
+
 
 def changes_of(edit: Edit) -> dict[str, Delta]:
     """The changes of weights that an edit is made of, by what messages call their place; empty for a memory."""
@@ -104,7 +112,7 @@ def not_thin(form: str, got: str) -> InputError:
         f"The form {form} holds thin factors, and a change has none.",
         got=f"{got}, which is dense",
         expected="low-rank changes",
-        remedy=f"use --to {CHECKPOINT}",
+        remedy=f"use --to {CHECKPOINT}, or --rank R for the best approximation of rank R",
     )
 
 

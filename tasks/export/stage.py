@@ -17,6 +17,7 @@ from factsmith.artifacts.recipe import digest_of
 from factsmith.tasks.edit.edit import Edit
 from factsmith.tasks.edit.stage import REQUESTS
 from factsmith.tasks.editors.stage import read_edit
+from factsmith.tasks.export.card import model_card
 from factsmith.tasks.export.form import Form
 from factsmith.tasks.ledger.ledger import Ledger, write_ledger
 from factsmith.tasks.model.model import Model
@@ -24,10 +25,13 @@ from factsmith.tasks.pipeline.resource_errors import resource_errors
 from factsmith.tasks.pipeline.stage import Outcome, stage
 from factsmith.tasks.pipeline.workspace import Workspace
 
-__all__ = ["ABOUT", "Exported", "export", "write_folder"]
+__all__ = ["ABOUT", "CARD", "Exported", "export", "write_folder"]
 
 ABOUT = "factsmith.json"
-"""The file that says what an export is."""
+"""The file that says what an export is, for programs."""
+
+CARD = "README.md"
+"""The same for people and for the hub: its model card."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +65,8 @@ def export(
 ) -> Outcome[Exported]:
     """Write ``edit`` in a form to ``out``, which is new or empty. See ``write_folder``.
 
-    ``factsmith.json`` beside the form's files names the edit, the facts that it holds, and what it is ``about``: the
-    base model, the method, the settings and the scores.
+    ``factsmith.json`` and a model card beside the form's files name the edit, the facts that it holds, and what it is
+    ``about``: the base model, the method, the settings and the scores.
     """
     said = {**about, "edit": edit.address, "facts": load_json(edit.path / REQUESTS)}
     out, said = write_folder(workspace, model, read_edit(edit), form, out, said, ledger)
@@ -88,7 +92,7 @@ def write_folder(
         edit: the edit.
         form: the form.
         out: the folder.
-        about: what ``factsmith.json`` says.
+        about: what ``factsmith.json`` says. If it says the facts of an edit, there is a model card too.
         ledger: the ledger of the edited model.
 
     Returns:
@@ -103,8 +107,12 @@ def write_folder(
     staging = out.with_name(f".factsmith-{name}")
     form.check(edit)
     said: dict[str, Any] = {
-        **about, "form": form.name, "weights": model.fingerprint.weights, "versions": code_versions(),
-    }  # fmt: skip
+        **about,
+        "form": form.name,
+        "weights": model.fingerprint.weights,
+        **({"revision": revision} if (revision := model.checkpoint.source[1]) else {}),
+        "versions": code_versions(),
+    }
     with resource_errors("Stage export", out.parent, workspace.runtime), workspace.store.lock(name):
         out.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(staging, ignore_errors=True)  # A killed command has left it.
@@ -115,6 +123,8 @@ def write_folder(
             for folder in {file.parent for file in staging.rglob("*.safetensors")}:
                 allow_others(folder)
             save_json(staging / ABOUT, said)
+            if "facts" in said:
+                (staging / CARD).write_text(model_card(form, said), encoding="utf-8")
             write_ledger(staging, ledger.model_copy(update={"state": said.get("state")}))
             try:
                 staging.rename(out)  # An empty folder is replaced.

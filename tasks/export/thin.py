@@ -18,7 +18,7 @@ from factsmith.tasks.edit.delta import Delta, LowRankDelta
 from factsmith.tasks.edit.edit import Edit, ModuleEdit, WeightEdit
 from factsmith.tasks.pipeline.progress import progress
 
-__all__ = ["Thin", "thin", "thin_edit"]
+__all__ = ["Thin", "no_rank", "thin", "thin_edit"]
 
 _ROUNDING = 2.0**-24
 """Half the distance from 1 to the next float32. What is dropped of an exact change is as small beside it."""
@@ -71,12 +71,12 @@ def thin_edit(edit: Edit, rank: int) -> tuple[Edit, dict[str, Thin]]:
         modules = _thinned({f"{name} of layer {layer}": one for (layer, name), one in edit.deltas.items()}, rank)
         by_place = dict(zip(edit.deltas, modules.values(), strict=True))
         return replace(edit, deltas={place: one.delta for place, one in by_place.items()}), modules
-    raise InputError(
-        "A memory has no rank.",
-        got=f"--rank {rank} for an edit of the kind {edit.kind}",
-        expected="changes of weights",
-        remedy="leave out --rank",
-    )
+    raise no_rank(f"an edit of the kind {edit.kind}")
+
+
+def no_rank(got: str) -> InputError:
+    """The error that a memory is to be truncated."""
+    return InputError("A memory has no rank.", got=got, expected="changes of weights", remedy="leave out --rank")
 
 
 def _thinned(deltas: Mapping[str, Delta], rank: int) -> dict[str, Thin]:

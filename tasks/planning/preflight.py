@@ -13,6 +13,7 @@ from factsmith.artifacts.store import Store
 from factsmith.tasks.edit.refiners import load_refiner
 from factsmith.tasks.edit.stage import past_edits, stored_edits
 from factsmith.tasks.export.form import Form, no_memory, not_thin
+from factsmith.tasks.export.thin import no_rank
 from factsmith.tasks.facts.contexts import CLEAN, Context
 from factsmith.tasks.ledger.ledger import read_ledger
 from factsmith.tasks.model.stage import known_cost
@@ -38,6 +39,7 @@ def open_run(
     editing: bool = True,
     out: Path | None = None,
     form: Form | None = None,
+    truncated: bool = False,
     past: PastRun | None = None,
     differences: Mapping[str, str] | None = None,
 ) -> Iterator[Run]:
@@ -50,6 +52,7 @@ def open_run(
         editing: whether it prepares or makes an edit. If not, it does not read method and corpus.
         out: folder for an export.
         form: the form of the export.
+        truncated: whether the edit is truncated before.
         past: an earlier run whose edits are scored or exported, if no edit is to be made.
         differences: settings that differ from those of the choices, for the run's name.
 
@@ -60,7 +63,7 @@ def open_run(
     store = Store(home())
     run = Run(settings, store)
     with store.in_use():
-        check_input(run, dataset=dataset, editing=editing, out=out, form=form, past=past)
+        check_input(run, dataset=dataset, editing=editing, out=out, form=form, truncated=truncated, past=past)
         name = title(run, flow, differences, dataset=dataset, editing=editing)
         note = description(run, flow, differences, dataset=dataset, editing=editing)
         unused = frozenset({"trace"}) if editing else frozenset({"method", "corpus", "abilities", "drift"})
@@ -77,6 +80,7 @@ def check_input(
     editing: bool = True,
     out: Path | None = None,
     form: Form | None = None,
+    truncated: bool = False,
     past: PastRun | None = None,
     sizes: bool = True,
 ) -> None:
@@ -129,7 +133,7 @@ def check_input(
     elif dataset and not editing:
         _ = run.true_records
     if out is not None:
-        _check_out(run, out, form, made=past is not None)
+        _check_out(run, out, form, truncated=truncated, made=past is not None)
     run.workspace.store.check_writable()
     check_mirror(run.settings.runtime.mirror)
 
@@ -187,11 +191,11 @@ def _check_past(run: Run, past: PastRun, *, dataset: bool) -> None:
         stored_edits(store, past, run.model)
 
 
-def _check_out(run: Run, out: Path, form: Form | None, *, made: bool) -> None:
-    """Check that an export can be written. An edit that is ``made`` is checked by ``Form.check``."""
+def _check_out(run: Run, out: Path, form: Form | None, *, truncated: bool, made: bool) -> None:
+    """Check that an export can be written. ``Form.check`` checks an edit that is ``made``."""
     check_new_folder(out, run.workspace.store)
     if not made:
-        _check_export(run, out, form)
+        _check_export(run, out, form, truncated=truncated)
 
 
 def check_new_folder(out: Path, store: Store) -> None:
@@ -216,7 +220,7 @@ def check_new_folder(out: Path, store: Store) -> None:
         raise InputError(f"{out} cannot be created.", got=f"{parent} is not a writable folder") from None
 
 
-def _check_export(run: Run, out: Path, form: Form | None) -> None:
+def _check_export(run: Run, out: Path, form: Form | None, *, truncated: bool) -> None:
     """Check that the edit that is to be made can be exported."""
     if len(run.batches.written) > 1:
         raise InputError(
@@ -225,9 +229,11 @@ def _check_export(run: Run, out: Path, form: Form | None) -> None:
             expected="one batch",
             remedy="set method.batch_size=all, or method.sequence.history to write one after the other",
         )
+    if run.adds_memory and truncated:
+        raise no_rank(f"method={run.settings.method.name}")
     if form is not None and run.adds_memory and not form.holds_memory:
-        raise no_memory(form.name, run.settings.method.name)
-    if form is not None and form.is_thin and _is_dense(run):
+        raise no_memory(form.name, f"method={run.settings.method.name}")
+    if form is not None and form.is_thin and not truncated and _is_dense(run):
         raise not_thin(form.name, f"method={run.settings.method.name}")
 
 

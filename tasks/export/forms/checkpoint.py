@@ -14,6 +14,7 @@ from factsmith.tasks.deltas.weights import checksums, state_of
 from factsmith.tasks.edit.edit import OTHER_EDIT, OTHER_TENSORS, Edit
 from factsmith.tasks.editors.load import BASE, SAID
 from factsmith.tasks.export.form import Form
+from factsmith.tasks.export.weights import save_checkpoint
 from factsmith.tasks.model.model import Model
 
 
@@ -25,6 +26,7 @@ class Checkpoint(Form):
     """
 
     name = "checkpoint"
+    title = "This is the whole edited model."
     library = "transformers"
     is_thin = False
     holds_memory = True
@@ -33,9 +35,8 @@ class Checkpoint(Form):
         weights = folder / BASE if edit.adds_memory else folder
         weights.mkdir(exist_ok=True)
         with nullcontext() if edit.adds_memory else edit.applied(model.decoder):
-            model.decoder.save(weights)
+            save_checkpoint(model.checkpoint, model.decoder, weights)
             state = None if edit.adds_memory else state_of(checksums(model.decoder))
-        model.checkpoint.copy_tokenizer(weights)
         if not edit.adds_memory:
             return {"state": state}
         save_file({name: one.cpu().contiguous() for name, one in edit.tensors().items()}, folder / OTHER_TENSORS)

@@ -34,6 +34,8 @@ class DeltaForm(Form):
     removes: Sequence[LedgerEdit] = ()
 
     name = "delta"
+    title = "This is the change alone, which can be applied to the unedited model and taken back."
+    language = "sh"
     library = "factsmith"
     is_thin = False
 

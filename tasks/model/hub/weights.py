@@ -13,7 +13,7 @@ from factsmith.artifacts.errors import InputError
 from factsmith.tasks.model.hub.repository import Repository
 from factsmith.tasks.model.hub.snapshot import Snapshot, resolve
 
-__all__ = ["HubWeights", "open_hub", "weight_map", "weight_names"]
+__all__ = ["INDEX", "HubWeights", "open_hub", "weight_map", "weight_names"]
 
 INDEX = "model.safetensors.index.json"
 """The file that lists the weight files if the weights are split over several."""

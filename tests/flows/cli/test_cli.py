@@ -37,6 +37,7 @@ def test_json_is_all_there_is_on_stdout_and_tables_name_what_matters(factsmith, 
     assert set(document) == {
         "run_id", "mlflow_run_id", "dynamic_multiplier", "stages", "metrics", "intervals", "intervals_over", "records",
         "trajectory", "abilities", "lm_eval", "drift", "answers", "seconds_an_edit", "inference",
+        "export",
     }  # fmt: skip
     assert document["dynamic_multiplier"] == 20
     assert {tuple(stage) for stage in document["stages"]} == {("name", "state", "seconds", "artifact", "metrics")}

@@ -33,7 +33,8 @@ def test_edit_tells_what_each_fact_is_answered_with(factsmith, plain_flows, give
         assert not one["held"]
     assert [stage["name"] for stage in document["stages"]][-2:] == ["answers", "export"]
     about = json.loads((tmp_path / "edited" / "factsmith.json").read_text())
-    assert about["scores"] == {"facts": 2, "facts_held": sum(one["holds"] for one in answers)}
+    held = sum(one["holds"] for one in answers)
+    assert about["scores"] == {"facts": 2, "facts_held": held, "facts_held_before": 0}
     assert (about["method"], about["settings"]["method"]["value"]["steps"]) == ("memit", 25)
     assert about["model"]
     assert "transformers" in about["versions"]
