@@ -9,8 +9,8 @@ from prefect import flow
 
 from factsmith.artifacts.artifact import Artifact
 from factsmith.flows.configuration.parameters import RunSettings
-from factsmith.flows.exports.hand_over import Target, hand_over
-from factsmith.flows.exports.scores import ANSWERS, answer_scores
+from factsmith.flows.export_scores import ANSWERS, answer_scores
+from factsmith.flows.hand_over import Target, hand_over
 from factsmith.flows.html.pages import log_run_report
 from factsmith.flows.precompute import Prepared, finish, prepare
 from factsmith.flows.reporting.page import open_page

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from factsmith.artifacts.errors import InputError
 from factsmith.flows.cli.common import (
     Arguments,
     AsJson,

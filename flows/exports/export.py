@@ -8,9 +8,9 @@ from prefect import flow
 
 from factsmith.artifacts.formats import load_json
 from factsmith.flows.configuration.parameters import RunSettings
+from factsmith.flows.export_scores import past_scores
 from factsmith.flows.exports.choice import EXPORTED, Chosen, Source, chosen_edit, chosen_form, find_source
-from factsmith.flows.exports.hand_over import Target, hand_over
-from factsmith.flows.exports.scores import past_scores
+from factsmith.flows.hand_over import Target, hand_over
 from factsmith.flows.reporting.page import open_page
 from factsmith.flows.reporting.reports import ExportReport
 from factsmith.tasks.deltas.file import Keeps

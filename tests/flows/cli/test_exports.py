@@ -52,7 +52,7 @@ def test_an_edit_of_one_of_several_batches(factsmith, refused, pipeline, gpt2_fo
     assert one["run"] == report.mlflow_run_id
     assert (one["form"], one["rank"]) == ("adapter", 3)
     assert {file.name for file in (tmp_path / "adapter").iterdir()} == {
-        "adapter_config.json", "adapter_model.safetensors", "factsmith.json", "README.md",
+        "adapter_config.json", "adapter_model.safetensors", "factsmith.json", "ledger.json", "README.md",
     }  # fmt: skip
     # The run is still the one that is meant by `latest`, and an address finds it too.
     again = json.loads(factsmith("export", one["edit"], "--out", tmp_path / "whole", "--json").out)

@@ -9,7 +9,7 @@ from typing import Any
 
 from factsmith.artifacts.artifact import Artifact
 from factsmith.artifacts.formats import load_table
-from factsmith.flows.exports.scores import answer_scores, record_scores
+from factsmith.flows.export_scores import answer_scores, record_scores
 from factsmith.flows.reporting.reports import ExportReport
 from factsmith.tasks.evaluation.answers_stage import answers
 from factsmith.tasks.evaluation.stage import evaluation
