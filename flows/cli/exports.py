@@ -149,7 +149,8 @@ def show_export(report: ExportReport) -> None:
         counts = set(report.scores) == {"facts_held"}
         table = TextTable("facts that hold" if counts else "scores in percent", ["", "before", "exact", "truncated"])
         for name, values in report.scores.items():
-            table.add(name, *(f"{value:.0f}" if counts else f"{value:.1f}" for value in values.values()))
+            shown = f"{{:.{0 if counts else 1}f}}"
+            table.add(name, *("" if value is None else shown.format(value) for value in values.values()))
         show(table.terminal())
     rank = f", rank {report.rank}" if report.rank else ""
     typer.echo(f"Written: {report.out} ({report.form} of {report.edit[:17]}{rank}, {report.bytes / 1e6:,.2f} MB)")

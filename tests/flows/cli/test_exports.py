@@ -9,6 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from factsmith.flows.cli.exports import show_export
+from factsmith.flows.reporting.reports import ExportReport
 from factsmith.tasks.edit.stage import read_deltas
 from factsmith.tasks.export.adapter import WEIGHTS
 from tests.conftest import load_plain
@@ -140,6 +142,13 @@ def test_an_edit_is_pushed(factsmith, refused, plain_flows, arguments, tmp_path,
     assert pushed == {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()}
     assert report["pushed"].endswith(hub.branches["me/it", "main"])
     assert hub.private == {"me/it"}
+
+
+def test_scores_that_a_phase_lacks_are_left_out(capsys, tmp_path):
+    scores = {"ES": {"before": None, "exact": 99.96, "truncated": 50.0}}
+    show_export(ExportReport(run="a", edit="edit/b", form="delta", out=tmp_path, bytes=1, scores=scores))
+    (row,) = [line for line in capsys.readouterr().out.splitlines() if "ES" in line]
+    assert row.split("│")[1:5] == [" ES ", "        ", " 100.0 ", "      50.0 "]
 
 
 @pytest.mark.parametrize(
