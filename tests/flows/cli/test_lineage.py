@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from tests.conftest import load_plain
@@ -66,7 +67,8 @@ def no(factsmith) -> Callable[..., str]:
 
 
 def tensors(folder: Path) -> dict[str, bytes]:
-    return {name: tensor.numpy().tobytes() for name, tensor in load_file(folder / "model.safetensors").items()}
+    stored = load_file(folder / "model.safetensors")
+    return {name: tensor.view(torch.uint8).numpy().tobytes() for name, tensor in stored.items()}
 
 
 def test_deltas_are_stacked_listed_and_undone(write, ok, no, gpt2_folder, tmp_path):
