@@ -77,7 +77,7 @@ def _restacked(
     ledger = _ledger_beside(model, state_of(sums))
     with progress("weights", sum(len(one.places) for one in deltas)) as advance:
         found = work(sums, ledger, advance)
-    about = {"model": model.checkpoint.path.name, "deltas": [one.about.after for one in deltas]}
+    about = {"model": model.name, "deltas": [one.about.after for one in deltas]}
     write_folder(workspace, model, found, load_form(CHECKPOINT), out, about, found.ledger)
     return found
 
@@ -89,7 +89,8 @@ def _ledger_beside(model: Model, state: str) -> Ledger | None:
         InputError: it is the ledger of other weights.
     """
     ledger = read_ledger(model.checkpoint.path)
-    if ledger is not None and ledger.state not in (None, state):
+    as_stored = model.dtype == model.checkpoint.own_dtype  # In another data type, weights are in another state.
+    if ledger is not None and as_stored and ledger.state not in (None, state):
         raise InputError(
             f"The ledger of {model.checkpoint.path} is not that of its weights.",
             got=f"weights {state[:12]} in {model.dtype}",
