@@ -210,7 +210,7 @@ def _undo_fact(
             got=f"method={settings.method.name}",
             remedy="write the other facts again with that method, without this one",
         )
-    record, batches, place = find_record(run.batches, line.fact)
+    record, batches, place = find_record(run.batches, line.edit, line.fact)
     less = batches.without(record)
     again = sum(map(len, less.batches[place if less.in_sequence else 0 :]))
     how = (

@@ -8,7 +8,6 @@ from pathlib import Path
 from prefect import flow
 from pydantic import BaseModel, ConfigDict
 
-from factsmith.artifacts.artifact import Artifact
 from factsmith.artifacts.errors import InputError
 from factsmith.flows.configuration.parameters import RunSettings
 from factsmith.flows.edit import write_batches
@@ -70,10 +69,17 @@ def forget(
     wanted = LedgerFact.model_validate(fact)
     with open_page(settings, "forget") as current:
         store, past = current.workspace.store, find_run(home(), run)
-        record, batches, place = find_record(current.batches, wanted)
+        entry = _entry(run_ledgers(past, store), wanted)
+        record, batches, place = find_record(current.batches, entry, wanted)
         prepared = prepare(current)
         before = write_batches(current, prepared, batches)[-1]
-        entry = _entry(run_ledgers(past, store), before)
+        if before.place != entry.edit:
+            raise InputError(
+                f"The settings of run {past.id} do not give its edit any more.",
+                got=before.address,
+                expected=entry.edit,
+                remedy="set dataset.path and model.path to what they were then",
+            )
         less = batches.without(record)
         edits = write_batches(current, prepared, less) if less.batches else []
         log_edits(current, less, edits)
@@ -92,18 +98,25 @@ def forget(
         )
 
 
-def find_record(batches: FactBatches, fact: LedgerFact) -> tuple[Record, FactBatches, int]:
+def find_record(batches: FactBatches, entry: LedgerEdit, fact: LedgerFact) -> tuple[Record, FactBatches, int]:
     """The record of a fact, the batches of the edit that holds it, and the place of its batch among them.
+
+    Args:
+        batches: the facts of the run that made the edit, and any that an earlier ``forget`` has left out.
+        entry: the entry of the edit in the ledger.
+        fact: one of its facts.
 
     Raises:
         InputError: the dataset does not have it.
     """
-    for place, batch in enumerate(batches.batches):
+    written = {_key(one) for one in entry.facts}
+    kept = [[record for record in batch if _key_of(record) in written] for batch in batches.batches]
+    kept = [batch for batch in kept if batch]
+    for place, batch in enumerate(kept):
         for record in batch:
-            request = record.request
-            if (request.case_id, request.fact) == (fact.case_id, fact.model_dump(include=set(request.fact))):
+            if _key_of(record) == _key(fact):
                 if batches.in_sequence:
-                    return record, FactBatches(batches.batches, [len(batches.batches)]), place
+                    return record, FactBatches(kept, [len(kept)]), place
                 return record, FactBatches([batch]), 0
     raise InputError(
         f"The dataset does not have the fact {fact.prompt!r}: {fact.target_new!r}.",
@@ -112,18 +125,15 @@ def find_record(batches: FactBatches, fact: LedgerFact) -> tuple[Record, FactBat
     )
 
 
-def _entry(ledgers: Sequence[Ledger], edit: Artifact) -> LedgerEdit:
-    """The entry of ``edit`` in the ledgers of the run that made it.
+def _key(fact: LedgerFact) -> tuple[int, str, str, str]:
+    return fact.case_id, fact.subject, fact.template, fact.target_new
 
-    Raises:
-        InputError: it has none, because the facts or the model are not what they were then.
-    """
-    for ledger in ledgers:
-        if ledger.edits[-1].edit == edit.place:
-            return ledger.edits[-1]
-    raise InputError(
-        "The settings of that run do not give its edit any more.",
-        got=edit.address,
-        expected=", ".join(one.edits[-1].edit for one in ledgers[:4]),
-        remedy="set dataset.path and model.path to what they were then",
-    )
+
+def _key_of(record: Record) -> tuple[int, str, str, str]:
+    request = record.request
+    return request.case_id, request.subject, request.template, request.target_new
+
+
+def _entry(ledgers: Sequence[Ledger], fact: LedgerFact) -> LedgerEdit:
+    """The last entry of the ledger that has ``fact``, among those of a run."""
+    return next(one.edits[-1] for one in ledgers if _key(fact) in map(_key, one.edits[-1].facts))

@@ -26,7 +26,7 @@ def check_stack(deltas: Sequence[DeltaFile], *, independent: bool) -> None:
         independent: whether they may all be made on the same weights.
 
     Raises:
-        InputError: two are the same, they are for models in different data types, or the order is wrong.
+        InputError: two are the same, the order is wrong, or they do not follow each other.
     """
     for place, one in enumerate(deltas):
         for other in deltas[:place]:
