@@ -57,6 +57,8 @@ def main() -> None:
 
 
 _MODULES: Mapping[str, str] = {
+    "import factsmith": "factsmith",
+    "factsmith.edit": "factsmith.api.editing",
     "conf": "factsmith.flows.configuration.composition",
     "plan": "factsmith.tasks.planning.plan",
     "run": "factsmith.flows.run",
