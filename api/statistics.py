@@ -19,11 +19,12 @@ from factsmith.artifacts.errors import InputError
 from factsmith.tasks.corpus.blocks import Block, document_blocks
 from factsmith.tasks.covariance.moments import ROWS_PER_UPDATE, Moments, grouped
 from factsmith.tasks.covariance.packing import packed, unpacked
+from factsmith.tasks.covariance.second_moments import Origin, read_second_moments
 from factsmith.tasks.decoder.decoder import Decoder
 from factsmith.tasks.keys.block_keys import NonFiniteKeysError, block_keys
 from factsmith.tasks.preservation.kind import KeyMoments
 
-__all__ = ["Statistics", "collect_statistics", "load_statistics"]
+__all__ = ["Statistics", "collect_statistics", "import_statistics", "load_statistics"]
 
 _DOCUMENT = "statistics.json"
 _FORMAT = "factsmith statistics 1"
@@ -116,6 +117,54 @@ def _layer(name: str) -> int:
 
 
 load_statistics = Statistics.load
+
+
+def import_statistics(files: Mapping[int, Path | str] | Sequence[Path | str], model: Any, tokenizer: Any) -> Statistics:
+    """C0 that the code of ROME, MEMIT or EasyEdit has made of a model, from its ``.npz`` files. None is unpickled.
+
+    Args:
+        files: a file for each layer: by layer, or as a list if their names say the layer, as in
+            ``transformer.h.13.mlp.c_proj_float32_mom2_100000.npz``.
+        model: the transformers model that they were made of.
+        tokenizer: its fast tokenizer.
+
+    Returns:
+        The statistics. Their mean is known only if the files have it, which is unusual. Low-rank methods then need the
+        setting ``method.low_rank.centred=False``.
+
+    Raises:
+        InputError: a file cannot be read, or belongs to another model; a name says no layer; the files differ in their
+            number of tokens.
+    """
+    check_model(model, tokenizer)
+    if not isinstance(files, Mapping):
+        files = _by_layer([Path(one) for one in files])
+    with opened(model, tokenizer) as decoder:
+        numbers = edited_layers(list(files), decoder)
+        found = {layer: read_second_moments(Path(files[layer]).expanduser(), decoder.key_width) for layer in numbers}
+        counts = {one.count for one in found.values()}
+        if len(counts) != 1:
+            raise InputError(
+                "The files were made from different numbers of tokens.",
+                got=", ".join(f"{one.count:,} at layer {layer}" for layer, one in found.items()),
+                expected="one number, or at least one file",
+            )
+        layers = {layer: KeyMoments(one.covariance, one.mean, one.count) for layer, one in found.items()}
+        return Statistics(layers, decoder.layout.model_type)
+
+
+def _by_layer(files: Sequence[Path]) -> dict[int, Path]:
+    found: dict[int, Path] = {}
+    for file in files:
+        layer = Origin.of(file).layer
+        if layer is None or layer in found:
+            raise InputError(
+                f"The name of {file} says {'no layer' if layer is None else f'layer {layer}, which another file has'}.",
+                expected="a name such as transformer.h.13.mlp.c_proj_float32_mom2_100000.npz",
+                remedy="give a dict: {13: FILE, ...}",
+            )
+        found[layer] = file
+    return found
 
 
 class _Documents:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from factsmith.api.edit import ModelEdit, load_edit
     from factsmith.api.editing import edit
     from factsmith.api.embedded import embedded
-    from factsmith.api.statistics import Statistics, collect_statistics, load_statistics
+    from factsmith.api.statistics import Statistics, collect_statistics, import_statistics, load_statistics
     from factsmith.artifacts.errors import InputError
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "collect_statistics",
     "edit",
     "embedded",
+    "import_statistics",
     "load_edit",
     "load_statistics",
 ]
@@ -36,6 +37,7 @@ _HOME = {
     "collect_statistics": "factsmith.api.statistics",
     "edit": "factsmith.api.editing",
     "embedded": "factsmith.api.embedded",
+    "import_statistics": "factsmith.api.statistics",
     "load_edit": "factsmith.api.edit",
     "load_statistics": "factsmith.api.statistics",
 }

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoTokenizer
@@ -210,6 +211,25 @@ def test_statistics_are_saved_and_loaded(embedded, tmp_path: Path):
     for layer, moments in found.layers.items():
         assert torch.equal(loaded.layers[layer].covariance, moments.covariance)
         assert torch.equal(loaded.layers[layer].mean, moments.mean)
+
+
+def test_statistics_of_other_tools_are_imported(embedded, tmp_path: Path):
+    """Files as memit writes them, float32 and not divided by the count, give the edit of C0 in float64."""
+    model, tokenizer, found = embedded
+    files = []
+    for layer, moments in found.layers.items():
+        files.append(tmp_path / f"transformer.h.{layer}.mlp.c_proj_float32_mom2_100000.npz")
+        total = (moments.covariance * moments.count).numpy().astype(np.float32)
+        np.savez(files[-1], **{"mom2.mom2": total, "mom2.count": moments.count})
+    imported = factsmith.import_statistics(files, model, tokenizer)
+    assert (imported.count, sorted(imported.layers)) == (found.count, sorted(found.layers))
+    for layer, moments in found.layers.items():
+        torch.testing.assert_close(imported.layers[layer].covariance, moments.covariance, rtol=1e-6, atol=1e-6)
+        assert imported.layers[layer].mean is None
+    again = factsmith.load_statistics(imported.save(tmp_path / "saved"))
+    assert torch.equal(again.layers[2].covariance, imported.layers[2].covariance)
+    with pytest.raises(InputError, match="says no layer"):
+        factsmith.import_statistics([tmp_path / "mom2.npz"], model, tokenizer)
 
 
 def test_statistics_are_moments_of_keys(gpt2_folder: Path):
