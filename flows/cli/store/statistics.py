@@ -53,7 +53,7 @@ def import_stats(
             f"{one.name} ({one.address[:23]})"
         )
     layers = ",".join(str(one.layer) for one in found)
-    typer.echo(f"Use it: factsmith run model={found[0].model} corpus=imported 'method.layers=[{layers}]'")
+    typer.echo(f"Use it: factsmith edit FACTS {' '.join(settings)} corpus=imported 'method.layers=[{layers}]'")
 
 
 def export_stats(
