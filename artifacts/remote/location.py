@@ -37,22 +37,10 @@ _TIMEOUT = 20
 _ATTEMPTS = 2
 """How often a request is made before it counts as failed."""
 
-_LIBRARIES = frozenset(
-    [
-        "aiohttp",
-        "aiobotocore",
-        "asyncio",
-        "botocore",
-        "fsspec",
-        "gcsfs",
-        "google",
-        "httpx",
-        "huggingface_hub",
-        "requests",
-        "s3fs",
-        "urllib3",
-    ]
-)
+_LIBRARIES = {
+    "aiobotocore", "aiohttp", "asyncio", "botocore", "fsspec", "gcsfs", "google", "httpx", "huggingface_hub",
+    "requests", "s3fs", "urllib3",
+}  # fmt: skip
 """Packages whose errors say that a location cannot be used."""
 
 
@@ -278,10 +266,8 @@ class Location:
             raise
         except Exception as error:
             names = {type(one).__module__.partition(".")[0] for one in causes(error)}
-            full = isinstance(error, OSError) and error.errno in (
-                errno.ENOSPC,
-                errno.EDQUOT,
-            )  # has a message of its own
+            # A full disk has a message of its own.
+            full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
             if full or not (isinstance(error, OSError) or names & _LIBRARIES):
                 raise
             raise InputError(

@@ -123,7 +123,11 @@ def _send(
         location.send_all({**files, f"{folder}/{MANIFEST_NAME}": manifest.dump()}, manifest.address)
         advance(len(files))
         return
-    location.send(json.dumps({"content": manifest.content}).encode(), f"{folder}/{_MARKER}")
+    if _pushing(mirror, place) != manifest.content:
+        if MANIFEST_NAME not in mirror.listing(manifest.kind).get(place, {}):
+            for name in location.files(folder):  # Files of unknown bytes, which a later push would take for ours.
+                location.remove(f"{folder}/{name}")
+        location.send(json.dumps({"content": manifest.content}).encode(), f"{folder}/{_MARKER}")
     location.send_all(files, manifest.address, advance)
     if _pushing(mirror, place) != manifest.content:
         raise InputError(

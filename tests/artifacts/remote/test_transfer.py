@@ -102,17 +102,23 @@ def test_files_of_another_machine_are_not_mixed_with_ours(moved, store, other, t
     other.get_or_build(recipe, write)
     send = Location.send
 
-    def stop(self, source, name):
-        if name.endswith(MANIFEST_NAME):
-            raise KeyboardInterrupt
-        send(self, source, name)
+    def push_until(store: Store, last: str) -> None:
+        """Push, and be stopped when the file ``last`` is to be written."""
 
-    with monkeypatch.context() as patch:
-        patch.setattr(Location, "send", stop)
-        with pytest.raises(AssertionError):
-            moved(other, "push", "tokens", url)
+        def stop(self, source, name):
+            if name.endswith(last):
+                raise KeyboardInterrupt
+            send(self, source, name)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Location, "send", stop)
+            with pytest.raises(AssertionError):
+                moved(store, "push", "tokens", url)
+
+    push_until(other, MANIFEST_NAME)
+    push_until(store, "b.txt")  # ours is stopped too, before it has replaced all of theirs
     assert not Mirror(Location.open(str(url))).places()  # nobody takes it for whole
-    assert moved(store, "push", "tokens", url)["files"] == 2
+    moved(store, "push", "tokens", url)
     third = Store(tmp_path / "third")
     moved(third, "pull", "tokens", url)
     assert contents(third)[TOKENS.address] == contents(store)[TOKENS.address]
