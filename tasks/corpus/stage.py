@@ -137,6 +137,8 @@ def held_out_blocks(
     wanted = first + 1
     while True:
         stream, _ = _read(store, model, corpus, 0, wanted)
+        if not stream.count:  # The corpus has no text.
+            return [], []
         shards = stream.holding((max(0, first - 1), stream.count))
         table = pa.concat_tables([load_table(shard.path / BLOCKS) for shard in shards])
         begun = table.filter(pc.less(table["start"], first))["document"].to_pylist()[-1:]

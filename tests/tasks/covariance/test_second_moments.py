@@ -214,6 +214,17 @@ def test_c0_goes_out_and_comes_back_and_a_run_uses_it(
     assert json.loads(result.out)["drift"]
 
 
+def test_a_sequence_with_imported_c0_has_no_perplexity(factsmith, exported, arguments, gpt2_folder, caplog):
+    assert factsmith("import-stats", *map(str, exported), "model=local", f"model.path={gpt2_folder}").code == 0
+    given = [*of_text(*arguments("method.batch_size=1")), "corpus=imported", "method.sequence.history=full"]
+    result = factsmith("run", "--json", *given)
+    assert result.code == 0, result.err
+    curves = json.loads(result.out)["trajectory"]
+    assert [name for name in curves if "S" in name]
+    assert not [name for name in curves if "perplexity" in name]
+    assert "perplexity is not measured" in caplog.text
+
+
 OWN = {
     "memit": [],
     "emmet": [],
