@@ -104,7 +104,7 @@ def test_who_may_not_read_is_told_so(cli, store, s3, endpoint):
     assert (code, "there is no bucket no-such-bucket" in err) == (2, True)
 
 
-@pytest.mark.parametrize("answers", [True, False])
+@pytest.mark.parametrize("answers", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_a_server_that_fails_or_never_answers_is_given_up(cli, store, monkeypatch, answers):
     monkeypatch.setattr(location, "_TIMEOUT", 0.3)
     started = time.monotonic()

@@ -59,7 +59,7 @@ def loaded_elsewhere(path: Path, sample_size: int) -> np.ndarray:
     scale=st.floats(1e-6, 1e6),
     mean=st.booleans(),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_what_is_written_is_read_again_to_float32(tmp_path_factory, width, count, seed, scale, mean):
     path = tmp_path_factory.mktemp("npz") / "a.npz"
     given = moments_of(keys_of(width, 20, seed, scale))
@@ -214,6 +214,7 @@ def test_c0_goes_out_and_comes_back_and_a_run_uses_it(
     assert json.loads(result.out)["drift"]
 
 
+@pytest.mark.slow
 def test_a_sequence_with_imported_c0_has_no_perplexity(factsmith, exported, arguments, gpt2_folder, caplog):
     assert factsmith("import-stats", *map(str, exported), "model=local", f"model.path={gpt2_folder}").code == 0
     given = [*of_text(*arguments("method.batch_size=1")), "corpus=imported", "method.sequence.history=full"]
