@@ -328,7 +328,10 @@ def test_an_edited_model_is_not_put_among_the_artifacts(plain_flows, arguments, 
 def test_of_two_models_for_one_folder_the_second_is_refused(plain_flows, arguments, tmp_path, monkeypatch):
     out = tmp_path / "out"
 
+    copy = Checkpoint.copy_tokenizer
+
     def slower(checkpoint, folder):
+        copy(checkpoint, folder)
         out.mkdir()
         (out / "config.json").write_text("of another command")
 
