@@ -369,7 +369,8 @@ def test_runs_are_logged_with_the_same_names(pipeline, home):
         (read,) = one.inputs.dataset_inputs
         assert (read.dataset.name, json.loads(read.dataset.profile)) == ("embedded", {"num_rows": 6})
         assert {file.path for file in client.list_artifacts(one.info.run_id)} == {
-            "config.json", "edits.json", "counterfact.parquet", "records.parquet", "before_after.png", "report.html",
+            "config.json", "edits.json", "ledgers.json", "counterfact.parquet", "records.parquet", "before_after.png",
+            "report.html",
         }  # fmt: skip
         children = client.search_runs(
             [one.info.experiment_id], f"tags.mlflow.parentRunId = '{one.info.run_id}'", max_results=50
