@@ -20,6 +20,9 @@ FACTS = [
     {"subject": "Iric Vezer", "prompt": "The sport that {} practises is", "target_new": "tennis"},
     {"subject": "Pisel Skapek", "prompt": "{} lives in", "target_new": "Oslo"},
 ]
+QUICK = "method.preservation=identity"
+"""Needs no corpus."""
+
 LATER = [{**ADA, "target_new": "Arabic"}]
 
 
@@ -74,7 +77,7 @@ def tensors(folder: Path) -> dict[str, bytes]:
 def test_deltas_are_stacked_listed_and_undone(write, ok, no, gpt2_folder, tmp_path):
     one, edited, two, both = (tmp_path / name for name in ("one", "edited", "two", "both"))
     base = {name: one.numpy().tobytes() for name, one in load_plain(gpt2_folder).state_dict().items()}
-    first = write("first", FACTS)
+    first = write("first", FACTS, QUICK)
     assert "delta of edit/" in ok("export", first, "--to", "delta", "--out", one)
     said = ok("apply", one, "--model", gpt2_folder, "--out", edited)
     assert "1 delta applied: the weights are those that were scored, bit for bit." in said
@@ -83,7 +86,7 @@ def test_deltas_are_stacked_listed_and_undone(write, ok, no, gpt2_folder, tmp_pa
     assert (edited / "ledger.json").read_bytes() == (tmp_path / "checkpoint" / "ledger.json").read_bytes()
 
     # The edited model is edited again. The ledger goes on, and a later fact overwrites an earlier one.
-    second = write("second", LATER, model=edited)
+    second = write("second", LATER, QUICK, model=edited)
     ok("export", second, "--to", "delta", "--out", two)
     ok("export", second, "--out", tmp_path / "checkpoint2")
     report = json.loads(ok("apply", one, two, "--model", gpt2_folder, "--out", both, "--json"))
@@ -143,11 +146,11 @@ def test_deltas_are_stacked_listed_and_undone(write, ok, no, gpt2_folder, tmp_pa
     "method",
     [
         pytest.param(("method=memit",), id="memit"),
-        pytest.param(("method=lora", "method.training.steps=3"), id="lora"),
         *(
             pytest.param(given, id=given[0], marks=pytest.mark.slow)
             for given in [
-                ("method=emmet",), ("method=alphaedit", "method.null_space.threshold=1"), ("method=rect",),
+                ("method=lora", "method.training.steps=3"), ("method=emmet",), ("method=rect",),
+                ("method=alphaedit", "method.null_space.threshold=1"),
                 ("method=prune",), ("method=ft", "method.training.steps=3"), ("method=ultraedit",),
                 ("method=memit", "model.dtype=bfloat16"), ("method=rect", "model.dtype=float16"),
             ]
@@ -199,8 +202,8 @@ def test_one_fact_is_removed_from_a_sequence_to_the_bit(write, ok, no, gpt2_fold
 
 
 def test_edits_of_a_model_are_listed_apart_and_once(write, ok, gpt2_folder):
-    run = write("independent", FACTS, "method.batch_size=1", "dataset.batches=3")
-    write("independent", FACTS, "method.batch_size=1", "dataset.batches=3")
+    run = write("independent", FACTS, "method.batch_size=1", "dataset.batches=3", QUICK)
+    write("independent", FACTS, "method.batch_size=1", "dataset.batches=3", QUICK)
     listed = json.loads(ok("log", gpt2_folder, "--json"))
     assert [(one["number"], one["model"], one["run"]) for one in listed["facts"]] == [
         (1, 0, run), (2, 1, run), (3, 2, run),
@@ -210,7 +213,7 @@ def test_edits_of_a_model_are_listed_apart_and_once(write, ok, gpt2_folder):
 
 def test_a_model_that_nobody_edited_has_no_facts(write, ok, no, gpt2_folder, llama_folder, tmp_path):
     assert "There are no runs" in no("log", "latest")
-    write("first", FACTS[:1])
+    write("first", FACTS[:1], QUICK)
     assert "Nothing was written into" in ok("log", llama_folder)
     assert "No runs match" in no("log", "0123456789")
     assert "does not exist" in no("log", tmp_path / "none")
