@@ -25,11 +25,13 @@ from factsmith.tasks.edit.edit import Edit, WeightEdit
 from factsmith.tasks.edit.refiners import load_refiner
 from factsmith.tasks.edit.solve import CollidingKeysError, colliding
 from factsmith.tasks.editors.editor import Editor, NotWrittenError, Task, load_editor
+from factsmith.tasks.editors.memory.whole_model import Reader, check_counterfactual
 from factsmith.tasks.editors.settings import WritingSettings
 from factsmith.tasks.facts.batches import ordered_facts
 from factsmith.tasks.facts.contexts import CLEAN, Context, chat_contexts, read_contexts, sample_contexts
 from factsmith.tasks.facts.datasets.facts import of_objects
 from factsmith.tasks.facts.request import EditRequest
+from factsmith.tasks.model.checkpoint import open_model
 from factsmith.tasks.planning.method import check_method
 from factsmith.tasks.preservation.kind import FactorisationError, PreservationKind, load_kind
 from factsmith.tasks.preservation.operator import PreservationOperator
@@ -90,6 +92,7 @@ def edit(
     with opened(model, tokenizer) as decoder:
         numbers = edited_layers(chosen.layers, decoder)
         _check(decoder, chosen, numbers, len(requests), editor)
+        other = _counterfactual(decoder, chosen, editor)
         known = [*(_given_contexts(chosen) or (CLEAN,)), *_chats(decoder, chosen)]
         check_requests(tokenizer, requests, known, decoder.context_length)
         kind = None if editor is not None else load_kind(chosen, width=decoder.key_width, keep_keys=False)
@@ -104,7 +107,7 @@ def edit(
             chosen, kind = _of_samples(chosen, kind, statistics)
         with bar("edit", len(requests), shown=progress) as advance:
             if editor is not None:
-                found = _written(decoder, editor, chosen, numbers, requests)
+                found = _written(decoder, editor, chosen, numbers, requests, other)
                 advance(len(requests))
             else:
                 assert kind is not None
@@ -228,11 +231,30 @@ def _solved(
     return WeightEdit.read({name: one.contiguous().cpu() for name, one in tensors.items()}, {})
 
 
+def _counterfactual(decoder: Decoder, method: WritingSettings, editor: Editor | None) -> Decoder | None:
+    """Another model that answers for the facts, on the model's device and in its data type, if the method names one."""
+    name = editor.counterfactual(method) if editor is not None else None
+    if name is None:
+        return None
+    checkpoint = open_model(name, setting=f"method.{method.editor}.counterfactual")
+    checkpoint.check_readable()
+    tokenizer, rows = checkpoint.load_tokenizer(), int(checkpoint.config.vocab_size)
+    own = Reader(decoder.tokenizer, decoder.vocabulary_size, decoder.context_length)
+    check_counterfactual(name, own, Reader(tokenizer, rows, checkpoint.context_length))
+    dtype = str(decoder.model.dtype).removeprefix("torch.")
+    return checkpoint.load(tokenizer, dtype=dtype, device=str(decoder.device))
+
+
 def _written(
-    decoder: Decoder, editor: Editor, method: WritingSettings, layers: Sequence[int], requests: Sequence[EditRequest]
+    decoder: Decoder,
+    editor: Editor,
+    method: WritingSettings,
+    layers: Sequence[int],
+    requests: Sequence[EditRequest],
+    other: Decoder | None,
 ) -> Edit:
     contexts = _contexts(decoder, method) if editor.uses_contexts else [CLEAN]
-    task = Task(requests, contexts, layers, method, limits_of(decoder).most_tokens)
+    task = Task(requests, contexts, layers, method, limits_of(decoder).most_tokens, other)
     try:
         return editor.write(decoder, None, task).edit
     except NotWrittenError as error:

@@ -24,6 +24,7 @@ from factsmith.tasks.export.hub import Push
 from factsmith.tasks.facts.batches import FactBatches
 from factsmith.tasks.facts.stage import Contexts, contexts
 from factsmith.tasks.ledger.entries import scored
+from factsmith.tasks.model.stage import model as check_model
 from factsmith.tasks.planning.ledgers import ledgers_of, log_edits
 from factsmith.tasks.planning.run import Run
 from factsmith.tasks.preservation.principal_directions_stage import principal_directions
@@ -61,9 +62,11 @@ def write_batches(run: Run, prepared: Prepared, batches: FactBatches) -> list[Ar
     workspace, model, layers, method = run.workspace, run.model, run.layers, run.settings.method
     editor, factors = run.editor, prepared.factors
     if editor is not None:
-        edits = write_facts(
-            workspace, model, layers, editor, method, batches, _contexts(run) if editor.uses_contexts else None
-        )
+        other = run.counterfactual
+        if other is not None:
+            check_model(workspace, other)
+        templates = _contexts(run) if editor.uses_contexts else None
+        edits = write_facts(workspace, model, layers, editor, method, batches, templates, other)
     elif factors is None:
         raise RuntimeError("a method that solves the equation needs factors")
     elif batches.in_sequence:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import warnings
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ from factsmith.tasks.decoder.placement import execution_device, is_offloaded, st
 from factsmith.tasks.decoder.prefix_cache import PrefixCache
 from factsmith.tasks.decoder.quiet import quiet_transformers
 
-__all__ = ["Decoder", "Part", "StopForward"]
+__all__ = ["Beside", "Decoder", "Part", "StopForward"]
 
 _PASS_COST_OF_A_CPU = 32
 """Single facts take a third less time with any number from 16 to 96 than with 0. Many facts take the same time."""
@@ -31,6 +32,21 @@ _PASS_COST_OF_A_GPU = 512
 
 Part = Literal["mlp", "attention"]
 """The part of a block whose output is added to the residual stream."""
+
+
+class Beside(Protocol):
+    """Another model, which answers for some positions of a decoder's passes in its place."""
+
+    def states(
+        self, hidden: Tensor, tokens: Tensor, positions: Tensor | None, mask: Tensor | None, cache: PrefixCache | None
+    ) -> Tensor:
+        """The last hidden states ``hidden`` (n, length, d_model) of a pass, with what ``logits`` reads beside them.
+
+        The other arguments are those of the pass, and its tokens.
+        """
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits (..., vocabulary) in float32 from some of the ``states`` (..., width)."""
 
 
 class StopForward(Exception):  # noqa: N818 - it ends a pass and is not an error
@@ -54,6 +70,8 @@ class Decoder:
         prompts: the prompts of the present passes, if their ends are known. See ``prompted``.
         has_memory: whether a module of the model reads ``prompts``. Inputs then only share a pass if their prompts end
             at the same place.
+        beside: another model that answers for some positions; ``None`` if there is none. A pass then has to start at
+            the embedding.
     """
 
     def __init__(
@@ -70,6 +88,8 @@ class Decoder:
         self._shape = torch.Size([1, 1])
         self.prompts: Prompts | None = None
         self.has_memory = False
+        self.beside: Beside | None = None
+        self._embedded: tuple[weakref.ref[Tensor], Tensor] | None = None
 
     @property
     def device(self) -> torch.device:
@@ -125,7 +145,9 @@ class Decoder:
     def embed(self, tokens: Tensor, positions: Tensor | None = None) -> Tensor:
         """Hidden states before block 0 of right-padded ``tokens`` (n, length). The default positions are 0, 1, ..."""
         positions = self._positions(tokens.shape[1]) if positions is None else positions
-        return self.layout.embed(self.model, tokens, positions).to(self.device)
+        hidden = self.layout.embed(self.model, tokens, positions).to(self.device)
+        self._embedded = weakref.ref(hidden), tokens
+        return hidden
 
     def run(
         self,
@@ -151,6 +173,8 @@ class Decoder:
         self._need(blocks=stop)
         if start >= stop:
             return hidden
+        tokens = self._tokens(hidden) if self.beside is not None else None
+        given = positions
         if positions is None:
             positions = self._positions(hidden.shape[1])
         self._shape = hidden.shape[:2]
@@ -164,7 +188,10 @@ class Decoder:
                 hidden = checkpoint(step, hidden, use_reentrant=False, preserve_rng_state=False, early_stop=False)
             else:
                 hidden = step(hidden)
-        return hidden.to(self.device)
+        hidden = hidden.to(self.device)
+        if self.beside is None or tokens is None or stop < self.block_count:
+            return hidden
+        return self.beside.states(hidden, tokens, given, mask, cache)
 
     @contextmanager
     def prompted(self, ends: Sequence[int]) -> Iterator[Prompts]:
@@ -181,6 +208,15 @@ class Decoder:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits (..., vocabulary) of the next token, in float32, from the last block's output (..., d_model)."""
+        return self.head(hidden)
+
+    @property
+    def head(self) -> Callable[[Tensor], Tensor]:
+        """``logits`` of the model as it is now, for hidden states that are read when it is another one again."""
+        return self.own_logits if self.beside is None else self.beside.logits
+
+    def own_logits(self, hidden: Tensor) -> Tensor:
+        """``logits`` without those of a model beside this one."""
         self._need(whole=True)
         return self.layout.logits(self.model, hidden).to(self.device).float()
 
@@ -240,6 +276,12 @@ class Decoder:
     def _need(self, blocks: int = 0, *, whole: bool = False) -> None:
         if blocks > self.block_count or (whole and not self.whole):
             raise RuntimeError(f"only the first {self.block_count} blocks of this model were loaded")
+
+    def _tokens(self, hidden: Tensor) -> Tensor:
+        """The tokens of which ``embed`` has just made ``hidden``."""
+        if self._embedded is None or self._embedded[0]() is not hidden:
+            raise RuntimeError("a pass of a model beside which another one answers must start at the embedding")
+        return self._embedded[1]
 
     def _positions(self, length: int) -> Tensor:
         return torch.arange(length, device=self.device)[None]

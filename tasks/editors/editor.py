@@ -48,6 +48,7 @@ class Task:
         layers: the layers to edit, ascending.
         method: the settings.
         most_tokens: most positions in one forward pass.
+        counterfactual: the model that ``Editor.counterfactual`` names, untrained.
     """
 
     requests: Sequence[EditRequest]
@@ -55,6 +56,7 @@ class Task:
     layers: Sequence[int]
     method: WritingSettings
     most_tokens: int
+    counterfactual: Decoder | None = None
 
 
 @dataclass(frozen=True)
@@ -143,12 +145,22 @@ class Editor(ABC):
             InputError: it does not; says what it has.
         """
 
+    def counterfactual(self, method: WritingSettings) -> str | None:
+        """Another model that answers for the facts, as ``model.path`` names one; ``None`` if there is none.
+
+        It has the vocabulary of the edited model, and is trained on the facts.
+        """
+        return None
+
     def steps(self, method: WritingSettings) -> int:
         """The most passes through the whole model, forward and backward, that a fact takes. For plans."""
         return method.training.steps
 
     def entries(self, method: WritingSettings, layers: Sequence[int], cost: ModelCost, tokens: int) -> int:
-        """The most numbers in an edit whose batches have at most ``tokens`` tokens of new objects. For plans."""
+        """The most numbers in an edit whose batches have at most ``tokens`` tokens of new objects. For plans.
+
+        Those of another model, which ``counterfactual`` names, are not among them.
+        """
         return len(layers) * cost.projection
 
     def recipe(self, method: WritingSettings) -> dict[str, Any]:

@@ -96,7 +96,12 @@ class MeloSettings(Section):
 class SeracSettings(Section):
     """The scope classifier and the counterfactual model of SERAC."""
 
-    blocks: int = Field(
+    counterfactual: str | None = Field(
+        None,
+        description="another model as counterfactual model, such as a smaller one of the same series: a folder, a hub "
+        "id or a GGUF file, with the same vocabulary; null for copies of the model's first blocks",
+    )
+    blocks: Annotated[int, ReadIf("method.serac.counterfactual", (None,))] = Field(
         2, ge=1, description="blocks of the counterfactual model, which start as copies of the model's first ones"
     )
     threshold: float = Field(

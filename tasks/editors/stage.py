@@ -75,11 +75,20 @@ def read_edit(artifact: Artifact | None) -> Edit:
 
 
 def editor_series(
-    model: Fingerprint, editor: Editor, layers: Sequence[int], method: WritingSettings, contexts: str | None
+    model: Fingerprint,
+    editor: Editor,
+    layers: Sequence[int],
+    method: WritingSettings,
+    contexts: str | None,
+    counterfactual: Fingerprint | None = None,
 ) -> Series:
     """The series of an editor's edits, whatever their facts. Contexts are given by their digest."""
     parameters = {"layers": list(layers), **editor.recipe(method), **model.parameters}
-    return Series("edit", 1, parameters, {**model.inputs, **({"contexts": contexts} if contexts else {})})
+    inputs = {**model.inputs, **({"contexts": contexts} if contexts else {})}
+    if counterfactual is not None:
+        parameters["counterfactual"] = counterfactual.parameters
+        inputs |= {f"counterfactual {name}": digest for name, digest in counterfactual.inputs.items()}
+    return Series("edit", 1, parameters, inputs)
 
 
 def editor_recipes(series: Series, batches: FactBatches) -> list[Recipe]:
@@ -104,6 +113,7 @@ def write_facts(
     method: WritingSettings,
     batches: FactBatches,
     contexts: Contexts | None,
+    counterfactual: Model | None = None,
 ) -> Outcome[list[Artifact]]:
     """Write each batch into the unedited model, or each on top of those before it.
 
@@ -115,6 +125,7 @@ def write_facts(
         method: how facts are written.
         batches: the records of each batch, and for a sequence after which batches the model is scored.
         contexts: the contexts, if the editor uses them.
+        counterfactual: the model that the editor names, if it names one.
 
     Returns:
         One edit for each batch. In a sequence, one edit for each number of batches that is scored.
@@ -124,8 +135,9 @@ def write_facts(
     """
     templates: Sequence[Context] = contexts.templates if contexts else (CLEAN,)
     check_requests(model.tokenizer, batches.requests, templates, model.context_length)
-    series = editor_series(model.fingerprint, editor, layers, method, contexts.digest if contexts else None)
-    work = _Work(workspace, model, layers, editor, method, templates, series, batches)
+    digest, other = contexts.digest if contexts else None, counterfactual.fingerprint if counterfactual else None
+    series = editor_series(model.fingerprint, editor, layers, method, digest, other)
+    work = _Work(workspace, model, layers, editor, method, templates, series, batches, counterfactual)
     recipes = editor_recipes(series, batches)
     metrics = {"facts": float(len(batches.requests)), "batches": float(len(batches.batches))}
     with progress("edit", len(batches.requests)) as advance:
@@ -171,10 +183,12 @@ class _Work:
         contexts: Sequence[Context],
         series: Series,
         batches: FactBatches,
+        counterfactual: Model | None,
     ) -> None:
         self._workspace = workspace
         self._store = workspace.store
         self._model = model
+        self._counterfactual = counterfactual
         self._layers = layers
         self._editor = editor
         self._method = method
@@ -242,7 +256,8 @@ class _Work:
         """Write the batch at ``place`` on top of ``state``."""
         started = time.perf_counter()
         requests = [record.request for record in self._batches[place]]
-        task = Task(requests, self._contexts, self._layers, self._method, self._model.limits.most_tokens)
+        other = self._counterfactual.decoder if self._counterfactual else None
+        task = Task(requests, self._contexts, self._layers, self._method, self._model.limits.most_tokens, other)
         try:
             written = self._editor.write(self._model.decoder, state.edit, task)
         except NotWrittenError as error:

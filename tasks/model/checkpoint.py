@@ -252,7 +252,7 @@ class Checkpoint:
             )
 
 
-def open_model(name: str, revision: str | None = None) -> Checkpoint:
+def open_model(name: str, revision: str | None = None, setting: str = "model.path") -> Checkpoint:
     """The checkpoint called ``name``: a folder if it exists, otherwise ``owner/name`` on the hub.
 
     Only the config and the tokenizer are read. On the hub, only these are fetched.
@@ -260,6 +260,7 @@ def open_model(name: str, revision: str | None = None) -> Checkpoint:
     Args:
         name: a folder, or the id of a repository on the hub.
         revision: branch, tag or commit of the repository; ``None`` for its main branch.
+        setting: the setting that gives ``name``, for messages.
 
     Raises:
         InputError: there is no such checkpoint, it may not be read, or it cannot be edited.
@@ -268,7 +269,7 @@ def open_model(name: str, revision: str | None = None) -> Checkpoint:
     if folder.is_dir() or not is_identifier(name):
         refuse_revision(name, revision)
         return open_checkpoint(folder)
-    path, weights = open_hub(name, revision, _SMALL_FILES)
+    path, weights = open_hub(name, revision, _SMALL_FILES, setting)
     return replace(open_checkpoint(path), hub=weights)
 
 

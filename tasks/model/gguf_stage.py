@@ -20,8 +20,10 @@ __all__ = ["open_chosen", "open_gguf"]
 logger = logging.getLogger(__name__)
 
 
-def open_chosen(workspace: Workspace, settings: ModelSettings) -> Checkpoint:
+def open_chosen(workspace: Workspace, settings: ModelSettings, setting: str = "model.path") -> Checkpoint:
     """The checkpoint that ``settings`` choose: the embedded model, a GGUF file, a folder, or one on the hub.
+
+    ``setting`` is the one that gives the path, for messages.
 
     Raises:
         InputError: there is none, or its model cannot be edited.
@@ -32,7 +34,7 @@ def open_chosen(workspace: Workspace, settings: ModelSettings) -> Checkpoint:
     if is_gguf(settings.path):
         refuse_revision(settings.path, settings.revision)
         return open_gguf(workspace, settings.path)
-    return open_model(settings.path, settings.revision)
+    return open_model(settings.path, settings.revision, setting)
 
 
 def open_gguf(workspace: Workspace, name: str) -> Checkpoint:

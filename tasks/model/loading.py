@@ -23,7 +23,7 @@ from factsmith.tasks.decoder.placement import DeviceMap, empty_model
 from factsmith.tasks.decoder.quiet import quiet_transformers
 from factsmith.tasks.model.tensors import refuse_incomplete, unreadable
 
-__all__ = ["load_model"]
+__all__ = ["load_model", "model_of"]
 
 _TYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
@@ -54,30 +54,66 @@ def load_model(
         InputError: the files cannot be read, or do not have every tensor of the model.
     """
     whole = blocks is None
-    kinds = {str(place).partition(":")[0] for place in device_map.values()}
     config = config if blocks is None else layout.shortened(config, blocks)
     with quiet_transformers(), ExitStack() as opened:
         try:
             empty = empty_model(config, getattr(torch, dtype))
-            loaded: Any = type(empty if whole else empty.base_model).from_pretrained(
-                None,
-                config=config,
-                state_dict=_unread(files, opened, own="cpu" in kinds),
-                dtype=getattr(torch, dtype),
-                # Without a map the model is on the CPU as well, but as one that is not spread over devices.
-                device_map=None if kinds == {"cpu"} else device_map,
-                attn_implementation=layout.attention_implementation,
-                generation_config=_generation_config(path) if whole else None,
-                output_loading_info=True,
+            model, info = _filled(
+                empty if whole else empty.base_model,
+                layout,
+                _unread(files, opened, own="cpu" in _kinds(device_map)),
+                device_map=device_map,
+                generation=_generation_config(path) if whole else None,
             )
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise unreadable(path, error) from None
-    model, info = loaded
     refuse_incomplete(path, info if whole else {**info, "unexpected_keys": set()}, layout)
     if whole:
         return model
     setattr(empty, empty.base_model_prefix, model)
     return empty
+
+
+def model_of(empty: HFModel, layout: Layout, tensors: Mapping[str, Tensor], device: torch.device) -> HFModel:
+    """A model with these parameters, in memory of its own.
+
+    Args:
+        empty: the model without data, in the data type that the weights are to have. See ``empty_model``.
+        layout: the layout of its family.
+        tensors: its parameters by name. Those that are tied to others may be missing.
+        device: the device of the weights.
+    """
+    own = {name: tensor.to(empty.dtype, copy=True) for name, tensor in tensors.items()}
+    with quiet_transformers():
+        return _filled(empty, layout, own, device_map={"": str(device)}, generation=None)[0]
+
+
+def _kinds(device_map: DeviceMap) -> set[str]:
+    return {str(place).partition(":")[0] for place in device_map.values()}
+
+
+def _filled(
+    empty: HFModel,
+    layout: Layout,
+    tensors: Mapping[str, Any],
+    *,
+    device_map: DeviceMap,
+    generation: GenerationConfig | None,
+) -> tuple[HFModel, dict[str, Any]]:
+    """The model ``empty`` with its tensors, and what transformers says about these."""
+    loaded: Any = type(empty).from_pretrained(
+        None,
+        config=empty.config,
+        state_dict=tensors,
+        dtype=empty.dtype,
+        # Without a map the model is on the CPU as well, but as one that is not spread over devices.
+        device_map=None if _kinds(device_map) == {"cpu"} else device_map,
+        attn_implementation=layout.attention_implementation,
+        generation_config=generation,
+        output_loading_info=True,
+    )
+    model, info = loaded
+    return model, info
 
 
 def _generation_config(path: Path) -> GenerationConfig:

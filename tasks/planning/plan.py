@@ -87,11 +87,12 @@ class _RunPlanner(PrecomputePlanner):
     def by_editor(self, editor: Editor) -> list[StagePlan]:
         """The plans of contexts, edit, evaluation and for a sequence trajectory."""
         run, method = self.run, self.settings.method
-        stages, digest = list[StagePlan](), None
+        stages, digest = self.counterfactual_plan(), None
         if editor.uses_contexts:
             contexts, templates = self.context_plan()
-            stages, digest = [templates], contexts.digest
-        edits = editor_recipes(editor_series(self.fingerprint, editor, self.layers, method, digest), run.batches)
+            stages, digest = [*stages, templates], contexts.digest
+        series = editor_series(self.fingerprint, editor, self.layers, method, digest, self.counterfactual_fingerprint)
+        edits = editor_recipes(series, run.batches)
         missing = [self.store.find(recipe) is None for recipe in edits]
         batches = run.batches.batches
         if run.batches.scored is None:
@@ -103,8 +104,8 @@ class _RunPlanner(PrecomputePlanner):
         flop = sum(3 * editor.steps(method) * self._prompt_flop(one, editor.uses_contexts) for one in facts)
         tokens = max(sum(self._encoded(one.request).continued for one in batch) for batch in run.batches.batches)
         entries = editor.entries(method, self.layers, self.cost, tokens)
-        size = 4 * entries * sum(missing)
-        memory = self.pass_memory() + 12 * entries
+        entries += self.counterfactual_cost.parameters if self.counterfactual_cost else 0
+        size, memory = 4 * entries * sum(missing), self.pass_memory() + 12 * entries
         edit = StagePlan("edit", len(facts), len(run.batches.requests), "facts", flop, size, memory)
         if run.batches.scored is None:
             measured = [*self.drift(edits[: self.settings.drift.edits]), *self.abilities(edits)]
@@ -199,12 +200,11 @@ class _RunPlanner(PrecomputePlanner):
         return asked.encode(self.run.model.tokenizer, request.subject, request.target_new)
 
     def _prompt_flop(self, request: EditRequest, in_contexts: bool) -> float:
-        """FLOP of a pass of the whole model over a fact's prompts, with its new object."""
+        """FLOP of a pass over a fact's prompts, with its new object: of all of the model that is trained."""
         contexts = self.contexts if in_contexts else Counter[Context]({CLEAN: 1})
-        flop = 0.0
-        for context, count in contexts.items():
-            prompt = self._encoded(request, context)
-            flop += count * self._pass_flop(len(prompt.inputs), prompt.continued)
+        cost, flop = self.counterfactual_cost or self.cost, 0.0
+        for prompt, count in ((self._encoded(request, context), count) for context, count in contexts.items()):
+            flop += count * (cost.block_flop(cost.blocks, len(prompt.inputs)) + cost.logits_flop(prompt.continued))
         return flop
 
     def _value_flop(self, request: EditRequest) -> float:
@@ -279,7 +279,7 @@ class _RunPlanner(PrecomputePlanner):
         shared, passes = self.layers[0], missing + -(-missing // EDITS_AT_ONCE)
         flop = cost.block_flop(shared, positions) * (passes - missing)
         flop += (cost.block_flop(cost.blocks - shared, positions) + cost.logits_flop(positions)) * passes
-        memory = self.pass_memory() + SCORES_IN_MEMORY
+        memory = self.pass_memory() + SCORES_IN_MEMORY + min(missing, EDITS_AT_ONCE) * self.further_weights
         return [StagePlan("drift", missing, len(edits), "edits", flop, missing * positions * 32, memory)]
 
     def abilities(self, edits: Sequence[Recipe]) -> list[StagePlan]:

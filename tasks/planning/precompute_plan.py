@@ -14,6 +14,8 @@ from factsmith.tasks.covariance.moments import ROWS_PER_UPDATE
 from factsmith.tasks.covariance.packing import packed_size
 from factsmith.tasks.covariance.stage import covariance_series
 from factsmith.tasks.keys.stage import absent_shards, key_series, key_spans, shard_rows, whole_shards
+from factsmith.tasks.model.cost import ModelCost
+from factsmith.tasks.model.model import Fingerprint, Model
 from factsmith.tasks.model.stage import cost_of
 from factsmith.tasks.planning.run import Run
 from factsmith.tasks.preservation.stage import factor_series
@@ -55,6 +57,15 @@ def unstored(run: Run) -> list[str]:
     return found
 
 
+def _recipe(model: Model) -> tuple[Recipe | None, Fingerprint]:
+    """The recipe and the fingerprint of a model.
+
+    Weights that are still on the hub have no digest. Nothing in the store can have been made from them.
+    """
+    recipe = model.recipe if model.checkpoint.is_here else None
+    return recipe, model.fingerprint_with(recipe.digest if recipe else "")
+
+
 class PrecomputePlanner:
     """Plans the stages of ``precompute``. Holds the sizes and fingerprints that all plans share."""
 
@@ -62,13 +73,14 @@ class PrecomputePlanner:
         self.run = run
         self.store = run.workspace.store
         self.settings = run.settings
-        # Weights that are still on the hub have no digest. Nothing in the store can have been made from them.
-        self.recipe = run.model.recipe if run.model.checkpoint.is_here else None
-        self.fingerprint = run.model.fingerprint_with(self.recipe.digest if self.recipe else "")
+        self.recipe, self.fingerprint = _recipe(run.model)
         self.cost = cost_of(run.workspace, run.model)
+        self.counterfactual_cost = cost_of(run.workspace, run.counterfactual) if run.counterfactual else None
         self.layers = run.layers
         self.attended = self.settings.corpus.block_length / 2
-        self.weights = self.cost.parameters * (4 if run.model.dtype == "float32" else 2)
+        item = 4 if run.model.dtype == "float32" else 2
+        self.weights = self.cost.parameters * item
+        self.further_weights = self.counterfactual_cost.parameters * item if self.counterfactual_cost else 0
         self.matrix = 8 * self.cost.key_width**2
         self.kind = run.preservation
         self.operator = self.kind.cost
@@ -85,9 +97,13 @@ class PrecomputePlanner:
         return sum(self.store.find(recipe) is None for recipe in recipes)
 
     def pass_memory(self, *, kept_layers: int = 0) -> int:
-        """Bytes of the model, of one pass over as many positions as allowed, and of the keys taken from it."""
+        """Bytes of the model, of one pass over as many positions as allowed, and of the keys taken from it.
+
+        Another model that answers for the facts is in memory too, as it was and as it was trained.
+        """
         positions = self.run.model.limits.most_tokens
-        return self.weights + 4 * positions * (6 * self.cost.width + (2 + 2 * kept_layers) * self.cost.key_width)
+        states = 4 * positions * (6 * self.cost.width + (2 + 2 * kept_layers) * self.cost.key_width)
+        return self.weights + 2 * self.further_weights + states
 
     @cached_property
     def read(self) -> tuple[int, bool]:
@@ -125,9 +141,21 @@ class PrecomputePlanner:
     # ------------------------------------------------------------------ stages
 
     def model(self) -> StagePlan:
-        largest = 4 * self.cost.vocabulary * self.cost.width
-        missing = self.missing([self.recipe]) if self.recipe else 1
-        return StagePlan("model", missing, 1, "checkpoint", memory=2 * missing * largest)
+        return self._checked(self.recipe, self.cost)
+
+    def counterfactual_plan(self) -> list[StagePlan]:
+        """The plan of checking another model that answers for the facts, if there is one."""
+        other, cost = self.run.counterfactual, self.counterfactual_cost
+        return [self._checked(_recipe(other)[0], cost)] if other and cost else []
+
+    @property
+    def counterfactual_fingerprint(self) -> Fingerprint | None:
+        other = self.run.counterfactual
+        return _recipe(other)[1] if other else None
+
+    def _checked(self, recipe: Recipe | None, cost: ModelCost) -> StagePlan:
+        missing = self.missing([recipe]) if recipe else 1
+        return StagePlan("model", missing, 1, "checkpoint", memory=8 * missing * cost.vocabulary * cost.width)
 
     def corpus(self) -> list[StagePlan]:
         """The plans of tokens, leverage, keys and covariance, as far as the run needs these stages."""

@@ -12,6 +12,7 @@ from factsmith.artifacts.errors import InputError
 from factsmith.artifacts.store import Store
 from factsmith.tasks.edit.refiners import load_refiner
 from factsmith.tasks.edit.stage import past_edits, stored_edits
+from factsmith.tasks.editors.memory.whole_model import Reader, check_counterfactual
 from factsmith.tasks.export.form import Form, no_memory, not_thin
 from factsmith.tasks.export.thin import no_rank
 from factsmith.tasks.facts.contexts import CLEAN, Context
@@ -119,15 +120,7 @@ def check_input(
         if sizes:
             check_preservation(run)
     if dataset and editing and past is None:
-        check_method(
-            run.settings.method,
-            run.layers,
-            max(map(len, run.batches.batches)),
-            editor=run.editor,
-            model=run.model.checkpoint,
-            device=run.workspace.device.type,
-            dtype=run.model.dtype,
-        )
+        _check_method(run)
         known: list[Context] = [*(run.given_contexts or (CLEAN,)), *run.chat_contexts]
         check_requests(model.tokenizer, run.batches.requests, known, model.context_length)
     elif dataset and not editing:
@@ -181,6 +174,27 @@ def _check_harness(run: Run) -> None:
             "as one text",
             remedy="use abilities.tasks in place of abilities.lm_eval.tasks",
         )
+
+
+def _check_method(run: Run) -> None:
+    """Check that the method can write the batches, with another model that answers for the facts if it names one."""
+    check_method(
+        run.settings.method,
+        run.layers,
+        max(map(len, run.batches.batches)),
+        editor=run.editor,
+        model=run.model.checkpoint,
+        device=run.workspace.device.type,
+        dtype=run.model.dtype,
+    )
+    if (other := run.counterfactual) is None:
+        return
+    if known_cost(run.workspace, other) is None:
+        other.checkpoint.check_readable()
+    own, its = (
+        Reader(one.tokenizer, int(one.checkpoint.config.vocab_size), one.context_length) for one in (run.model, other)
+    )
+    check_counterfactual(other.name, own, its)
 
 
 def _check_past(run: Run, past: PastRun, *, dataset: bool) -> None:

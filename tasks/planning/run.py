@@ -24,11 +24,11 @@ from factsmith.tasks.facts.batches import FactBatches, fact_digests
 from factsmith.tasks.facts.contexts import CLEAN, ChatContext, chat_contexts, read_contexts
 from factsmith.tasks.facts.record import Record
 from factsmith.tasks.facts.selection import select_records
-from factsmith.tasks.model.gguf_stage import open_chosen
 from factsmith.tasks.model.model import Model
 from factsmith.tasks.pipeline.progress import progress
 from factsmith.tasks.pipeline.workspace import Workspace
 from factsmith.tasks.planning.mirror import look_in
+from factsmith.tasks.planning.opening import opened_beside, opened_model
 from factsmith.tasks.planning.settings import Settings
 from factsmith.tasks.preservation.kind import PreservationKind, load_kind
 
@@ -70,13 +70,15 @@ class Run:
         """
         if self._lender is not None:
             return self._lender.model
-        return Model(
-            open_chosen(self.workspace, self.settings.model),
-            self.settings.model,
-            self.settings.runtime,
-            self.workspace.devices,
-            self.workspace.store.checksums.sha256_all,
-        )
+        return opened_model(self.workspace, self.settings.model, self.settings.runtime)
+
+    @cached_property
+    def counterfactual(self) -> Model | None:
+        """Another model that answers for the facts, if the method names one. It raises what ``model`` does."""
+        path = self.editor.counterfactual(self.settings.method) if self.editor is not None else None
+        lent = self._lender.counterfactual if self._lender is not None else None
+        setting = f"method.{self.settings.method.editor}.counterfactual"
+        return lent if lent and lent.name == path else opened_beside(self.workspace, path, self.model, setting)
 
     @cached_property
     def layers(self) -> list[int]:

@@ -22,7 +22,7 @@ from factsmith.tasks.decoder.decoder import Decoder
 from factsmith.tasks.decoder.placement import is_offloaded
 from factsmith.tasks.decoder.prefix_cache import PrefixCache
 
-__all__ = ["answered_beside", "counterfactual_model", "own_blocks"]
+__all__ = ["FurtherLayers", "answered_beside", "counterfactual_model", "own_blocks"]
 
 
 def own_blocks(
@@ -114,10 +114,10 @@ class _Beside:
         return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
     def _beside(self, value: Any) -> Any:
-        return _FurtherLayers(value, self._further) if isinstance(value, (PrefixCache, Cache)) else value
+        return FurtherLayers(value, self._further) if isinstance(value, (PrefixCache, Cache)) else value
 
 
-class _FurtherLayers:
+class FurtherLayers:
     """A cache in which blocks have places after those of the model's ``before`` blocks.
 
     The rows of a cache are then chosen and put in order for all blocks together. ``update`` is the only method that a

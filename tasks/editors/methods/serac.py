@@ -12,6 +12,8 @@ classifier found, in front of the prompt. Ours need no such training:
   subjects.
 - The counterfactual model is the model's embedding, its first ``serac.blocks`` blocks, and its final norm and output
   head. Only copies of the blocks are trained, on the facts in all contexts. It does not read the memory.
+- ``serac.counterfactual`` names another model in its place, such as a smaller one of the same series. All of its blocks
+  are trained in the same way. Its embedding, final norm and output head stay as they are.
 
 In a sequence, the memory grows, and the counterfactual model is trained further on the new facts alone. It therefore
 forgets earlier ones.
@@ -21,7 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 import torch
@@ -38,6 +40,7 @@ from factsmith.tasks.editors.memory.counterfactual import answered_beside, count
 from factsmith.tasks.editors.memory.edit import OneLayerMemory, Respond, check_one_layer
 from factsmith.tasks.editors.memory.scope import Scope
 from factsmith.tasks.editors.memory.texts import end_keys, text_keys, written_texts
+from factsmith.tasks.editors.memory.whole_model import WholeModel, answered_by
 from factsmith.tasks.editors.settings import WritingSettings
 from factsmith.tasks.editors.training import FactPrompts, minimise
 from factsmith.tasks.model.cost import ModelCost
@@ -57,14 +60,17 @@ class CounterfactualEdit(OneLayerMemory):
     Attributes:
         scope: the classifier.
         blocks: number of blocks of the counterfactual model.
-        width: d_model.
+        width: its d_model.
         parameters: their parameters, float32, by the number of the block and the name within it.
+        whole: what it has besides the blocks, if it is another model; ``None`` if it has the model's.
     """
 
     scope: Scope
     blocks: int
     width: int
     parameters: Mapping[str, Tensor]
+    whole: WholeModel | None = None
+    _loaded: dict[tuple[torch.device, torch.dtype], Decoder] = field(default_factory=dict, compare=False, repr=False)
     kind = "serac"
 
     @property
@@ -83,7 +89,7 @@ class CounterfactualEdit(OneLayerMemory):
 
     @contextmanager
     def applied(self, decoder: Decoder) -> Iterator[None]:
-        blocks, continues = own_blocks(decoder, self.blocks, self.parameters), False
+        continues = False
 
         def starts() -> None:
             nonlocal continues
@@ -97,36 +103,67 @@ class CounterfactualEdit(OneLayerMemory):
                 return within.expand(-1, length)
             return within & (torch.arange(length, device=decoder.device) >= decoder.prompts.ends[:, None])
 
-        with super().applied(decoder), answered_beside(decoder, blocks, starts, answered):
+        if self.whole is None:
+            blocks = own_blocks(decoder, self.blocks, self.parameters)
+            answers = answered_beside(decoder, blocks, starts, answered)
+        else:
+            answers = answered_by(decoder, self._other(decoder, self.whole), starts, answered)
+        # The hooks of a call run in the order in which they were added, and the last one forgets the prompts.
+        with answers, super().applied(decoder):
             yield
+
+    def _other(self, decoder: Decoder, whole: WholeModel) -> Decoder:
+        """The counterfactual model, on the device of ``decoder`` and in its data type. It is loaded once."""
+        place = decoder.device, decoder.model.dtype
+        if place not in self._loaded:
+            super()._check_range(decoder)
+            self._loaded[place] = whole.decoder(self.parameters, decoder)
+        return self._loaded[place]
+
+    def _check_range(self, decoder: Decoder) -> None:
+        if self.whole is None:  # The weights of a whole model were checked when it was loaded.
+            super()._check_range(decoder)
 
     def tensors(self) -> dict[str, Tensor]:
         """``centre`` (d_k,), ``facts`` (n, d_k), ``inside`` (n,) and ``outside`` (n,) of the classifier, and
         ``block.N.NAME``, the parameter NAME of block N of the counterfactual model. All are float32.
+
+        If this is another model, ``other.NAME`` are its further parameters, in its data type.
         """
         scope = {name: getattr(self.scope, name) for name in ("centre", "facts", "inside", "outside")}
-        return {**scope, **{f"block.{name}": one for name, one in self.parameters.items()}}
+        blocks = {f"block.{name}": one for name, one in self.parameters.items()}
+        other = self.whole.weights if self.whole else {}
+        return {**scope, **blocks, **{f"other.{name}": one for name, one in other.items()}}
 
     def values(self) -> dict[str, Any]:
-        return {"layer": self.layer, "blocks": self.blocks, "width": self.width, "threshold": self.scope.share}
+        own = {"layer": self.layer, "blocks": self.blocks, "width": self.width, "threshold": self.scope.share}
+        return {**own, **({"config": self.whole.config} if self.whole else {})}
 
     @classmethod
     def read(cls, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> Self:
         scope = Scope(
             tensors["centre"], tensors["facts"], tensors["inside"], tensors["outside"], share=values["threshold"]
         )
-        parameters = {name.removeprefix("block."): one for name, one in tensors.items() if name.startswith("block.")}
-        return cls(values["layer"], scope, values["blocks"], values["width"], parameters)
+        blocks, other = (
+            {name.removeprefix(part): one for name, one in tensors.items() if name.startswith(part)}
+            for part in ("block.", "other.")
+        )
+        whole = WholeModel(values["config"], other) if "config" in values else None
+        return cls(values["layer"], scope, values["blocks"], values["width"], blocks, whole)
 
     def summary(self) -> dict[str, Any]:
         return {"facts": len(self.scope.facts), "blocks": self.blocks}
 
     def further_flop(self, lengths: Sequence[int]) -> float:
-        """The similarities to all facts for each prompt, and if one is answered, the blocks for all tokens of all."""
+        """The similarities to all facts for each prompt, and if one is answered, the blocks for all tokens of all.
+
+        Another model also has an output head of its own, for the last token of each prompt.
+        """
         matrices = [one for one in self.parameters.values() if one.dim() == 2]
         attended = sum(length * (length + 1) / 2 for length in lengths)
         products = 2.0 * sum(lengths) * sum(one.numel() for one in matrices)
-        return 2.0 * len(lengths) * self.scope.facts.numel() + products + 4.0 * self.blocks * attended * self.width
+        compared = self.scope.facts.numel() + (self.width * self.whole.vocabulary if self.whole else 0)
+        return 2.0 * len(lengths) * compared + products + 4.0 * self.blocks * attended * self.width
 
 
 class Serac(Editor):
@@ -141,7 +178,7 @@ class Serac(Editor):
 
     def check_model(self, method: WritingSettings, layers: Sequence[int], model: Described) -> None:
         count = model.layout.block_count(model.config)
-        if method.serac.blocks > count:
+        if method.serac.counterfactual is None and method.serac.blocks > count:
             raise InputError(
                 "The counterfactual model cannot have more blocks than the model.",
                 got=f"method.serac.blocks={method.serac.blocks}",
@@ -151,18 +188,34 @@ class Serac(Editor):
 
     def entries(self, method: WritingSettings, layers: Sequence[int], cost: ModelCost, tokens: int) -> int:
         block = cost.block_products + 8 * (cost.width + cost.key_width)  # Matrices, and at most so many biases.
-        return method.serac.blocks * block + (tokens + 1) * (cost.key_width + 2)  # A fact has a token or more.
+        blocks = method.serac.blocks if method.serac.counterfactual is None else 0
+        return blocks * block + (tokens + 1) * (cost.key_width + 2)  # A fact has a token or more.
+
+    def counterfactual(self, method: WritingSettings) -> str | None:
+        return method.serac.counterfactual
+
+    def recipe(self, method: WritingSettings) -> dict[str, Any]:
+        found = super().recipe(method)
+        # Another model is an input of the edit, which its weights name, and has blocks of its own.
+        del found["serac"]["counterfactual"]
+        if method.serac.counterfactual is not None:
+            del found["serac"]["blocks"]
+        return found
 
     def write(self, decoder: Decoder, before: Edit | None, task: Task) -> Written:
         assert before is None or isinstance(before, CounterfactualEdit)
         (layer,) = task.layers
-        count = task.method.serac.blocks
+        if (task.counterfactual is None) != (task.method.serac.counterfactual is None):
+            raise RuntimeError("the task does not have the counterfactual model that its method names")
+        start = decoder if task.counterfactual is None else task.counterfactual
+        count = task.method.serac.blocks if task.counterfactual is None else start.block_count
         scope = _extended(before.scope if before else None, decoder, layer, task)
-        model = counterfactual_model(decoder, count, before.parameters if before else None)
+        model = counterfactual_model(start, count, before.parameters if before else None)
         trained = dict(model.blocks.named_parameters())
         fits = minimise(FactPrompts(model, task, 0), list(trained.values()))
         parameters = {name: one.detach().cpu() for name, one in trained.items()}
-        return Written(CounterfactualEdit(layer, scope, count, decoder.width, parameters), fits)
+        whole = None if task.counterfactual is None else WholeModel.of(start)
+        return Written(CounterfactualEdit(layer, scope, count, start.width, parameters, whole), fits)
 
 
 def _extended(scope: Scope | None, decoder: Decoder, layer: int, task: Task) -> Scope:

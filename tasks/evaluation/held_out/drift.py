@@ -82,7 +82,7 @@ def block_drift(
         below = decoder.run(decoder.embed(tokens), 0, first)
 
         def read(below: Tensor = below, batch: Sequence[int] = batch) -> Tensor:
-            """The last hidden states of the predicting positions, (positions, d_model), with the present weights."""
+            """The last hidden states of the predicting positions, (positions, width), with the present weights."""
             with decoder.prompted([prompt_end(len(blocks[index])) for index in batch]):
                 hidden = decoder.run(below, first, decoder.block_count)
             return torch.cat([hidden[row, : lengths[index]] for row, index in enumerate(batch)])
@@ -90,14 +90,14 @@ def block_drift(
         unedited, edited = read(), []
         for edit in edits:
             with edit.applied(decoder):
-                edited.append(read())
+                edited.append((read(), decoder.head))
         wanted = torch.cat([tokens[row, 1 : len(blocks[index])] for row, index in enumerate(batch)])
         places = torch.cat([torch.arange(starts[index], starts[index] + lengths[index]) for index in batch])
         for part in torch.arange(len(places)).split(max(1, _SCORES // decoder.vocabulary_size)):
             here = part.to(decoder.device)
             before = decoder.logits(unedited[here]).double().log_softmax(-1)
-            for number, states in enumerate(edited):
-                after = decoder.logits(states[here]).double().log_softmax(-1)
+            for number, (states, head) in enumerate(edited):
+                after = head(states[here]).double().log_softmax(-1)
                 found[number, :, places[part]] = _compared(before, after, wanted[here]).cpu()
         advance(len(batch) * len(edits))
     block = np.repeat(np.arange(len(blocks), dtype=np.int32), lengths)

@@ -50,19 +50,22 @@ class HubWeights:
         self.snapshot.fetch_large(self.names)
 
 
-def open_hub(identifier: str, revision: str | None, small: tuple[str, ...]) -> tuple[Path, HubWeights]:
+def open_hub(
+    identifier: str, revision: str | None, small: tuple[str, ...], setting: str = "model.path"
+) -> tuple[Path, HubWeights]:
     """Fetch the small files of a checkpoint. Returns their folder in the cache, and the weights to fetch into it later.
 
     Args:
         identifier: ``owner/name``.
         revision: branch, tag or commit; ``None`` for the main branch.
         small: names of the small files. Those that the repository lacks are ignored.
+        setting: the setting that gives ``identifier``, for messages.
 
     Raises:
         InputError: there is no such repository or revision, it may not be read, the hub does not answer, or there are
             no safetensors weights.
     """
-    snapshot = resolve(Repository("model", identifier, revision, "model.path"))
+    snapshot = resolve(Repository("model", identifier, revision, setting))
     folder = snapshot.fetch([*small, INDEX])
     names = weight_names(folder)
     listed = snapshot.sizes
@@ -73,8 +76,8 @@ def open_hub(identifier: str, revision: str | None, small: tuple[str, ...]) -> t
                 f"The model {identifier} has no safetensors weights.",
                 got=f"{', '.join(others[:3]) or 'no weights'} at commit {snapshot.commit[:12]}",
                 expected=name,
-                remedy="use a repository or a model.revision with safetensors, or convert the weights with "
-                "save_pretrained and set model.path=DIR; pickled weights (.bin, .pt) are never loaded",
+                remedy="use a repository or a revision with safetensors, or convert the weights with "
+                f"save_pretrained and set {setting}=DIR; pickled weights (.bin, .pt) are never loaded",
             )
     return folder, HubWeights(snapshot, names)
 

@@ -22,14 +22,16 @@ MORE = 6
     params=[
         "gpt2_folder-wise",
         "gpt2_folder-serac",
+        "gpt2_folder-serac-gptj",
         *(pytest.param(f"llama_folder-{one}", marks=pytest.mark.slow) for one in ("grace", "melo")),
     ]
 )
-def exported(request, tmp_path: Path):
-    """A decoder, its edit, and a folder with both."""
-    folder, name = request.param.split("-")
+def exported(request, tmp_path: Path, family_folder):
+    """A decoder, its edit, perhaps with a counterfactual model of another family, and a folder with both."""
+    folder, name, *family = request.param.split("-")
     decoder = load(request.getfixturevalue(folder))
-    edit = written(decoder, name)
+    more = {"other": load(family_folder(family[0])), "training": {"steps": 3, "learning_rate": 0.01}} if family else {}
+    edit = written(decoder, name, **more)
     decoder.save(tmp_path / BASE)
     decoder.tokenizer.save_pretrained(tmp_path / BASE)
     save_tensors(tmp_path / "edit.safetensors", edit.tensors())

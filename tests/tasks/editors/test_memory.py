@@ -34,10 +34,13 @@ SETTINGS = {
 UNRELATED = ["Nobody", "The instrument of nobody", "Rain and"]
 
 
-def written(decoder: Decoder, name: str, requests=None, before=None, **more) -> MemoryEdit:
+def written(decoder: Decoder, name: str, requests=None, before=None, *, other=None, **more) -> MemoryEdit:
+    """An edit of the editor ``name``, with ``other`` as its counterfactual model."""
     given = {"name": name, "editor": name, "layers": [LAYER], **SETTINGS[name], **more}
+    if other is not None:
+        given["serac"] = {**given["serac"], "counterfactual": "a folder"}
     method = TypeAdapter(WritingSettings).validate_python(given)
-    task = Task(requests or facts(), [CLEAN], method.layers, method, 4096)
+    task = Task(requests or facts(), [CLEAN], method.layers, method, 4096, other)
     edit = load_editor(name).write(decoder, before, task).edit
     assert isinstance(edit, MemoryEdit)
     return edit
