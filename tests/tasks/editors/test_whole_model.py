@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import factsmith
 from factsmith.artifacts.errors import InputError
 from factsmith.artifacts.formats import save_json
 from factsmith.artifacts.store import Store
@@ -28,7 +29,7 @@ from factsmith.tasks.evaluation.held_out.drift import block_drift
 from factsmith.tasks.planning.plan import plan
 from factsmith.tasks.planning.preflight import check_input
 from factsmith.tasks.planning.run import Run
-from tests.conftest import FAMILIES, load
+from tests.conftest import FAMILIES, load, load_plain
 from tests.editors import same
 from tests.edits import facts, weights
 from tests.runs import artifacts
@@ -250,6 +251,27 @@ def test_the_recipe_of_the_default_is_as_it_was(arguments):
     default, other = (load_editor("serac").recipe(compose(arguments(*SERAC, *more)).method) for more in given)
     assert default["serac"] == {"blocks": 2, "threshold": 0.5, "texts": 20}
     assert other == {**default, "serac": {"threshold": 0.5, "texts": 20}}
+
+
+@torch.no_grad()
+def test_a_notebook_edits_with_another_model(gpt2_folder, llama_folder, smaller, tmp_path):
+    model, decoder = load_plain(gpt2_folder), load(gpt2_folder)
+    given = [{"subject": one.subject, "prompt": one.template, "target_new": one.target_new} for one in facts()[:2]]
+
+    def edited_with(folder: Path) -> factsmith.ModelEdit:
+        settings = {"method.training.steps": 2, "method.serac.texts": 2, "method.serac.counterfactual": str(folder)}
+        return factsmith.edit(model, decoder.tokenizer, given, "serac", layers=[1], settings=settings, progress=False)
+
+    edit = edited_with(smaller)
+    edit.save(tmp_path / "edit")
+    tokens = torch.tensor([prompts_of(decoder)[0]])
+    alone = edit.edit.whole.decoder(edit.edit.parameters, decoder)
+    wanted = alone.logits(alone.run(alone.embed(tokens), 0, alone.block_count))[0, -1]
+    for one in (edit, factsmith.load_edit(tmp_path / "edit", model, decoder.tokenizer)):
+        with one.applied() as changed:
+            torch.testing.assert_close(changed(tokens).logits[0, -1], wanted, rtol=1e-4, atol=1e-4)
+    with pytest.raises(InputError, match="in another way"):
+        edited_with(llama_folder)
 
 
 def test_a_run_with_a_model_of_the_hub(pipeline, arguments, home, hub, smaller, gpt2_folder, tmp_path):
