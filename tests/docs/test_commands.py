@@ -50,7 +50,6 @@ OTHERS = {
 PYTHON = {
     "README.md": [
         "embedded: test_readme",
-        "needs the model of the section, which takes a minute to edit",
         "the same as in docs/reference/api.md",
     ],
     "CONTRIBUTING.md": [
