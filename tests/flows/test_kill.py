@@ -35,14 +35,8 @@ def test_killed_between_shards_only_the_rest_is_collected(killed, pipeline, stor
     assert published.items() <= after.items()
 
 
-@pytest.mark.parametrize(
-    "method",
-    [
-        "ft",
-        "grace",
-        *(pytest.param(one, marks=pytest.mark.slow) for one in ("ft", "lora", "melo", "serac", "ultraedit", "wise")),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["ft", "grace", "lora", "melo", "serac", "ultraedit", "wise"])
 def test_a_sequence_of_an_editor_goes_on_where_it_was_killed(method, killed, pipeline, store, tmp_path, monkeypatch):
     given = [
         f"method={method}", "method.batch_size=1", "dataset.batches=4", "method.layers=[1]", "drift.edits=0",

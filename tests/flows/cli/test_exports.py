@@ -15,7 +15,7 @@ from factsmith.tasks.edit.stage import read_deltas
 from factsmith.tasks.export.adapter import WEIGHTS
 from tests.conftest import load_plain
 from tests.runs import artifacts
-from tests.tasks.export.writable_hub import writable_hub
+from tests.writable_hub import writable_hub
 
 TOKENS = torch.tensor([[5, 80, 17, 300, 33, 8, 121]])
 

@@ -177,6 +177,7 @@ def test_one_fact_is_removed_from_its_batch_to_the_bit(write, ok, gpt2_folder, t
     assert tensors(tmp_path / "again") == tensors(tmp_path / "edited")
 
 
+@pytest.mark.slow
 def test_one_fact_is_removed_from_a_sequence_to_the_bit(write, ok, no, gpt2_folder, tmp_path):
     ones = ("method.sequence.history=full", "method.batch_size=1")
     run = write("all", FACTS, *ones)

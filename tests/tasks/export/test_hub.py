@@ -7,7 +7,7 @@ import pytest
 from factsmith.artifacts.errors import InputError
 from factsmith.tasks.export.hub import Push, check_push, push_folder
 from tests.fake_hub import TOKEN
-from tests.tasks.export.writable_hub import writable_hub
+from tests.writable_hub import writable_hub
 
 PUSH = Push("me/edited")
 

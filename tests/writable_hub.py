@@ -17,6 +17,8 @@ import pytest
 
 from tests.fake_hub import TOKEN, FakeHub, fake_hub
 
+__all__ = ["WritableHub", "writable_hub"]
+
 LFS = (".safetensors",)
 
 
@@ -99,7 +101,7 @@ class WritableHub(FakeHub):
         return _json({"transfer": "basic", "objects": objects})
 
     def _commit(self, path: str, sent: bytes) -> tuple[int, dict[str, str], bytes]:
-        name = path.removeprefix("/api/models/").removesuffix("/commit/main")
+        name = path.removeprefix("/api/").removeprefix("models/").removesuffix("/commit/main")
         folder = self._folder()
         shutil.copytree(self.folders[name, self.branches[name, "main"]], folder, dirs_exist_ok=True)
         for line in map(json.loads, sent.splitlines()):
