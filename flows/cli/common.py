@@ -127,7 +127,7 @@ def model_settings(model: str, settings: Sequence[str]) -> Settings:
             expected="a run, a choice of model, a folder, a GGUF file, or owner/name on the hub",
             remedy=closest(model, choice_names("model")),
         )
-    which = [f"model={model}"] if is_choice else ["model=local", f"model.path={model}"]
+    which = [f"model={model}"] if is_choice else ["model=local", f"model.path={model}", f"model.name={model}"]
     stand_ins = {**UNUSED_BY_LOCATE, "trace": {}, "dataset": {"path": None}}
     return compose([*which, *settings], stand_ins=stand_ins)
 
