@@ -276,7 +276,7 @@ class Location:
 
     def _remedy(self, error: Exception) -> str:
         said = f"{type(error).__name__} {error}"
-        if isinstance(error, PermissionError) or re.search("[Cc]redential|401|403|Unauthorized|Forbidden", said):
+        if isinstance(error, PermissionError) or re.search("[Cc]redential|\\b40[13]\\b|Unauthorized|Forbidden", said):
             credentials = _CREDENTIALS.get({"s3a": "s3", "gcs": "gs"}.get(self._protocol, self._protocol))
             return credentials or "check who may read and write it"
         if isinstance(error, FileNotFoundError):

@@ -70,13 +70,8 @@ def unchanged(model, before: list[torch.Tensor]) -> bool:
     return all(torch.equal(one, now) for one, now in zip(before, model.parameters(), strict=True))
 
 
-@pytest.mark.parametrize(
-    "method",
-    [
-        "grace",
-        *(pytest.param(one, marks=pytest.mark.slow) for one in SHORT if one != "grace"),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("method", SHORT)
 def test_the_edit_is_that_of_a_run(plain_flows, store, tmp_path: Path, embedded, method: str):
     """``tests/docs`` compares that of MEMIT with its published settings."""
     facts = FACTS[:1] if method == "rome" else FACTS

@@ -105,7 +105,7 @@ def write(plain_flows, gpt2_folder, home, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "method", [pytest.param(one, marks=() if one in ALWAYS else pytest.mark.slow) for one in METHODS]
+    "method", [pytest.param(one, marks=() if one in {"simie", "serac"} else pytest.mark.slow) for one in METHODS]
 )
 def test_a_sequence_that_is_continued_ends_with_the_same_bits_in_any_order_of_a_batch(write, gpt2_folder, method):
     in_sequence = ("method.sequence.history=none", "method.sequence.evaluate_at=[2,4]")

@@ -88,7 +88,7 @@ SETTINGS = [f"{name}={value}" for name, value in load_choice("experiment", EXPER
 @pytest.mark.parametrize(
     ("sizes", "given"),
     [
-        ({""}, [*SETTINGS, "method.batch_size=16", "dataset.batches=3"]),
+        pytest.param({""}, [*SETTINGS, "method.batch_size=16", "dataset.batches=3"], marks=pytest.mark.slow),
         pytest.param({"1", "16", "64"}, [f"experiment={EXPERIMENT}"], marks=pytest.mark.slow),
     ],
 )

@@ -7,7 +7,9 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
+import fsspec
 import pytest
 
 from factsmith.artifacts.manifest import MANIFEST_NAME
@@ -115,3 +117,12 @@ def test_a_server_that_fails_or_never_answers_is_given_up(cli, store, monkeypatc
     assert f"{URL} cannot be read" in err
     assert "run the same command again" in err
     assert time.monotonic() - started < 25
+
+
+def test_a_port_that_looks_like_a_refusal_is_none():
+    there = location.Location("s3://bucket", fsspec.filesystem("memory"), "bucket")
+    unreachable = ConnectionError('Read timeout on endpoint URL: "http://127.0.0.1:44019/bucket"')
+    assert "run the same command again" in there._remedy(unreachable)
+    assert "AWS_ACCESS_KEY_ID" in location.Location("s3://b", SimpleNamespace(protocol="s3"), "b")._remedy(
+        OSError("403")
+    )

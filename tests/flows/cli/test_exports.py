@@ -109,6 +109,7 @@ def test_a_sequence_and_its_truncation(factsmith, refused, pipeline, store, tmp_
     assert "1 │  3 │" in table
 
 
+@pytest.mark.slow
 def test_a_dense_change_is_truncated_or_refused(factsmith, refused, plain_flows, arguments, tmp_path):
     given = arguments("method=rect", "dataset.batches=1")
     message = refused("edit", *given, "--to", "adapter", "--out", tmp_path / "out")

@@ -82,7 +82,7 @@ def test_one_batch_in_sequence_is_a_batch(pipeline, store):
     ("kind", "number"),
     [
         pytest.param("sequence", 1, marks=pytest.mark.slow),
-        ("sequence", 3),
+        pytest.param("sequence", 3, marks=pytest.mark.slow),
         pytest.param("edit", 1, marks=pytest.mark.slow),
     ],
 )
