@@ -19,11 +19,8 @@ from factsmith.api.statistics import Statistics
 from factsmith.artifacts.errors import InputError
 from factsmith.tasks.decoder.decoder import Decoder
 from factsmith.tasks.decoder.layout import Layout
-from factsmith.tasks.edit.batch import compute_edit
-from factsmith.tasks.edit.delta import Delta
+from factsmith.tasks.edit.batch import batch_edit
 from factsmith.tasks.edit.edit import Edit, WeightEdit
-from factsmith.tasks.edit.refiners import load_refiner
-from factsmith.tasks.edit.solve import CollidingKeysError, colliding
 from factsmith.tasks.editors.editor import Editor, NotWrittenError, Task, load_editor
 from factsmith.tasks.editors.memory.whole_model import Reader, check_counterfactual
 from factsmith.tasks.editors.settings import WritingSettings
@@ -205,27 +202,10 @@ def _solved(
     last = max(layers)
     try:
         vectors = optimise_values(decoder, requests, contexts, last, method.value, memory=most.memory, advance=advance)
-        deltas = compute_edit(
-            decoder,
-            requests,
-            torch.stack([vector.value for vector in vectors]),
-            contexts,
-            layers,
-            operator,
-            slack=method.slack_for(len(requests)),
-            site=method.value.site,
-            spread=method.spread,
-            clean_weight=method.clean_weight,
-            read_keys=method.read_keys,
-            most_tokens=most.most_tokens,
-        )
     except NonFiniteValueError as error:
         raise not_finite(error, last) from None
-    except CollidingKeysError as error:
-        raise colliding(requests, error) from None
-    changes: dict[int, Delta] = dict(deltas)
-    if (refiner := load_refiner(method)) is not None:
-        changes = {layer: refiner.refine(layer, one, decoder.weight(layer)) for layer, one in deltas.items()}
+    values = torch.stack([vector.value for vector in vectors])
+    changes = batch_edit(decoder, requests, values, contexts, layers, operator, method, most_tokens=most.most_tokens)
     # As it would be read from a file: on the CPU, with rows in memory one after the other.
     tensors = WeightEdit(changes).tensors()
     return WeightEdit.read({name: one.contiguous().cpu() for name, one in tensors.items()}, {})

@@ -105,7 +105,7 @@ def weights_digest(decoder: Decoder, layers: Sequence[int], edit: Edit) -> str:
     if isinstance(edit, ModuleEdit):
         blocks = decoder.blocks
         weights |= {
-            f"{name} of layer {layer}": canonical_weight(blocks[layer].get_submodule(name))
+            edit.described((layer, name)): canonical_weight(blocks[layer].get_submodule(name))
             for layer, name in edit.deltas
         }
     digest = hashlib.sha256()

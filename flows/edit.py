@@ -9,7 +9,7 @@ from prefect import flow
 
 from factsmith.artifacts.artifact import Artifact
 from factsmith.flows.configuration.parameters import RunSettings
-from factsmith.flows.export_scores import ANSWERS, answer_scores
+from factsmith.flows.export_scores import answer_scores
 from factsmith.flows.hand_over import Target, hand_over
 from factsmith.flows.html.pages import log_run_report
 from factsmith.flows.precompute import Prepared, finish, prepare
@@ -28,6 +28,7 @@ from factsmith.tasks.model.stage import model as check_model
 from factsmith.tasks.planning.ledgers import ledgers_of, log_edits
 from factsmith.tasks.planning.run import Run
 from factsmith.tasks.preservation.principal_directions_stage import principal_directions
+from factsmith.tasks.tracking.runs import ANSWERS
 from factsmith.tasks.values.stage import values
 
 __all__ = ["edit", "write", "write_batches"]

@@ -10,12 +10,9 @@ import pyarrow as pa
 from factsmith.artifacts.errors import InputError
 from factsmith.tasks.evaluation.family import MetricFamily
 from factsmith.tasks.evaluation.summary import intervals, record_values
-from factsmith.tasks.tracking.runs import PastRun
+from factsmith.tasks.tracking.runs import ANSWERS, PastRun
 
-__all__ = ["ANSWERS", "answer_scores", "past_scores", "record_scores"]
-
-ANSWERS = "answers.json"
-"""The file of a run of the flow ``edit`` with the answers to its facts."""
+__all__ = ["answer_scores", "past_scores", "record_scores"]
 
 
 def answer_scores(answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

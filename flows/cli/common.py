@@ -118,7 +118,7 @@ def model_settings(model: str, settings: Sequence[str]) -> Settings:
         InputError: there is no such model.
     """
     from factsmith.flows.configuration.choices import choice_names
-    from factsmith.flows.configuration.composition import UNUSED_BY_LOCATE, compose
+    from factsmith.flows.configuration.composition import UNUSED_BUT_THE_MODEL, compose
 
     is_choice = model in choice_names("model") or model.endswith((".yaml", ".yml"))
     if not is_choice and not os.path.lexists(model) and "/" not in model:
@@ -128,8 +128,7 @@ def model_settings(model: str, settings: Sequence[str]) -> Settings:
             remedy=closest(model, choice_names("model")),
         )
     which = [f"model={model}"] if is_choice else ["model=local", f"model.path={model}", f"model.name={model}"]
-    stand_ins = {**UNUSED_BY_LOCATE, "trace": {}, "dataset": {"path": None}}
-    return compose([*which, *settings], stand_ins=stand_ins)
+    return compose([*which, *settings], stand_ins=UNUSED_BUT_THE_MODEL)
 
 
 def is_setting(argument: str) -> bool:

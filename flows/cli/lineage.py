@@ -199,7 +199,7 @@ def _undo_fact(
         raise InputError(f"No run is known that wrote {name}.", got=line.edit.edit)
     check_runs()
     from factsmith.flows.configuration.composition import compose_again
-    from factsmith.flows.exports.forget import find_record, forget
+    from factsmith.flows.exports.forget import find_record, forget, written_again
 
     past = find_run(home(), line.edit.run)
     settings = compose_again(past.content, arguments)
@@ -212,7 +212,7 @@ def _undo_fact(
         )
     record, batches, place = find_record(run.batches, line.edit, line.fact)
     less = batches.without(record)
-    again = sum(map(len, less.batches[place if less.in_sequence else 0 :]))
+    again = written_again(less, place)
     how = (
         f"the sequence is written again from batch {place + 1} of {len(batches.batches)} on ({_facts(again)})"
         if batches.in_sequence

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from factsmith.tasks.tracking.runs import PastRun
 
 __all__ = [
+    "UNUSED_BUT_THE_MODEL",
     "UNUSED_BY_LOCATE",
     "UNUSED_WITHOUT_SCORES",
     "compose",
@@ -52,6 +53,9 @@ UNUSED_BY_LOCATE: Mapping[str, Any] = {
     "drift": {},
 }
 """Stand-ins for required settings, for runs that neither edit nor read a corpus."""
+
+UNUSED_BUT_THE_MODEL: Mapping[str, Any] = {**UNUSED_BY_LOCATE, "trace": {}, "dataset": {"path": None}}
+"""The same for commands that read nothing but the model."""
 
 UNUSED_WITHOUT_SCORES: Mapping[str, Any] = {"trace": {}, "abilities": {}}
 """The same for runs that score nothing."""

@@ -25,7 +25,7 @@ from factsmith.tasks.pipeline.environment import home
 from factsmith.tasks.planning.ledgers import base_ledger, ledgers_of, log_edits
 from factsmith.tasks.tracking.runs import find_run
 
-__all__ = ["ForgetReport", "find_record", "forget"]
+__all__ = ["ForgetReport", "find_record", "forget", "written_again"]
 
 
 class ForgetReport(BaseModel):
@@ -92,7 +92,7 @@ def forget(
             mlflow_run_id=current.workspace.tracker.run_id,
             fact=wanted,
             left=len(less.requests),
-            written_again=sum(map(len, less.batches[place if less.in_sequence else 0 :])),
+            written_again=written_again(less, place),
             edit=edits[-1].place if edits else None,
             out=out,
         )
@@ -123,6 +123,16 @@ def find_record(batches: FactBatches, entry: LedgerEdit, fact: LedgerFact) -> tu
         expected="the facts of the run that wrote it",
         remedy="set dataset.path to the file that was used then",
     )
+
+
+def written_again(less: FactBatches, place: int) -> int:
+    """How many facts are solved or trained again once a fact of the batch at ``place`` is left out.
+
+    Args:
+        less: the batches without the fact.
+        place: as ``find_record`` gives it.
+    """
+    return sum(map(len, less.batches[place:]))
 
 
 def _key(fact: LedgerFact) -> tuple[int, str, str, str]:

@@ -199,6 +199,12 @@ def rotary(config: PretrainedConfig) -> list[dict[str, Any]]:
     return by_type or [angles]
 
 
+def module_name(whole: HFModule, part: nn.Module) -> str:
+    """The name of a module within ``whole``."""
+    names: Iterator[str] = (name for name, module in whole.named_modules() if module is part)
+    return next(names)
+
+
 def canonical_weight(projection: nn.Module) -> Tensor:
     """The projection's weight as (d_out, d_in): a view that shares memory with the stored parameter.
 

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 
 from factsmith.artifacts.errors import InputError
 from factsmith.tasks.decoder.decoder import Decoder
-from factsmith.tasks.deltas.file import DeltaFile, named_place
+from factsmith.tasks.deltas.file import DeltaFile
 from factsmith.tasks.deltas.weights import weight_at
+from factsmith.tasks.edit.edit import named_place
 from factsmith.tasks.ledger.ledger import Ledger
 
 __all__ = ["check_applies", "check_modules", "check_stack", "check_undoes"]

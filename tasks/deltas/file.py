@@ -27,7 +27,7 @@ from torch import Tensor
 from factsmith.artifacts.errors import InputError
 from factsmith.tasks.deltas.exact import Kept, exchanged
 from factsmith.tasks.edit.delta import Delta, LowRankDelta
-from factsmith.tasks.edit.edit import ModulePlace, stored_changes
+from factsmith.tasks.edit.edit import ModulePlace, named_place, stored_changes
 from factsmith.tasks.ledger.ledger import LEDGER, Ledger, LedgerEdit, parsed, read_ledger
 
 __all__ = [
@@ -37,7 +37,6 @@ __all__ = [
     "DeltaAbout",
     "DeltaFile",
     "Keeps",
-    "named_place",
     "read_delta",
     "sha256_of",
 ]
@@ -171,11 +170,6 @@ class DeltaFile:
         """The ledger of the former weights."""
         kept_edits = self.ledger.edits[: len(self.ledger.edits) - self.about.adds]
         return self.ledger.model_copy(update={"edits": (*kept_edits, *self.about.removes), "state": self.about.before})
-
-
-def named_place(place: ModulePlace) -> str:
-    """The name of a module in a delta file."""
-    return f"{place[0]}.{place[1]}"
 
 
 def read_delta(folder: Path) -> DeltaFile:

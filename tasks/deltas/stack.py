@@ -12,10 +12,10 @@ from torch import Tensor
 
 from factsmith.tasks.decoder.decoder import Decoder
 from factsmith.tasks.deltas.exact import sum_of
-from factsmith.tasks.deltas.file import DeltaFile, named_place
+from factsmith.tasks.deltas.file import DeltaFile
 from factsmith.tasks.deltas.weights import as_stored, checksum, state_of, tensor_name, weight_at
 from factsmith.tasks.edit.delta import Delta, overflow
-from factsmith.tasks.edit.edit import Edit, ModulePlace
+from factsmith.tasks.edit.edit import Edit, ModuleEdit, ModulePlace, named_place
 from factsmith.tasks.ledger.ledger import Ledger
 
 __all__ = ["Stacked", "apply_stack", "undo_stack"]
@@ -143,7 +143,7 @@ class _NewWeights:
     def put(self, place: ModulePlace, weight: Tensor) -> None:
         """Replace it."""
         if not weight.isfinite().all():
-            raise overflow(weight.dtype, f"The delta makes weights of {place[1]} of layer {place[0]} NaN or infinite.")
+            raise overflow(weight.dtype, f"The delta makes weights of {ModuleEdit.described(place)} NaN or infinite.")
         self._weights[place] = weight
         self._advance(1)
 

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
 from factsmith.artifacts.recipe import digest_of
 from factsmith.tasks.decoder.decoder import Decoder
-from factsmith.tasks.decoder.layout import HFModule, canonical_weight
+from factsmith.tasks.decoder.layout import canonical_weight, module_name
 from factsmith.tasks.decoder.placement import state_dict
 from factsmith.tasks.edit.delta import Delta
-from factsmith.tasks.edit.edit import Edit, ModuleEdit, ModulePlace, WeightEdit
+from factsmith.tasks.edit.edit import ChangedWeights, Edit, ModulePlace
 
 __all__ = ["as_stored", "changes_of", "checksum", "checksums", "state_of", "stored_bytes", "tensor_name", "weight_at"]
 
@@ -55,12 +55,8 @@ def state_of(found: Mapping[str, str]) -> str:
 
 def changes_of(edit: Edit, decoder: Decoder) -> dict[ModulePlace, Delta]:
     """The change of each module of ``decoder`` that ``edit`` changes. It must be an edit of weights."""
-    if isinstance(edit, WeightEdit):
-        return {
-            (layer, _name(decoder.blocks[layer], decoder.projection(layer))): it for layer, it in edit.deltas.items()
-        }
-    assert isinstance(edit, ModuleEdit)
-    return dict(edit.deltas)
+    assert isinstance(edit, ChangedWeights)
+    return edit.by_module(decoder.blocks, decoder.layout)
 
 
 def weight_at(decoder: Decoder, place: ModulePlace) -> Tensor:
@@ -79,9 +75,4 @@ def as_stored(decoder: Decoder, place: ModulePlace, weight: Tensor) -> Tensor:
 
 def tensor_name(decoder: Decoder, place: ModulePlace) -> str:
     """The name in the model of the weight of the module at ``place``."""
-    return f"{_name(decoder.model, decoder.blocks[place[0]])}.{place[1]}.weight"
-
-
-def _name(whole: HFModule, part: nn.Module) -> str:
-    names: Iterator[str] = (name for name, module in whole.named_modules() if module is part)
-    return next(names)
+    return f"{module_name(decoder.model, decoder.blocks[place[0]])}.{place[1]}.weight"

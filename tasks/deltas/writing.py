@@ -11,10 +11,10 @@ from torch import Tensor
 from factsmith.artifacts.errors import FactsmithError
 from factsmith.tasks.decoder.decoder import Decoder
 from factsmith.tasks.deltas.exact import Kept, kept, negated
-from factsmith.tasks.deltas.file import ABOUT, TENSORS, Changed, DeltaAbout, DeltaFile, Keeps, named_place, sha256_of
+from factsmith.tasks.deltas.file import ABOUT, TENSORS, Changed, DeltaAbout, DeltaFile, Keeps, sha256_of
 from factsmith.tasks.deltas.weights import as_stored, checksum, checksums, state_of, tensor_name, weight_at
 from factsmith.tasks.edit.delta import Delta, LowRankDelta, overflow, tensors_of
-from factsmith.tasks.edit.edit import ModulePlace
+from factsmith.tasks.edit.edit import ModuleEdit, ModulePlace, named_place
 from factsmith.tasks.ledger.ledger import Ledger, LedgerEdit
 
 __all__ = ["write_delta"]
@@ -61,7 +61,7 @@ def write_delta(
         parts = {part: its[place] for part, its in (("former", former), ("new", new)) if place in its}
         edited = {part: delta.added_to(weight) for part, delta in parts.items()}
         if not all(one.isfinite().all() for one in edited.values()):
-            raise overflow(weight.dtype, f"The edit makes weights of {place[1]} of layer {place[0]} NaN or infinite.")
+            raise overflow(weight.dtype, f"The edit makes weights of {ModuleEdit.described(place)} NaN or infinite.")
         entries: dict[str, Kept | None] = {}
         for part, delta in parts.items():
             how = keeps if part == "new" else "entries"  # Without them, the delta could not be applied to the bit.

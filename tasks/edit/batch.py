@@ -10,14 +10,57 @@ from torch import Tensor
 
 from factsmith.tasks.decoder.decoder import Decoder
 from factsmith.tasks.edit.delta import Delta, LowRankDelta, add_to, added_to, overflow
-from factsmith.tasks.edit.settings import ReadKeys, Spread
-from factsmith.tasks.edit.solve import CollidingKeysError, solve_edit
+from factsmith.tasks.edit.refiners import load_refiner
+from factsmith.tasks.edit.settings import MethodSettings, ReadKeys, Spread
+from factsmith.tasks.edit.solve import CollidingKeysError, colliding, solve_edit
 from factsmith.tasks.facts.activations import FactActivations
 from factsmith.tasks.facts.contexts import Context
 from factsmith.tasks.facts.request import EditRequest
 from factsmith.tasks.preservation.operator import PreservationOperator
 
-__all__ = ["applied", "compute_edit", "merge"]
+__all__ = ["applied", "batch_edit", "compute_edit", "merge"]
+
+
+def batch_edit(
+    decoder: Decoder,
+    requests: Sequence[EditRequest],
+    values: Tensor,
+    contexts: Sequence[Context],
+    layers: Sequence[int],
+    preservation: Callable[[int], PreservationOperator],
+    method: MethodSettings,
+    *,
+    most_tokens: int,
+) -> dict[int, Delta]:
+    """What ``method`` makes of one batch: the changes that ``compute_edit`` gives, refined if the method says so.
+
+    The other arguments are those of ``compute_edit``.
+
+    Raises:
+        InputError: as in ``compute_edit``, or facts ask for different values at the same key; names them.
+    """
+    try:
+        deltas = compute_edit(
+            decoder,
+            requests,
+            values,
+            contexts,
+            layers,
+            preservation,
+            slack=method.slack_for(len(requests)),
+            site=method.value.site,
+            spread=method.spread,
+            clean_weight=method.clean_weight,
+            read_keys=method.read_keys,
+            most_tokens=most_tokens,
+        )
+    except CollidingKeysError as error:
+        raise colliding(requests, error) from None
+    refiner = load_refiner(method)
+    if refiner is None:
+        return dict(deltas)
+    # All changes were computed with the others as they were.
+    return {layer: refiner.refine(layer, one, decoder.weight(layer)) for layer, one in deltas.items()}
 
 
 def compute_edit(

@@ -5,25 +5,29 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from typing import Any, ClassVar, Self, TypeAlias
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Generic, Self, TypeAlias, TypeVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from factsmith.tasks.decoder.decoder import Decoder
-from factsmith.tasks.decoder.layout import canonical_weight
+from factsmith.tasks.decoder.layout import Layout, canonical_weight, module_name
 from factsmith.tasks.edit.batch import applied
 from factsmith.tasks.edit.delta import Delta, added_to, read_deltas, tensors_of
 
 __all__ = [
     "OTHER_EDIT",
     "OTHER_TENSORS",
+    "ChangedWeights",
     "Edit",
     "ModuleEdit",
     "ModulePlace",
     "WeightEdit",
+    "named_place",
     "stored_changes",
 ]
+
+Place = TypeVar("Place")
 
 OTHER_EDIT = "edit.json"
 """The file with the kind of an edit that is not a ``WeightEdit``, and its values."""
@@ -53,6 +57,11 @@ class Edit(ABC):
         Raises:
             InputError: a changed weight is NaN or infinite in the model's data type; names the layer.
         """
+
+    @property
+    def changes(self) -> dict[str, Delta]:
+        """The changes of weights that it is made of, by what messages call their place; empty for a memory."""
+        return {}
 
     @property
     @abstractmethod
@@ -85,16 +94,58 @@ class Edit(ABC):
         return 0.0
 
 
+ModulePlace: TypeAlias = tuple[int, str]
+"""A module: its layer, and its name within the block."""
+
+
 @dataclass(frozen=True)
-class WeightEdit(Edit):
-    """Changes of the MLP output projections of some layers.
+class ChangedWeights(Edit, Generic[Place]):
+    """An edit that is made of changes of weights, and of nothing else.
 
     Attributes:
-        deltas: the change of each layer.
+        deltas: the change of each weight.
     """
 
-    deltas: Mapping[int, Delta]
+    deltas: Mapping[Place, Delta]
+
+    @staticmethod
+    @abstractmethod
+    def described(place: Place) -> str:
+        """What messages call a place."""
+
+    @abstractmethod
+    def by_module(self, blocks: nn.ModuleList, layout: Layout) -> dict[ModulePlace, Delta]:
+        """The change of each module.
+
+        Args:
+            blocks: the blocks of the model. Only the names and kinds of their modules are read.
+            layout: the layout of its family.
+        """
+
+    @property
+    def changes(self) -> dict[str, Delta]:
+        return {self.described(place): delta for place, delta in self.deltas.items()}
+
+    def with_changes(self, changes: Mapping[str, Delta]) -> Self:
+        """The same edit with other changes, given as ``changes`` gives them."""
+        return replace(self, deltas={place: changes[self.described(place)] for place in self.deltas})
+
+
+@dataclass(frozen=True)
+class WeightEdit(ChangedWeights[int]):
+    """Changes of the MLP output projections of some layers. ``deltas`` has the change of each layer."""
+
     kind = "weights"
+
+    @staticmethod
+    def described(place: int) -> str:
+        return f"layer {place}"
+
+    def by_module(self, blocks: nn.ModuleList, layout: Layout) -> dict[ModulePlace, Delta]:
+        return {
+            (layer, module_name(blocks[layer], layout.projection(blocks[layer]))): delta
+            for layer, delta in self.deltas.items()
+        }
 
     def applied(self, decoder: Decoder) -> AbstractContextManager[None]:
         return applied(decoder, self.deltas)
@@ -116,25 +167,23 @@ class WeightEdit(Edit):
         return {"norm": {str(layer): delta.norm() for layer, delta in self.deltas.items()}}
 
 
-ModulePlace: TypeAlias = tuple[int, str]
-"""A module: its layer, and its name within the block."""
-
-
 @dataclass(frozen=True)
-class ModuleEdit(Edit):
-    """Changes of linear modules within the blocks.
+class ModuleEdit(ChangedWeights[ModulePlace]):
+    """Changes of linear modules within the blocks. ``deltas`` has the change of each module."""
 
-    Attributes:
-        deltas: the change of each module.
-    """
-
-    deltas: Mapping[ModulePlace, Delta]
     kind = "modules"
+
+    @staticmethod
+    def described(place: ModulePlace) -> str:
+        return f"{place[1]} of layer {place[0]}"
+
+    def by_module(self, blocks: nn.ModuleList, layout: Layout) -> dict[ModulePlace, Delta]:
+        return dict(self.deltas)
 
     def applied(self, decoder: Decoder) -> AbstractContextManager[None]:
         blocks = decoder.blocks
         weights = {(layer, name): canonical_weight(blocks[layer].get_submodule(name)) for layer, name in self.deltas}
-        return added_to(weights, self.deltas, lambda place: f"{place[1]} of layer {place[0]}")
+        return added_to(weights, self.deltas, self.described)
 
     @property
     def first_layer(self) -> int:
@@ -142,14 +191,14 @@ class ModuleEdit(Edit):
 
     def tensors(self) -> dict[str, Tensor]:
         """``N.NAME.left`` and ``N.NAME.right``, or ``N.NAME.dense``, of the module NAME of layer N."""
-        return tensors_of({_name(place): delta for place, delta in self.deltas.items()})
+        return tensors_of({named_place(place): delta for place, delta in self.deltas.items()})
 
     @classmethod
     def read(cls, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> Self:
         return cls(stored_changes(tensors))
 
     def summary(self) -> dict[str, Any]:
-        return {"norm": {_name(place): delta.norm() for place, delta in self.deltas.items()}}
+        return {"norm": {named_place(place): delta.norm() for place, delta in self.deltas.items()}}
 
 
 def stored_changes(tensors: Mapping[str, Tensor]) -> dict[ModulePlace, Delta]:
@@ -161,5 +210,6 @@ def stored_changes(tensors: Mapping[str, Tensor]) -> dict[ModulePlace, Delta]:
     return dict(sorted(found.items()))
 
 
-def _name(place: ModulePlace) -> str:
+def named_place(place: ModulePlace) -> str:
+    """The name of a module in files."""
     return f"{place[0]}.{place[1]}"

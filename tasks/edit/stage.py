@@ -11,12 +11,12 @@ from factsmith.artifacts.errors import InputError
 from factsmith.artifacts.formats import load_tensors, save_json, save_tensors
 from factsmith.artifacts.recipe import Recipe, Series, digest_of
 from factsmith.artifacts.store import Store
-from factsmith.tasks.edit.batch import compute_edit
-from factsmith.tasks.edit.delta import Delta, LowRankDelta
+from factsmith.tasks.edit.batch import batch_edit
+from factsmith.tasks.edit.delta import Delta
 from factsmith.tasks.edit.edit import OTHER_EDIT, OTHER_TENSORS, Edit, WeightEdit
 from factsmith.tasks.edit.refiners import load_refiner
 from factsmith.tasks.edit.settings import MethodSettings
-from factsmith.tasks.edit.solve import CollidingKeysError, colliding
+from factsmith.tasks.edit.solve import colliding
 from factsmith.tasks.edit.wrappers import load_wrapper
 from factsmith.tasks.facts.batches import FactBatches, fact_digests, ordered_facts
 from factsmith.tasks.facts.record import Record
@@ -163,24 +163,17 @@ def edit(
                 requests = [record.request for record in ordered]
                 vectors, sources = values.read(requests)
                 draft.read_from(*sources, *factors.layers.values())
-                try:
-                    deltas = compute_edit(
-                        model.decoder,
-                        requests,
-                        vectors,
-                        contexts.templates,
-                        layers,
-                        operator,
-                        slack=method.slack_for(len(requests)),
-                        site=method.value.site,
-                        spread=method.spread,
-                        clean_weight=method.clean_weight,
-                        read_keys=method.read_keys,
-                        most_tokens=model.limits.most_tokens,
-                    )
-                except CollidingKeysError as error:
-                    raise colliding(requests, error) from None
-                save_edit(draft, WeightEdit(_refined(model, method, deltas)), requests)
+                deltas = batch_edit(
+                    model.decoder,
+                    requests,
+                    vectors,
+                    contexts.templates,
+                    layers,
+                    operator,
+                    method,
+                    most_tokens=model.limits.most_tokens,
+                )
+                save_edit(draft, WeightEdit(deltas), requests)
                 draft.made = {**workspace.made, **model.made}
 
             artifact, built = workspace.store.get_or_build(edit_recipe(series, batch), build)
@@ -190,14 +183,6 @@ def edit(
     address = edits[0].address if len(edits) == 1 else f"edit/{edits[0].manifest.series}"
     seconds = sum(one.manifest.seconds for one in edits)
     return Outcome(edits, address, any_built, {"facts": total, "batches": len(edits), SECONDS_AN_EDIT: seconds / total})
-
-
-def _refined(model: Model, method: MethodSettings, deltas: Mapping[int, LowRankDelta]) -> Mapping[int, Delta]:
-    """``deltas`` after the method's refiner. All of them were computed with the others as they were."""
-    refiner = load_refiner(method)
-    if refiner is None:
-        return deltas
-    return {layer: refiner.refine(layer, one, model.decoder.weight(layer)) for layer, one in deltas.items()}
 
 
 def stored_edits(store: Store, run: PastRun, model: Model) -> list[Artifact]:

@@ -22,7 +22,7 @@ from transformers.pytorch_utils import Conv1D
 from factsmith.artifacts.errors import DamagedArtifactError, InputError
 from factsmith.tasks.decoder.layout import HFModel, Layout
 from factsmith.tasks.edit.delta import Delta, LowRankDelta
-from factsmith.tasks.edit.edit import Edit, ModuleEdit, WeightEdit
+from factsmith.tasks.edit.edit import ChangedWeights, Edit
 from factsmith.tasks.export.thin import thin
 from factsmith.tasks.pipeline.progress import progress
 
@@ -154,16 +154,14 @@ def changed_modules(model: HFModel, layout: Layout, edit: Edit) -> dict[str, tup
     Raises:
         InputError: the edit has a memory.
     """
-    blocks = layout.blocks(model)
-    if isinstance(edit, WeightEdit):
-        changed = [(layout.projection(blocks[layer]), delta) for layer, delta in edit.deltas.items()]
-    elif isinstance(edit, ModuleEdit):
-        changed = [(blocks[layer].get_submodule(name), delta) for (layer, name), delta in edit.deltas.items()]
-    else:
+    if not isinstance(edit, ChangedWeights):
         raise InputError(
             "An adapter cannot hold a memory.", got=f"an edit of the kind {edit.kind}", expected="changes of weights"
         )
-    names = {module: name for name, module in model.named_modules()}
+    blocks, names = layout.blocks(model), {module: name for name, module in model.named_modules()}
+    changed = [
+        (blocks[layer].get_submodule(name), delta) for (layer, name), delta in edit.by_module(blocks, layout).items()
+    ]
     return {names[module]: (module, delta) for module, delta in changed}
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from factsmith.artifacts.errors import InputError, closest
-from factsmith.tasks.edit.delta import Delta, LowRankDelta
-from factsmith.tasks.edit.edit import Edit, ModuleEdit, WeightEdit
+from factsmith.tasks.edit.delta import LowRankDelta
+from factsmith.tasks.edit.edit import Edit
 from factsmith.tasks.export import forms
 from factsmith.tasks.model.model import Model
 from factsmith.tasks.pipeline.parts import load_parts
@@ -51,7 +51,7 @@ class Form(ABC):
         if edit.adds_memory and not self.holds_memory:
             raise no_memory(self.name, f"an edit of the kind {edit.kind}")
         if self.is_thin:
-            for place, delta in changes_of(edit).items():
+            for place, delta in edit.changes.items():
                 if not isinstance(delta, LowRankDelta):
                     raise not_thin(self.name, f"the change of {place}")
 
@@ -85,15 +85,6 @@ class Form(ABC):
     def notes(self, about: Mapping[str, Any]) -> list[str]:
         """Paragraphs that say what else whoever loads the files should know, in Markdown."""
         return []
-
-
-def changes_of(edit: Edit) -> dict[str, Delta]:
-    """The changes of weights that an edit is made of, by what messages call their place; empty for a memory."""
-    if isinstance(edit, WeightEdit):
-        return {f"layer {layer}": delta for layer, delta in edit.deltas.items()}
-    if isinstance(edit, ModuleEdit):
-        return {f"{name} of layer {layer}": delta for (layer, name), delta in edit.deltas.items()}
-    return {}
 
 
 def no_memory(form: str, got: str) -> InputError:

@@ -8,14 +8,14 @@ factors are U sqrt(S) and V sqrt(S), so that both are of the same size.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from factsmith.artifacts.errors import InputError
 from factsmith.tasks.edit.delta import Delta, LowRankDelta
-from factsmith.tasks.edit.edit import Edit, ModuleEdit, WeightEdit
+from factsmith.tasks.edit.edit import ChangedWeights, Edit
 from factsmith.tasks.pipeline.progress import progress
 
 __all__ = ["Thin", "no_rank", "thin", "thin_edit"]
@@ -63,15 +63,10 @@ def thin_edit(edit: Edit, rank: int) -> tuple[Edit, dict[str, Thin]]:
     Raises:
         InputError: the edit has a memory, of which there is no rank.
     """
-    if isinstance(edit, WeightEdit):
-        weights = _thinned({f"layer {layer}": one for layer, one in edit.deltas.items()}, rank)
-        by_layer = dict(zip(edit.deltas, weights.values(), strict=True))
-        return replace(edit, deltas={layer: one.delta for layer, one in by_layer.items()}), weights
-    if isinstance(edit, ModuleEdit):
-        modules = _thinned({f"{name} of layer {layer}": one for (layer, name), one in edit.deltas.items()}, rank)
-        by_place = dict(zip(edit.deltas, modules.values(), strict=True))
-        return replace(edit, deltas={place: one.delta for place, one in by_place.items()}), modules
-    raise no_rank(f"an edit of the kind {edit.kind}")
+    if not isinstance(edit, ChangedWeights):
+        raise no_rank(f"an edit of the kind {edit.kind}")
+    found = _thinned(edit.changes, rank)
+    return edit.with_changes({place: one.delta for place, one in found.items()}), found
 
 
 def no_rank(got: str) -> InputError:

@@ -67,19 +67,24 @@ def _tensors_by_file(
 
     ``None`` if the base has a tensor that is not in memory by its name, or memory has a parameter that no file has.
     """
-    prefix = f"{decoder.model.base_model_prefix}."
     found: dict[Path, dict[str, str | None]] = {}
     for file in base.weight_files:
         found[file] = {}
         with safe_open(file, framework="pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118 - It is not a dict.
-                names = [one for one in (name, f"{prefix}{name}", name.removeprefix(prefix)) if one in state]
-                if not names and not base.layout.is_buffer(name):
+                own = _name_in_memory(name, decoder, state)
+                if own is None and not base.layout.is_buffer(name):
                     return None
-                found[file][name] = names[0] if names else None
+                found[file][name] = own
     held = {state[name].data_ptr() for names in found.values() for name in names.values() if name is not None}
     parameters = (state[name] for name, _ in decoder.model.named_parameters())
     return found if all(one.data_ptr() in held for one in parameters) else None
+
+
+def _name_in_memory(name: str, decoder: Decoder, state: Mapping[str, Tensor]) -> str | None:
+    """The name in memory of a tensor of a file, which may lack the prefix of the base model or have one too many."""
+    prefix = f"{decoder.model.base_model_prefix}."
+    return next((one for one in (name, f"{prefix}{name}", name.removeprefix(prefix)) if one in state), None)
 
 
 def _save(
@@ -130,11 +135,10 @@ def _compare(
     """Compare a checkpoint with the model in memory that was written to it."""
     written = open_checkpoint(folder)
     written.check_readable()
-    prefix = f"{decoder.model.base_model_prefix}."
     for file in written.weight_files:
         with safe_open(file, framework="pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118
-                own = next((one for one in (name, f"{prefix}{name}", name.removeprefix(prefix)) if one in state), None)
+                own = _name_in_memory(name, decoder, state)
                 if own is not None and not _same_bits(tensors.get_tensor(name), state[own]):
                     raise _different(file, f"tensor {name!r}")
                 advance(state[own].nbytes if own is not None else 0)

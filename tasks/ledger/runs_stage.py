@@ -18,15 +18,13 @@ from factsmith.tasks.edit.stage import REQUESTS, base_inputs
 from factsmith.tasks.evaluation.family import load_families
 from factsmith.tasks.ledger.entries import distinct, held, scored, scores_of
 from factsmith.tasks.ledger.ledger import Ledger, LedgerEdit, LedgerFact
-from factsmith.tasks.tracking.runs import PastRun
+from factsmith.tasks.tracking.runs import ANSWERS, PastRun
 from factsmith.tasks.tracking.tracker import Tracker
 
 __all__ = ["LEDGERS", "keep_ledgers", "ledgers_on", "run_ledgers"]
 
 LEDGERS = "ledgers.json"
 """The file of a run in MLflow with the ledger of each of its edits: one for each batch, or one for a sequence."""
-
-ANSWERS = "answers.json"
 
 _EXACT = 1 - 1e-9
 """The least value of a metric at which a fact holds."""

@@ -26,7 +26,21 @@ from factsmith.tasks.tracking.tracker import DATABASE, FILES, PARENT, connect, i
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["EDITS", "LATEST", "RECORDS", "REPORT", "REPORT_MARK", "SCORE", "PastRun", "find_run", "past_runs"]
+__all__ = [
+    "ANSWERS",
+    "EDITS",
+    "LATEST",
+    "RECORDS",
+    "REPORT",
+    "REPORT_MARK",
+    "SCORE",
+    "PastRun",
+    "find_run",
+    "past_runs",
+]
+
+ANSWERS = "answers.json"
+"""The file of a run of the flow ``edit`` with the answers to its facts."""
 
 EDITS = "edits.json"
 """The file that lists where the store keeps the edit of each batch."""

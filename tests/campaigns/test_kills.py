@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import signal
 import sys
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from factsmith.artifacts.checksums import Checksums
 from factsmith.artifacts.store import Store
 from tests.campaigns.campaign import Campaign
 from tests.processes import start
@@ -61,11 +61,7 @@ def _kill(process: ForkServerProcess) -> None:
 
 def _left(home: Path, out: Path) -> dict[str, str]:
     """The content of every artifact, and of every file of an export."""
-    files = {
-        str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in out.rglob("*")
-        if path.is_file()
-    }
+    files = {str(path.relative_to(out)): Checksums.read(path) for path in out.rglob("*") if path.is_file()}
     return contents(Store(home)) | files
 
 

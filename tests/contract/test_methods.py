@@ -20,7 +20,7 @@ from factsmith.flows.configuration.choices import choice_names, load_choice
 from factsmith.flows.configuration.composition import compose
 from factsmith.flows.configuration.unread import is_read
 from factsmith.flows.edit import edit
-from factsmith.tasks.edit import batch, sequence, stage
+from factsmith.tasks.edit import batch, sequence
 from factsmith.tasks.edit.delta import LowRankDelta
 from factsmith.tasks.edit.edit import WeightEdit
 from factsmith.tasks.edit.settings import MethodSettings
@@ -181,7 +181,7 @@ def calls(monkeypatch) -> list[Call]:
         found.append(Call(*(part.clone().numpy() for part in parts)))
         return compute(decoder, requests, values, contexts, layers, preservation, **given)
 
-    monkeypatch.setattr(stage, "compute_edit", recorded)
+    monkeypatch.setattr(batch, "compute_edit", recorded)
     monkeypatch.setattr(sequence, "compute_edit", recorded)
     return found
 

@@ -94,11 +94,9 @@ def export_stats(
 
 def _run_of_model(arguments: Sequence[str]) -> Run:
     """A run of which only the model is read."""
-    from factsmith.flows.configuration.composition import UNUSED_BY_LOCATE
+    from factsmith.flows.configuration.composition import UNUSED_BUT_THE_MODEL
 
-    settings = compose_arguments(
-        list(arguments), stand_ins={**UNUSED_BY_LOCATE, "dataset": {"path": None}, "trace": {}}
-    )
+    settings = compose_arguments(list(arguments), stand_ins=UNUSED_BUT_THE_MODEL)
     from factsmith.tasks.planning.run import Run
 
     return Run(settings, Store(home()))

@@ -16,7 +16,7 @@ from factsmith.tasks.evaluation.family import MetricFamily
 from factsmith.tasks.evaluation.stage import Scores, prompt_table
 from factsmith.tasks.facts.batches import FactBatches
 from factsmith.tasks.facts.record import Record
-from factsmith.tasks.tracking.runs import RECORDS
+from factsmith.tasks.tracking.runs import ANSWERS, RECORDS
 
 __all__ = ["facts"]
 
@@ -127,7 +127,7 @@ def _about(
     if len(table.facts) < len(records):
         failed = sum(one is False for one in holds)
         shown = sum(one.holds is False for one in table.facts)
-        whole = "answers.json" if asked else RECORDS
+        whole = ANSWERS if asked else RECORDS
         yield (
             f"{len(table.facts):,} of {len(records):,} facts are shown: {shown:,} of the {failed:,} that do not hold, "
             f"and the first {len(table.facts) - shown:,} others. In MLflow, {whole} has all of them."
