@@ -113,7 +113,9 @@ def read_second_moments(path: Path, width: int) -> SecondMoments:
             mean = None
             if "mean.mean" in content.files and "mean.count" in content.files:
                 mean = torch.from_numpy(_array(content, path, ("mean.mean",), (width,)).astype(np.float64))
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, NotImplementedError) as error:
+    except (InputError, MemoryError):
+        raise
+    except Exception as error:  # Whatever it is, the file is at fault.
         reason = error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
         raise _unusable(path, reason, "an .npz file of numbers, as np.savez writes it") from None
     covariance = _symmetric(total, path).div_(count)

@@ -2,100 +2,90 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import sys
-import time
-from multiprocessing.context import ForkServerProcess
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from factsmith.artifacts.checksums import Checksums
 from factsmith.artifacts.store import Store
 from tests.campaigns.campaign import Campaign
-from tests.processes import start
-from tests.runs import contents
+from tests.campaigns.commands import begin, finish, kill, left
 
 SEQUENCE = ["method.batch_size=1", "dataset.batches=4", "method.sequence.evaluate_at=[2,4]"]
 
+EDIT = ["edit", "method.batch_size=6", "dataset.batches=1"]
+
 COMMANDS = {
-    "run": ["run"],
-    "sequence": ["run", *SEQUENCE, "method.sequence.history=full", "method.sequence.checkpoint_every=1"],
-    "sequence of an editor": ["run", "method=grace", "method.layers=[1]", *SEQUENCE, "method.sequence.history=none"],
-    "sweep": ["sweep", "method.preservation_weight=1,10"],
-    "edit --out": ["edit", "--out", "OUT", "method.batch_size=6", "dataset.batches=1"],
+    "run": [["run"]],
+    "sequence": [["run", *SEQUENCE, "method.sequence.history=full", "method.sequence.checkpoint_every=1"]],
+    "sequence of an editor": [["run", "method=grace", "method.layers=[1]", *SEQUENCE, "method.sequence.history=none"]],
+    "sweep": [["sweep", "method.preservation_weight=1,10"]],
+    "edit --out": [[*EDIT, "--out", "OUT/model"]],
+    "export --to checkpoint": [EDIT, ["export", "latest", "--to", "checkpoint", "--out", "OUT/model"]],
+    "export --to adapter": [EDIT, ["export", "latest", "--to", "adapter", "--out", "OUT/adapter"]],
+    "export --to delta": [EDIT, ["export", "latest", "--to", "delta", "--out", "OUT/delta"]],
+    "apply": [
+        EDIT,
+        ["export", "latest", "--to", "delta", "--out", "OUT/delta"],
+        ["apply", "OUT/delta", "--model", "MODEL", "--out", "OUT/model"],
+    ],
+    "store push": [EDIT, ["store", "push", "edit", "OUT/there"]],
 }
-"""The commands, without the arguments that all runs on the tiny model have. OUT is a folder to write to."""
+"""The last command of each list is killed. The others have run to their end before it.
+
+Commands of a whole run get the arguments that all runs on the tiny model have. OUT is a folder, MODEL the tiny model.
+"""
 
 
-def _command(arguments: list[str]) -> None:
-    """The command line, in a process group of its own."""
-    from factsmith.flows.cli.main import main
-
-    os.setsid()
-    null = os.open(os.devnull, os.O_WRONLY)
-    for stream in (1, 2):
-        os.dup2(null, stream)
-    sys.argv = ["factsmith", *arguments]
-    main()
-
-
-def _finish(arguments: list[str]) -> float:
-    """Run a command to its end. Returns the seconds that it took."""
-    started = time.monotonic()
-    process = start(_command, arguments)
-    process.join(600)
-    assert process.exitcode == 0, arguments
-    return time.monotonic() - started
-
-
-def _kill(process: ForkServerProcess) -> None:
-    """Kill a command and all that it has started. It cannot clean up."""
-    try:
-        os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:  # It has no group yet.
-        process.kill()
-    process.join()
-
-
-def _left(home: Path, out: Path) -> dict[str, str]:
-    """The content of every artifact, and of every file of an export."""
-    files = {str(path.relative_to(out)): Checksums.read(path) for path in out.rglob("*") if path.is_file()}
-    return contents(Store(home)) | files
+def _commands(name: str, folder: Path, arguments: Callable[..., list[str]], model: Path) -> list[list[str]]:
+    """The commands called ``name`` with all their arguments, for a home and a folder to write to below ``folder``."""
+    found = []
+    for command, *given in COMMANDS[name]:
+        words = [word.replace("OUT", str(folder / "out")).replace("MODEL", str(model)) for word in given]
+        if command in ("run", "edit", "sweep"):
+            options = [word for word in words if "=" not in word]
+            words = [*options, *arguments(*(word for word in words if "=" in word))]
+        found.append([command, *words])
+    return found
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", COMMANDS)
-def test_killed_at_any_moment(name, arguments, tmp_path, monkeypatch):
+def test_killed_at_any_moment(name, arguments, gpt2_folder, tmp_path, monkeypatch):
     campaign = Campaign(f"kills of `{name}`", few=2)
 
-    def given(folder: Path) -> list[str]:
+    def commands(folder: Path) -> list[list[str]]:
         monkeypatch.setenv("FACTSMITH_HOME", str(folder / "home"))
-        command, *more = [str(folder / "out") if word == "OUT" else word for word in COMMANDS[name]]
-        options = [word for word in more if "=" not in word]
-        return [command, *options, *arguments(*(word for word in more if "=" in word))]
+        return _commands(name, folder, arguments, gpt2_folder)
 
-    seconds = _finish(given(tmp_path / "whole"))
-    wanted = _left(tmp_path / "whole" / "home", tmp_path / "whole" / "out")
+    *before, command = commands(tmp_path / "before")
+    for one in before:
+        finish(one)
+    (tmp_path / "before").mkdir(exist_ok=True)
+    shutil.copytree(tmp_path / "before", tmp_path / "whole")
+    seconds = finish(commands(tmp_path / "whole")[-1])
+    wanted = left(tmp_path / "whole")
     for case in campaign.cases():
-        folder = tmp_path / str(case)
-        words = given(folder)
-        while True:
-            process = start(_command, words)
+        folder = shutil.copytree(tmp_path / "before", tmp_path / str(case))
+        command = commands(folder)[-1]
+        killed, ended = 0, False
+        while not ended and (killed == 0 or campaign.random.random() < 0.5):
+            process = begin(command)
             process.join(campaign.random.uniform(0, seconds))
-            if process.exitcode is not None:
+            if ended := process.exitcode is not None:
                 assert process.exitcode == 0
                 campaign.counts["ended before the kill"] += 1
-                break
-            _kill(process)
-            campaign.counts["kills"] += 1
-            if campaign.random.random() < 0.5:
-                break
-        _finish(words)
+            else:
+                kill(process)
+                killed += 1
+        campaign.counts["kills"] += killed
+        if not ended:
+            finish(command)
         store = Store(folder / "home")
-        assert _left(folder / "home", folder / "out") == wanted
+        assert left(folder) == wanted
         assert not [fault for path in store.all_paths() for fault in store.verify(path)]
         assert not list((store.root / "staging").iterdir())
-        assert {path.name for path in folder.iterdir()} <= {"home", "out"}, "an export left something beside its folder"
+        assert {path.name for path in folder.iterdir()} <= {"home", "out"}
         campaign.counts["ended as if never killed"] += 1
+        shutil.rmtree(folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -137,6 +138,10 @@ def test_what_is_no_npz_is_refused(tmp_path, data):
     (tmp_path / "a.npz").write_bytes(data)
     with pytest.raises(InputError, match="cannot be imported"):
         read_second_moments(tmp_path / "a.npz", WIDTH)
+    with zipfile.ZipFile(tmp_path / "c.npz", "w") as archive:  # numpy's reader raises an error of its tokenizer.
+        archive.writestr("mom2.mom2.npy", b"\x93NUMPY\x01\x00\x10\x00{'shape': (4L, (\n")
+    with pytest.raises(InputError, match="cannot be imported"):
+        read_second_moments(tmp_path / "c.npz", WIDTH)
     np.save(tmp_path / "b.npy", TOTAL)
     with pytest.raises(InputError, match="another format"):
         read_second_moments(tmp_path / "b.npy", WIDTH)
