@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import tempfile
+import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,10 +27,10 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 def allow_others(folder: Path) -> None:
     """Give safetensors files in ``folder`` the mode of any new file. Safetensors lets only their owner read them."""
-    with tempfile.TemporaryDirectory(dir=folder) as temporary:
-        probe = Path(temporary) / "probe"  # The umask can only be read by changing it, which other threads would see.
-        probe.touch()
-        mode = probe.stat().st_mode & 0o777
+    probe = folder / f".{uuid.uuid4().hex}"  # The umask can only be read by changing it, which other threads would see.
+    probe.touch()
+    mode = probe.stat().st_mode & 0o777
+    probe.unlink()
     for file in folder.glob("*.safetensors"):
         file.chmod(mode)
 

@@ -1,8 +1,9 @@
-"""Errors of a machine that runs out of memory or disk, turned into errors that a user can act on."""
+"""Errors of full memory, full disks and read-only folders, turned into errors that a user can act on."""
 
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,11 +20,17 @@ __all__ = ["resource_errors"]
 _DEVICE = ("CUDA out of memory", "CUDA error: out of memory", "STATUS_ALLOC_FAILED")
 _MEMORY = ("DefaultCPUAllocator", "Cannot allocate memory")
 _DISK = ("No space left on device", "database or disk is full", "Disk quota exceeded")
+_UNUSABLE = (
+    "Read-only file system",
+    "attempt to write a readonly database",
+    "disk I/O error",
+    "unable to open database file",
+)
 
 
 @contextmanager
 def resource_errors(activity: str, folder: Path, runtime: RuntimeSettings) -> Iterator[None]:
-    """Turn errors of full memory or a full disk into ``InputError``.
+    """Turn errors of full memory, of a full disk and of a folder that cannot be written into ``InputError``.
 
     Args:
         activity: what is being done; it begins the message.
@@ -31,7 +38,7 @@ def resource_errors(activity: str, folder: Path, runtime: RuntimeSettings) -> It
         runtime: settings that could be lowered.
 
     Raises:
-        InputError: the GPU or the machine ran out of memory, or the disk of ``folder`` is full.
+        InputError: the GPU or the machine ran out of memory, or the disk of ``folder`` is full or cannot be written.
     """
     try:
         yield
@@ -72,7 +79,21 @@ def _explained(activity: str, folder: Path, runtime: RuntimeSettings, error: Bas
                 remedy="free some space (`factsmith store gc` removes artifacts that are not needed), or set "
                 "FACTSMITH_HOME to a folder on another disk; the same command then continues from here",
             )
+        if _errno(cause) == errno.EROFS or _says(cause, _UNUSABLE) or _is_forbidden(cause, folder):
+            return InputError(
+                f"{activity} could not read or write the files in {folder}.",
+                got=cause,
+                remedy="check that you may write there and that the disk works, or set FACTSMITH_HOME to another "
+                "folder; the same command then continues from here",
+            )
     return None
+
+
+def _is_forbidden(error: BaseException, folder: Path) -> bool:
+    """Whether a file below ``folder`` could not be written or read for want of permission."""
+    if not isinstance(error, PermissionError) or error.filename is None:
+        return False
+    return Path(os.fsdecode(error.filename)).absolute().is_relative_to(folder.absolute())
 
 
 def _errno(error: BaseException) -> int | None:

@@ -135,11 +135,14 @@ def _prepare_database(home: Path) -> None:
     home.mkdir(parents=True, exist_ok=True)
     for killed in home.glob(f"{_MAKING}*"):
         shutil.rmtree(killed, ignore_errors=True)
-    with tempfile.TemporaryDirectory(prefix=_MAKING, dir=home) as folder:
-        made = Path(folder) / DATABASE
+    folder = Path(tempfile.mkdtemp(prefix=_MAKING, dir=home))
+    try:
+        made = folder / DATABASE
         open_store(f"sqlite:///{made}", (home / FILES).as_uri()).engine.dispose()
         with suppress(FileExistsError):  # Another process was quicker.
             os.link(made, database)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def open_experiment(client: MlflowClient, home: Path, name: str) -> str:

@@ -87,8 +87,29 @@ def test_full_memory_of_a_gpu(error, tmp_path):
     assert "runtime.gpu_memory_mb" in spread.details["remedy"]
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(30, "Read-only file system", "elsewhere"),
+        OSError(13, "Permission denied", "FOLDER/staging/x"),
+        RuntimeError("(sqlite3.OperationalError) attempt to write a readonly database"),
+    ],
+)
+def test_a_folder_that_turns_read_only(error, tmp_path):
+    if isinstance(error, PermissionError):
+        error = OSError(error.errno, error.strerror, str(tmp_path / "staging"))
+
+    def fail():
+        raise ValueError("wrapped by a library") from error
+
+    found = told(fail, tmp_path)
+    assert found.what == f"Stage x could not read or write the files in {tmp_path}."
+    assert "FACTSMITH_HOME" in found.details["remedy"]
+
+
 def test_other_errors_keep_their_traceback(tmp_path):
-    for error in (ZeroDivisionError(), OSError(13, "Permission denied"), RuntimeError("shape mismatch")):
+    elsewhere = OSError(13, "Permission denied", "/elsewhere")
+    for error in (ZeroDivisionError(), OSError(13, "Permission denied"), elsewhere, RuntimeError("shape mismatch")):
         with pytest.raises(type(error)) as caught, resource_errors("Stage x", tmp_path, RUNTIME):
             raise error
         assert caught.value is error
