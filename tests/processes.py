@@ -28,7 +28,7 @@ __all__ = ["count_what_is_built", "kill_before", "start"]
 def _context() -> ForkServerContext:
     """Processes that begin with everything imported."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.processes", "transformers.models.gpt2.modeling_gpt2"])
+    context.set_forkserver_preload(["tests.processes", "factsmith.flows.sweeps.sweep", "transformers.models.gpt2.modeling_gpt2"])
     return context
 
 

@@ -42,13 +42,13 @@ def sweep(
     share run once, a cell that fails does not stop the others, and the same command continues an interrupted sweep.
     """
     start()
-    from factsmith.flows.cells import open_sweep
+    from factsmith.flows.sweeps.cells import open_sweep
 
     check_report_file(report_file)
     opened = open_sweep(arguments or [], jobs=jobs, memory_mb=memory_mb)
     if out is not None and out.exists() and not out.is_dir():
         raise InputError(f"{out} is not a folder.", remedy="choose another --out")
-    from factsmith.flows.sweep import cells_flow
+    from factsmith.flows.sweeps.sweep import cells_flow
 
     report = complete(cells_flow(opened))
     from factsmith.flows.reporting.sweeps.results import failures, sweep_tables, write_sweep

@@ -12,15 +12,14 @@ from uuid import UUID
 
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import FlowRunFilter, TaskRunFilter
-from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.client.schemas.objects import FlowRun, State
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Crashed
 
+from factsmith.tasks.pipeline.page import UNFINISHED
 from factsmith.tasks.tracking.dead_runs import dead_in_prefect, note_ended
 
 __all__ = ["crash_dead_flow_runs"]
-
-_UNFINISHED = {"type": {"any_": [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]}}
 
 
 def crash_dead_flow_runs(home: Path) -> None:
@@ -57,10 +56,10 @@ def _crash(client: SyncPrefectClient, runs: Sequence[FlowRun], crashed: State[An
             client.set_flow_run_state(run.id, crashed, force=True)
     tasks = client.read_task_runs(
         flow_run_filter=FlowRunFilter.model_validate({"id": {"any_": ids}}),
-        task_run_filter=TaskRunFilter.model_validate({"state": _UNFINISHED}),
+        task_run_filter=TaskRunFilter.model_validate({"state": UNFINISHED}),
     )
     for task in tasks:
         client.set_task_run_state(task.id, crashed, force=True)
-    below = FlowRunFilter.model_validate({"parent_flow_run_id": {"any_": ids}, "state": _UNFINISHED})
+    below = FlowRunFilter.model_validate({"parent_flow_run_id": {"any_": ids}, "state": UNFINISHED})
     if started := client.read_flow_runs(flow_run_filter=below):
         _crash(client, started, crashed)

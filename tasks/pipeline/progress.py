@@ -6,14 +6,14 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
-from threading import Event, Lock
+from threading import Lock
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-__all__ = ["progress", "published_by", "stopped_by"]
+__all__ = ["progress", "published_by", "shown_by"]
 
 logger = logging.getLogger(__name__)
 
@@ -28,42 +28,42 @@ _publish: ContextVar[Callable[[str, float], None] | None] = ContextVar("_publish
 _display: ContextVar[Progress | None] = ContextVar("_display", default=None)
 """The display of the outer work, if there is one. Two displays would overwrite each other."""
 
-_stopping: ContextVar[Event | None] = ContextVar("_stopping", default=None)
+_show: ContextVar[Callable[[str, int], AbstractContextManager[Callable[[int], None]]] | None]
+_show = ContextVar("_show", default=None)
 
 
 @contextmanager
 def progress(name: str, total: int) -> Iterator[Callable[[int], None]]:
     """Show how much of ``total`` is done. Yields a function to call with the number of items just finished."""
-    show = _bar if sys.stderr.isatty() else _lines
-    stopping, publish = _stopping.get(), _publish.get()
+    show = _show.get() or (_bar if sys.stderr.isatty() else _lines)
+    publish = _publish.get()
     with show(name, total) as advance, _published(publish, name, total) as advance_published:
         one_at_a_time = Lock()  # Devices that share the work have a thread each.
 
-        def advance_or_stop(done: int) -> None:
-            if stopping is not None and stopping.is_set():
-                raise KeyboardInterrupt
+        def advance_both(done: int) -> None:
             with one_at_a_time:
                 advance(done)
                 advance_published(done)
 
-        yield advance_or_stop
+        yield advance_both
 
 
 @contextmanager
-def stopped_by(event: Event) -> Iterator[None]:
-    """Stop the work in this context like Ctrl-C once ``event`` is set. Only the main thread receives signals."""
-    if event.is_set():
-        raise KeyboardInterrupt
-    token = _stopping.set(event)
+def shown_by(show: Callable[[str, int], AbstractContextManager[Callable[[int], None]]]) -> Iterator[None]:
+    """Show the progress of work in this context by ``show``, which is given what ``progress`` is."""
+    token = _show.set(show)
     try:
         yield
     finally:
-        _stopping.reset(token)
+        _show.reset(token)
 
 
 @contextmanager
-def published_by(publish: Callable[[str, float], None]) -> Iterator[None]:
-    """Publish the progress of long work in this context: its name and how much is done, in percent."""
+def published_by(publish: Callable[[str, float], None] | None) -> Iterator[None]:
+    """Publish the progress of long work in this context: its name and how much is done, in percent.
+
+    ``None`` publishes nothing.
+    """
     token = _publish.set(publish)
     try:
         yield

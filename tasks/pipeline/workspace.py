@@ -190,7 +190,8 @@ class Workspace:
                 )
                 self._tracker = tracker
                 self.flow_run = _flow_run()
-                known = {"uri": tracker.uri, "prefect": self.flow_run}
+                # The flow run is that of the whole. It goes on if the process of a part dies.
+                known = {"uri": tracker.uri, "prefect": self.flow_run if parent is None else None}
                 self._sign = life.enter_context(alive(self.store.root, tracker.run_id, known))
             try:
                 yield

@@ -103,7 +103,7 @@ def dry(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipeline, "check_runs", lambda: None)
     monkeypatch.setattr(runs, "find_run", lambda home, run: past)
     monkeypatch.setattr("factsmith.flows.cli.sweep.start", lambda: None)
-    monkeypatch.setattr("factsmith.flows.cells.open_sweep", open_sweep)
+    monkeypatch.setattr("factsmith.flows.sweeps.cells.open_sweep", open_sweep)
     monkeypatch.setattr("factsmith.flows.tune.check_tune", stop)
 
 

@@ -15,10 +15,11 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
 
 from factsmith.artifacts.errors import InputError
-from factsmith.flows.cells import RunPool, open_sweep
+from factsmith.flows.sweeps.cells import open_sweep
 from factsmith.flows.configuration.composition import compose
 from factsmith.flows.reporting.sweeps.results import curves, failures, sweep_tables, write_sweep
-from factsmith.flows.sweep import run_sweep
+from factsmith.flows.sweeps.lender import Lender
+from factsmith.flows.sweeps.sweep import run_sweep
 from factsmith.tasks.model.checkpoint import Checkpoint
 from factsmith.tasks.pipeline.progress import progress
 from factsmith.tasks.pipeline.workspace import Workspace
@@ -144,7 +145,7 @@ def test_a_sweep_that_is_stopped_does_not_wait_for_its_cells(prefect, which, req
             stopped.append(name)
             raise
 
-    monkeypatch.setattr("factsmith.flows.sweep.run_part", endless)
+    monkeypatch.setattr("factsmith.flows.sweeps.sweep.run_part", endless)
     with pytest.raises(KeyboardInterrupt):
         run_sweep(open_sweep(arguments("method=memit,emmet"), jobs=2))
     assert stopped
@@ -158,19 +159,12 @@ def test_cells_that_run_at_once_have_devices_to_themselves(arguments, store, mon
         property(lambda self: two if self.runtime.devices else [torch.device(self.runtime.device)]),
     )
     settings = compose(arguments("runtime.devices=all"))
-    alone, apart = RunPool(store), RunPool(store, apart=True)
-    with alone.borrow(settings) as run:
-        assert run.workspace.devices == two
-    with apart.borrow(settings) as one, apart.borrow(settings) as other:
-        assert [run.workspace.devices for run in (one, other)] == [two[:1], two[1:]]
-        assert one.model is not other.model
-        with apart.borrow(settings) as third:
-            assert third.workspace.devices == two[:1]
-        lenders = {run.workspace.device: run.model for run in (one, other)}
-    for _ in range(2):  # Each device keeps its model for the next cell.
-        with apart.borrow(settings) as one, apart.borrow(settings) as other:
-            assert {run.workspace.device for run in (one, other)} == set(two)
-            assert other.model is lenders[other.workspace.device]
+    assert Lender(store).run(settings).workspace.devices == two
+    lenders = [Lender(store, number) for number in range(3)]
+    runs = [one.run(settings) for one in lenders]
+    assert [run.workspace.devices for run in runs] == [two[:1], two[1:], two[:1]]
+    assert len({id(run.model) for run in runs}) == 3
+    assert lenders[1].run(settings).model is runs[1].model, "a process keeps its model for the next cell"
 
 
 def test_no_more_cells_run_at_once_than_fit_the_memory(arguments, home, caplog):

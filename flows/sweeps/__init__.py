@@ -1,0 +1,1 @@
+"""Sweeps: their cells, checked before any of them runs, and run in this process or in several."""
