@@ -4,7 +4,8 @@ Imports run downwards::
 
     cli                                       the command line
     services                                  schedules, the servers of Prefect and MLflow
-    sweep, tune, run, evaluate, edit, ...     the flows
+    sweeps                                    many runs, one after the other or at once
+    tune, run, evaluate, edit, ...            the flows
     reporting                                 tables, figures and reports
     configuration                             from arguments to settings
 """

@@ -21,20 +21,22 @@ from factsmith.flows.run import run
 from factsmith.tasks.keys import stage as keys_stage
 from tests.runs import run_as_functions
 
-__all__ = ["count_what_is_built", "kill_before", "start"]
+__all__ = ["count_what_is_built", "forkserver", "kill_before", "start"]
 
 
 @cache
-def _context() -> ForkServerContext:
+def forkserver() -> ForkServerContext:
     """Processes that begin with everything imported."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.processes", "factsmith.flows.sweeps.sweep", "transformers.models.gpt2.modeling_gpt2"])
+    context.set_forkserver_preload(
+        ["tests.processes", "factsmith.flows.sweeps.sweep", "transformers.models.gpt2.modeling_gpt2"]
+    )
     return context
 
 
 def start(target: Callable[..., None], *arguments: object) -> ForkServerProcess:
     """Start ``target`` in a process with the environment of this one."""
-    process = _context().Process(target=_run, args=(target, dict(os.environ), *arguments))
+    process = forkserver().Process(target=_run, args=(target, dict(os.environ), *arguments))
     process.start()
     return process
 

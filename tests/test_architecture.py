@@ -38,7 +38,7 @@ TASK_ROOMS = [
 ]
 """Rooms of ``tasks``, in the order of the data. Each may import those before it."""
 
-FLOW_ROOMS = ["configuration", "reporting", "html", "flows", "exports", "services", "cli"]
+FLOW_ROOMS = ["configuration", "reporting", "html", "flows", "sweeps", "exports", "services", "cli"]
 """Rooms of ``flows``, where ``flows`` stands for the flows themselves. Each may import those before it."""
 
 SERVICES = {"prefect", "mlflow"}

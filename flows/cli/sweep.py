@@ -25,7 +25,7 @@ GridArguments = Annotated[
 
 def sweep(
     arguments: GridArguments = None,
-    jobs: Annotated[int, typer.Option(min=1, help="most cells to run at once")] = 1,
+    jobs: Annotated[int, typer.Option(min=1, help="most cells to run at once, each in a process of its own")] = 1,
     memory_mb: Annotated[
         int | None,
         typer.Option(
@@ -39,7 +39,8 @@ def sweep(
     """Run every combination of the given settings, and show the scores in tables and plots as in the papers.
 
     experiment=NAME runs a prepared sweep (`factsmith conf` lists them); other settings change it. Stages that cells
-    share run once, a cell that fails does not stop the others, and the same command continues an interrupted sweep.
+    share run once. A cell that fails, or whose process is killed, does not stop the others. The same command continues an
+    interrupted sweep.
     """
     start()
     from factsmith.flows.sweeps.cells import open_sweep

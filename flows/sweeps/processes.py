@@ -242,7 +242,8 @@ def _serve(connection: Connection, about: _About, begin: Begin[Any, Any]) -> Non
     os.environ.clear()
     os.environ.update(about.environment)
     messages = _Messages(connection)
-    logging.basicConfig(level=about.level, format="%(message)s", handlers=[_LogToCaller(cast(Any, messages))], force=True)
+    handler = _LogToCaller(cast(Any, messages))
+    logging.basicConfig(level=about.level, format="%(message)s", handlers=[handler], force=True)
     torch.set_num_threads(about.threads)
     try:
         with shown_by(partial(_shown_by_caller, messages, count())), begin(about.number) as do:
@@ -286,4 +287,5 @@ def _shown_by_caller(
     try:
         yield advance
     finally:
+        messages.send((bar, done))
         messages.send((bar, None))

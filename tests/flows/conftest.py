@@ -1,9 +1,12 @@
-"""Fixtures of the tests that look at pages."""
+"""Fixtures of tests that look at pages, and of those that start processes."""
 
 from __future__ import annotations
 
+from multiprocessing import forkserver
+
 import pytest
 
+from tests import processes
 from tests.browser import find_browser
 
 
@@ -11,3 +14,10 @@ from tests.browser import find_browser
 def chromium() -> str:
     """Where the system's Chromium is."""
     return find_browser()
+
+
+@pytest.fixture
+def forked() -> None:
+    """Processes of sweeps are forked from the one that tests fork from, which has imported everything."""
+    processes.forkserver()
+    forkserver.ensure_running()

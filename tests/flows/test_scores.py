@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from factsmith.artifacts.store import Store
-from factsmith.flows.sweeps.cells import open_sweep
 from factsmith.flows.configuration.choices import load_choice
 from factsmith.flows.configuration.composition import compose
 from factsmith.flows.reporting.sweeps.results import curves
 from factsmith.flows.run import run
+from factsmith.flows.sweeps.cells import open_sweep
 from factsmith.flows.sweeps.sweep import run_sweep
 from factsmith.tasks.pipeline.environment import home
 from tests.runs import artifacts, run_as_functions

@@ -7,21 +7,28 @@ import json
 import os
 import signal
 import time
+from collections import Counter
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Thread
 
 import pytest
 import torch
 from mlflow import MlflowClient
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, FlowRunFilter
 
 from factsmith.artifacts.errors import InputError
-from factsmith.flows.sweeps.cells import open_sweep
 from factsmith.flows.configuration.composition import compose
 from factsmith.flows.reporting.sweeps.results import curves, failures, sweep_tables, write_sweep
+from factsmith.flows.run import run_part
+from factsmith.flows.sweeps import cell as cell_of_sweep
+from factsmith.flows.sweeps import engines
+from factsmith.flows.sweeps.cell import Cells
+from factsmith.flows.sweeps.cells import open_sweep
 from factsmith.flows.sweeps.lender import Lender
 from factsmith.flows.sweeps.sweep import run_sweep
 from factsmith.tasks.model.checkpoint import Checkpoint
-from factsmith.tasks.pipeline.progress import progress
 from factsmith.tasks.pipeline.workspace import Workspace
 from tests.reports import cell, report_of
 from tests.runs import artifacts, count_positions, run_as_functions
@@ -93,7 +100,7 @@ def test_a_cell_that_fails_while_it_runs_is_reported_and_the_others_run(sweep):
     assert "no direction may be written" in str(report.cells[0].error)
 
 
-def test_cells_may_run_at_once_to_the_same_scores(prefect_server, home, arguments, monkeypatch, tmp_path):
+def test_cells_may_run_at_once_to_the_same_scores(prefect_server, home, arguments, monkeypatch, tmp_path, forked):
     smaller = arguments("corpus.dynamic_multiplier=2", "method=memit,emmet", "dataset.batches=1")
     grid = arguments("corpus.dynamic_multiplier=2,5", "method=memit,emmet", "dataset.batches=1")
     with monkeypatch.context() as patch:
@@ -112,43 +119,71 @@ def test_cells_may_run_at_once_to_the_same_scores(prefect_server, home, argument
     with get_client(sync_client=True) as client:
         of_run = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[three.run_id]))
         shown = [found for found in client.read_artifacts(artifact_filter=of_run) if found.type == "table"]
+        run_filter = FlowRunFilter.model_validate({"id": {"any_": [three.run_id]}})
+        tasks = Counter((one.name, one.state_name) for one in client.read_task_runs(flow_run_filter=run_filter))
+    assert tasks["method=memit", "Completed"] == tasks["method=emmet", "Completed"] == 1
+    assert sum(count for (name, _), count in tasks.items() if name.startswith("factor")) == 2
     tables = sweep_tables(three)
     assert sorted(found.description for found in shown) == sorted(table.title for table in tables)
     rows = [json.loads(found.data) for found in shown if found.description == tables[0].title]
     assert [list(row.values()) for row in rows[0]] == tables[0].rows
 
 
-@pytest.mark.parametrize(
-    ("prefect", "which"),
-    [
-        ("prefect_server", "method=memit"),
-        ("plain_flows", "method=emmet"),
-        pytest.param("prefect_server", "method=emmet", marks=pytest.mark.slow),
-        pytest.param("plain_flows", "method=memit", marks=pytest.mark.slow),
-    ],
-)
-def test_a_sweep_that_is_stopped_does_not_wait_for_its_cells(prefect, which, request, home, arguments, monkeypatch):
-    """Whether Ctrl-C comes while cells are still handed out or when all of them run."""
+class Watched(Cells):
+    """Cells whose processes do what the environment says: one kills itself, or none ever ends."""
+
+    @contextmanager
+    def elsewhere(self, number):
+        cell_of_sweep.run_part = _watched
+        with super().elsewhere(number) as run:
+            yield run
+
+
+def _watched(run, name, **given):
+    with run.logged(name, **given):
+        if os.environ["WATCHED"] == "endless":
+            (run.workspace.store.root.parent / f"{name}.pid").write_text(str(os.getpid()))
+            time.sleep(600)
+        if name == os.environ["WATCHED"]:
+            os.kill(os.getpid(), signal.SIGKILL)
+    return run_part(run, name, **given)
+
+
+@pytest.mark.parametrize("prefect", ["plain_flows", pytest.param("prefect_server", marks=pytest.mark.slow)])
+def test_a_process_that_is_killed_is_a_cell_that_failed(prefect, request, home, arguments, monkeypatch, forked):
     request.getfixturevalue(prefect)
-    stopped = []
+    monkeypatch.setattr(engines, "Cells", Watched)
+    monkeypatch.setenv("WATCHED", "method=memit")
+    report = run_sweep(open_sweep(arguments("method=memit,emmet,pmet", "dataset.batches=1"), jobs=2))
+    failed, emmet, pmet = report.cells
+    assert "killed by SIGKILL" in failed.error
+    assert emmet.error is pmet.error is None
+    assert failures(report)[0].startswith("1 failed (method=memit)")
+    client = MlflowClient(f"sqlite:///{home / 'mlflow.db'}")
+    children = client.search_runs(["1"], f"tags.mlflow.parentRunId = '{report.mlflow_run_id}'")
+    assert Counter(one.info.status for one in children) == {"KILLED": 1, "FINISHED": 4}  # Each is logged twice here.
+    assert client.get_run(report.mlflow_run_id).info.status == "FINISHED"
+    assert not list((home / "runs").iterdir())
 
-    def endless(run, name, **_):
-        deadline = time.monotonic() + 60
-        if which in name:
-            os.kill(os.getpid(), signal.SIGINT)
-        try:
-            with progress("endless", 1) as advance:
-                while time.monotonic() < deadline:
-                    advance(0)
-                    time.sleep(0.01)
-        except KeyboardInterrupt:
-            stopped.append(name)
-            raise
 
-    monkeypatch.setattr("factsmith.flows.sweeps.sweep.run_part", endless)
+@pytest.mark.parametrize("prefect", ["plain_flows", pytest.param("prefect_server", marks=pytest.mark.slow)])
+def test_a_sweep_that_is_stopped_leaves_no_process(prefect, request, home, arguments, monkeypatch, forked):
+    request.getfixturevalue(prefect)
+    monkeypatch.setattr(engines, "Cells", Watched)
+    monkeypatch.setenv("WATCHED", "endless")
+    signs = [home.parent / f"method={name}.pid" for name in ("memit", "emmet")]
+
+    def stop():
+        while not all(sign.exists() and sign.read_text() for sign in signs):
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    Thread(target=stop, daemon=True).start()
     with pytest.raises(KeyboardInterrupt):
         run_sweep(open_sweep(arguments("method=memit,emmet"), jobs=2))
-    assert stopped
+    assert not any(Path(f"/proc/{sign.read_text()}").exists() for sign in signs)
+    client = MlflowClient(f"sqlite:///{home / 'mlflow.db'}")
+    assert Counter(one.info.status for one in client.search_runs(["1"])) == {"FAILED": 3}
 
 
 def test_cells_that_run_at_once_have_devices_to_themselves(arguments, store, monkeypatch):

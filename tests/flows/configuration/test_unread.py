@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from factsmith.artifacts.errors import InputError
-from factsmith.flows.sweeps.cells import open_sweep
 from factsmith.flows.configuration.composition import UNUSED_BY_LOCATE, compose, compose_again
 from factsmith.flows.configuration.keys import describe_settings
 from factsmith.flows.configuration.parameters import deployment_parameters
 from factsmith.flows.configuration.unread import unread
+from factsmith.flows.sweeps.cells import open_sweep
 from factsmith.tasks.pipeline.settings import ReadIf, Section
 from factsmith.tasks.planning.settings import Settings
 

@@ -12,7 +12,6 @@ import pytest
 from mlflow import MlflowClient
 
 from factsmith.artifacts.store import Store
-from factsmith.flows.sweeps.cells import open_sweep
 from factsmith.flows.configuration.composition import compose
 from factsmith.flows.html import document
 from factsmith.flows.html.document import Document, render
@@ -21,6 +20,7 @@ from factsmith.flows.html.sections.facts import facts
 from factsmith.flows.html.sections.lineage import lineage
 from factsmith.flows.html.sections.trajectory import trajectory
 from factsmith.flows.precompute import precompute
+from factsmith.flows.sweeps.cells import open_sweep
 from factsmith.flows.sweeps.sweep import run_sweep
 from factsmith.tasks.evaluation.answers_stage import Answer
 from factsmith.tasks.evaluation.family import load_families

@@ -8,12 +8,12 @@ import pytest
 from mlflow import MlflowClient
 from rich.console import Console
 
-from factsmith.flows.sweeps.cells import open_sweep
 from factsmith.flows.configuration.composition import compose
 from factsmith.flows.reporting.curves import collapse
 from factsmith.flows.reporting.sweeps.reports import CellReport, SweepReport
 from factsmith.flows.reporting.sweeps.results import sweep_tables, write_sweep
 from factsmith.flows.reporting.terminal import trajectory_table
+from factsmith.flows.sweeps.cells import open_sweep
 from factsmith.flows.sweeps.sweep import run_sweep
 from factsmith.tasks.tracking.tracker import metric_name
 

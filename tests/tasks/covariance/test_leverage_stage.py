@@ -13,11 +13,11 @@ from mlflow import MlflowClient
 from factsmith.artifacts.errors import InputError
 from factsmith.artifacts.keys import read_keys
 from factsmith.artifacts.store import Store
-from factsmith.flows.sweeps.cells import open_sweep
 from factsmith.flows.configuration.composition import compose
 from factsmith.flows.precompute import precompute
 from factsmith.flows.reporting.reports import PrecomputeReport
 from factsmith.flows.reporting.sweeps.results import sweep_tables, write_sweep
+from factsmith.flows.sweeps.cells import open_sweep
 from factsmith.flows.sweeps.sweep import run_sweep
 from factsmith.tasks.keys import stage as keys_stage
 from factsmith.tasks.model.checkpoint import Checkpoint

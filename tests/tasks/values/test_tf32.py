@@ -7,8 +7,8 @@ import torch
 
 from factsmith.artifacts.errors import InputError
 from factsmith.artifacts.store import Store
-from factsmith.flows.sweeps.cells import open_sweep
 from factsmith.flows.configuration.composition import compose
+from factsmith.flows.sweeps.cells import open_sweep
 from factsmith.tasks.decoder.precision import tensor_float_32
 from factsmith.tasks.pipeline.workspace import Workspace
 from factsmith.tasks.planning.preflight import check_input
