@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -23,6 +21,7 @@ from factsmith.flows.cli.common import (
     preflight,
     show,
     show_report,
+    start,
     write_report,
 )
 from factsmith.flows.cli.exports import Public, PushTo, Rank, To, check_hub, check_target, show_export
@@ -165,26 +164,54 @@ def _is_run(argument: str) -> bool:
 def plan(
     arguments: FactsAndArguments = None,
     precompute: Annotated[bool, typer.Option("--precompute", help="only stages that do not depend on facts")] = False,
+    nodes: Annotated[
+        int | None, typer.Option(min=1, help="predict the time on so many workers, each with the model")
+    ] = None,
+    gpu: Annotated[
+        str | None, typer.Option(help="the GPU of each worker: a100, h100, h200, b200, l40s; without, this machine")
+    ] = None,
+    price: Annotated[float | None, typer.Option(min=0, help="price of a GPU (or of this machine) for an hour")] = None,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="run these stages on little first, to learn how fast this machine is")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show what a run would do: what is cached, and what the rest would cost in FLOP, bytes and memory."""
-    settings = compose_arguments(_with_facts(arguments))
-    if settings.runtime.mirror is not None:
-        raise InputError(
-            "A plan does not look elsewhere for statistics.",
-            got=f"runtime.mirror={settings.runtime.mirror}",
-            remedy="leave it out; `factsmith store pull KIND URL --dry-run` shows what is there",
-        )
-    checked = preflight(settings, dataset=not precompute)
-    from factsmith.flows.reporting.terminal import plan_table
-    from factsmith.tasks.planning.plan import plan as plan_stages
-    from factsmith.tasks.planning.precompute_plan import unstored
+    """Show what a run would do: what is cached, and what the rest would cost in FLOP, bytes, memory and time.
 
-    stages = plan_stages(checked, dataset=not precompute)
+    Settings with several values, separated by commas, are a sweep: what its cells share is counted once. The time is
+    predicted from rates that --measure has measured on this machine, or from those that are published for a --gpu.
+    """
+    start()
+    given = _with_facts(arguments)
+    from factsmith.flows.sweeps.plans import Wanted, plan_run, plan_sweep, varies
+
+    wanted = Wanted(nodes, gpu, price)
+    if measure and (gpu is not None or varies(given)):
+        raise InputError(
+            "--measure runs one run's stages on this machine.",
+            got=f"--gpu {gpu}" if gpu is not None else "a sweep",
+            remedy="measure with the settings of one run and without --gpu; predictions of sweeps then use the rates",
+        )
+    if varies(given):
+        found = plan_sweep(given, wanted, dataset=not precompute)
+    else:
+        settings = compose_arguments(given)
+        if settings.runtime.mirror is not None:
+            raise InputError(
+                "A plan does not look elsewhere for statistics.",
+                got=f"runtime.mirror={settings.runtime.mirror}",
+                remedy="leave it out; `factsmith store pull KIND URL --dry-run` shows what is there",
+            )
+        checked = preflight(settings, dataset=not precompute)
+        if measure:
+            from factsmith.flows.measure import measure as measure_rates
+
+            measure_rates(settings, dataset=not precompute)
+        found = plan_run(checked, wanted, dataset=not precompute)
     if as_json:
-        typer.echo(json.dumps({"stages": [asdict(stage) for stage in stages]}))
+        typer.echo(found.json())
         return
-    show(plan_table(stages, settings, unstored(checked)))
+    show(found.table())
 
 
 def _with_facts(arguments: list[str] | None) -> list[str]:

@@ -39,8 +39,8 @@ def sweep(
     """Run every combination of the given settings, and show the scores in tables and plots as in the papers.
 
     experiment=NAME runs a prepared sweep (`factsmith conf` lists them); other settings change it. Stages that cells
-    share run once. A cell that fails, or whose process is killed, does not stop the others. The same command continues an
-    interrupted sweep.
+    share run once. A cell that fails, or whose process is killed, does not stop the others. The same command continues
+    an interrupted sweep.
     """
     start()
     from factsmith.flows.sweeps.cells import open_sweep

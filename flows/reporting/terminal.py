@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from factsmith.flows.reporting.reports import LayerReport, Report
     from factsmith.tasks.evaluation.answers_stage import Answer
     from factsmith.tasks.pipeline.workspace import StageReport
-    from factsmith.tasks.planning.plan import StagePlan
 
 __all__ = [
     "answer_lines",
@@ -30,7 +29,6 @@ __all__ = [
     "conditioning_table",
     "trajectory_table",
     "deployments_table",
-    "plan_table",
     "scores_table",
     "settings_table",
     "stages_table",
@@ -194,51 +192,6 @@ def conditioning_table(layers: Sequence[LayerReport]) -> Table:
         values = [f"{one.eigenvalues[name]:.1e}" for name in ("largest", "median", "smallest")]
         table.add_row(str(one.layer), leverage, f"{one.effective_rank:.1f}", condition, *values)
     return table
-
-
-def plan_table(stages: Sequence[StagePlan], settings: Settings, unstored: Sequence[str]) -> Table:
-    """What each stage would build, its cost, and what is not stored because it is quicker to compute again."""
-    caption = "FLOP and memory are estimates. Memory does not include Python and its libraries."
-    if unstored:
-        names = " and ".join(unstored).capitalize()
-        caption += f"\n{names} are not stored: this device computes them again in less time than it reads them."
-    table = Table(
-        title=f"{settings.method.name} on {settings.model.name}: what a run would do",
-        title_justify="left",
-        caption=caption,
-        caption_justify="left",
-    )
-    for name in ("stage", "to build"):
-        table.add_column(name)
-    for name in ("FLOP", "to write", "peak memory"):
-        table.add_column(name, justify="right")
-    for stage in stages:
-        if not stage.missing:
-            nothing = Text.assemble(("nothing", "green"), f": {stage.total:,} {stage.unit} cached")
-            table.add_row(stage.name, nothing, "", "", "")
-            continue
-        count = Text.assemble((f"{stage.missing:,}", "yellow"), f" of {stage.total:,} {stage.unit}")
-        table.add_row(stage.name, count, _flop(stage.flop), _size(stage.bytes), _size(stage.memory))
-    table.add_section()
-    missing = [stage for stage in stages if stage.missing]
-    table.add_row(
-        f"{len(stages)} stages",
-        f"{len(stages) - len(missing)} cached",
-        _flop(sum(stage.flop for stage in missing)),
-        _size(sum(stage.bytes for stage in missing)),
-        _size(max((stage.memory for stage in missing), default=0)),
-    )
-    return table
-
-
-def _size(count: float) -> str:
-    if count < 5e4:
-        return "< 0.1 MB"
-    return f"{count / 1e9:,.1f} GB" if count >= 1e8 else f"{count / 1e6:,.1f} MB"
-
-
-def _flop(count: float) -> str:
-    return f"{count / 1e12:,.1f} T" if count >= 1e11 else f"{count / 1e9:,.1f} G" if count else ""
 
 
 _STAGE_OF = {

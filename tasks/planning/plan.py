@@ -82,7 +82,8 @@ class _RunPlanner(PrecomputePlanner):
         """The recipe and the plan of contexts."""
         run = self.run
         recipe = context_series(self.fingerprint, self.settings.method, run.given_contexts, run.chat_contexts).member()
-        return recipe, StagePlan("contexts", self.missing([recipe]), 1, "template list", memory=self.weights)
+        missing = self.missing([recipe])
+        return recipe, StagePlan("contexts", missing, 1, "template list", memory=self.weights, makes=recipe.digest)
 
     def by_editor(self, editor: Editor) -> list[StagePlan]:
         """The plans of contexts, edit, evaluation and for a sequence trajectory."""
@@ -124,10 +125,9 @@ class _RunPlanner(PrecomputePlanner):
         leading = direction_series(self.kind.source, self.made_from, self.count)
         layers = [] if self.kind.source == "nothing" else self.layers
         absent = self.missing(leading.member(layer=layer) for layer in layers)
-        rows = 2 * self.count if self.kind.source == "keys" else width
-        flop, size = 10.0 * absent * MOST * rows * width, absent * 8 * MOST * width
-        memory = 8 * rows * width
-        directions = StagePlan("principal directions", absent, len(layers), "layers", flop, size, memory)
+        rows, made = 2 * self.count if self.kind.source == "keys" else width, leading.digest
+        flop, size, memory = 10.0 * absent * MOST * rows * width, absent * 8 * MOST * width, 8 * rows * width
+        directions = StagePlan("principal directions", absent, len(layers), "layers", flop, size, memory, flop, made)
         series = sequence_series(
             self.fingerprint,
             self.layers,
@@ -163,8 +163,7 @@ class _RunPlanner(PrecomputePlanner):
         blocks = HELD_OUT * sum(not store.members(text) for text in texts)
         flop += blocks * self._pass_flop(self.settings.corpus.block_length, self.settings.corpus.block_length)
         total = sum(len(scored) for _, scored in phases[:-1]) * len(run.families) + HELD_OUT * len(texts)
-        memory = self.pass_memory()
-        return StagePlan("trajectory", missing + blocks, total, "records and blocks", flop, memory=memory)
+        return StagePlan("trajectory", missing + blocks, total, "records and blocks", flop, memory=self.pass_memory())
 
     def edit_recipe(self, contexts: Recipe, vectors: Series, batch: Sequence[Record]) -> Recipe:
         series = edit_series(
@@ -192,7 +191,8 @@ class _RunPlanner(PrecomputePlanner):
         absent = [request for digest, request in facts.items() if digest not in stored]
         flop = sum(map(self._value_flop, absent))
         memory = self.weights + self.run.model.limits.memory
-        return StagePlan("values", len(absent), len(facts), "facts", flop, 8 * self.cost.width * len(absent), memory)
+        size = 8 * self.cost.width * len(absent)
+        return StagePlan("values", len(absent), len(facts), "facts", flop, size, memory, makes=series.digest)
 
     def _encoded(self, request: EditRequest, context: Context = CLEAN) -> EncodedPrompt:
         """The tokens of a fact's prompt in a context, with its new object."""
@@ -223,13 +223,13 @@ class _RunPlanner(PrecomputePlanner):
 
     def edits(self, recipes: Sequence[Recipe]) -> StagePlan:
         flop, size, missing = 0.0, 0, 0
-        width, rows = self.cost.key_width, self.cost.width
+        factors = 8 * len(self.layers) * (self.cost.key_width + self.cost.width)
         for recipe, batch in zip(recipes, self.run.batches.batches, strict=True):
             if self.store.find(recipe):
                 continue
             missing += len(batch)
             flop += self._edit_flop(batch)
-            size += self._dense_size or 8 * len(self.layers) * (width + rows) * len(batch)
+            size += self._dense_size or factors * len(batch)
         total = len(self.run.batches.records)
         memory = self.pass_memory() + self.operator.bytes + 8 * len(self.layers) * self.cost.projection
         return StagePlan("edit", missing, total, "facts", flop, size, memory)

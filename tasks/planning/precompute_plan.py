@@ -35,6 +35,8 @@ class StagePlan:
         flop: FLOP of the model's passes and of the algebra.
         bytes: bytes to write.
         memory: most bytes held at once.
+        algebra: how much of ``flop`` are products and decompositions of keys and covariances, outside of the model.
+        makes: digest of what is built; empty if no other run would share it.
     """
 
     name: str
@@ -44,6 +46,8 @@ class StagePlan:
     flop: float = 0.0
     bytes: int = 0
     memory: int = 0
+    algebra: float = 0.0
+    makes: str = ""
 
 
 def unstored(run: Run) -> list[str]:
@@ -155,7 +159,8 @@ class PrecomputePlanner:
 
     def _checked(self, recipe: Recipe | None, cost: ModelCost) -> StagePlan:
         missing = self.missing([recipe]) if recipe else 1
-        return StagePlan("model", missing, 1, "checkpoint", memory=8 * missing * cost.vocabulary * cost.width)
+        memory = 8 * missing * cost.vocabulary * cost.width
+        return StagePlan("model", missing, 1, "checkpoint", memory=memory, makes=recipe.digest if recipe else "")
 
     def corpus(self) -> list[StagePlan]:
         """The plans of tokens, leverage, keys and covariance, as far as the run needs these stages."""
@@ -169,7 +174,7 @@ class PrecomputePlanner:
         useful = whole_shards(width, wanted) if self.run.keeps_keys else wanted
         most = available if ended else max(available, useful)
         unread = most - available
-        tokens = StagePlan("tokens", unread, useful, "tokens", bytes=4 * unread)
+        tokens = StagePlan("tokens", unread, useful, "tokens", bytes=4 * unread, makes=self.tokens.digest)
 
         item = 4 if settings.key_dtype == "float32" else 2
         series = covariance_series(self.keys.digest, self.count)
@@ -182,8 +187,11 @@ class PrecomputePlanner:
             if lacking:
                 flop = len(lacking) * left * width**2 + self.cost.key_flop(max(lacking), left, self.attended)
             memory = self.pass_memory(kept_layers=len(lacking)) + (len(lacking) + 1) * self.matrix
-            size = len(lacking) * packed_size(width)
-            return [tokens, StagePlan("covariance", len(lacking), len(self.layers), "layers", flop, size, memory)]
+            size, algebra = len(lacking) * packed_size(width), float(len(lacking)) * left * width**2 if lacking else 0.0
+            summed = StagePlan(
+                "covariance", len(lacking), len(self.layers), "layers", flop, size, memory, algebra, series.digest
+            )
+            return [tokens, summed]
         # As long as the token count is not known, plan for the last step and its held-out tokens.
         spans = key_spans(width, self.settled or self.count + budget.held_out, most)
         shards = [(span[1] - span[0], absent_shards(self.store, self.keys, self.layers, span)) for span in spans]
@@ -200,12 +208,15 @@ class PrecomputePlanner:
             sum(self.cost.key_flop(max(layers), rows, self.attended) for rows, layers in absent),
             sum(item * width * rows * len(layers) for rows, layers in absent),
             self.pass_memory(kept_layers=len(self.layers)),
+            makes=self.keys.digest,
         )
         if self.kind.source == "keys":
             return [tokens, collected]
         memory = 3 * self.matrix + (item * shard_rows(width) + 8 * ROWS_PER_UPDATE) * width
         size = len(lacking) * packed_size(width)
-        covariance = StagePlan("covariance", len(lacking), len(self.layers), "layers", algebra, size, memory)
+        covariance = StagePlan(
+            "covariance", len(lacking), len(self.layers), "layers", algebra, size, memory, algebra, series.digest
+        )
         return [tokens, *([self.leverage()] if budget.searches else []), collected, covariance]
 
     def leverage(self) -> StagePlan:
@@ -218,13 +229,15 @@ class PrecomputePlanner:
         flop = missing * (width**3 / 3 + held_out * width**2)
         flop += layers * self.count * width**2 if missing else 0
         unit = "measurements" if self.settled else "measurements at most"
-        return StagePlan("leverage", missing, layers * len(recipes), unit, flop, memory=(layers + 3) * self.matrix)
+        memory = (layers + 3) * self.matrix
+        return StagePlan("leverage", missing, layers * len(recipes), unit, flop, 0, memory, flop, series.digest)
 
     def factor(self) -> StagePlan:
         missing = self.missing(self.factor_series.member(layer=layer) for layer in self.layers)
         stored = self.run.workspace.is_worth_storing(self.operator.flop, self.operator.bytes)
         flop, size = missing * self.operator.flop, missing * self.operator.bytes * stored
-        return StagePlan("factor", missing, len(self.layers), "layers", flop, size, self.operator.memory)
+        made, memory = self.factor_series.digest, self.operator.memory
+        return StagePlan("factor", missing, len(self.layers), "layers", flop, size, memory, flop, made)
 
     @cached_property
     def factor_series(self) -> Series:

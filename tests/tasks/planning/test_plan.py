@@ -13,7 +13,7 @@ from factsmith.artifacts.errors import InputError
 from factsmith.artifacts.store import Store
 from factsmith.flows.configuration.composition import compose
 from factsmith.flows.precompute import precompute
-from factsmith.flows.reporting.terminal import plan_table
+from factsmith.flows.sweeps.plan_table import plan_table
 from factsmith.tasks.evaluation.trajectory_stage import HELD_OUT
 from factsmith.tasks.keys import stage as keys_stage
 from factsmith.tasks.keys.block_keys import block_keys
@@ -98,7 +98,7 @@ def test_a_gpu_stores_what_it_reads_again(planned, arguments, store, monkeypatch
     assert stages["factor"].bytes == 0
     text = Console(width=200)
     with text.capture() as shown:
-        text.print(plan_table(list(stages.values()), run.settings, absent))
+        text.print(plan_table(list(stages.values()), "a run", absent))
     assert f"{' and '.join(absent).capitalize()} are not stored" in shown.get()
 
 
