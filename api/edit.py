@@ -10,7 +10,15 @@ from typing import Any
 import torch
 
 from factsmith.api.files import new_folder, read_folder, write_folder
-from factsmith.api.model import check_model, opened, weights_digest
+from factsmith.api.model import (
+    check_model,
+    edited_layers,
+    edits_of,
+    opened,
+    set_edits,
+    state_digest,
+    weights_digest,
+)
 from factsmith.artifacts.errors import InputError
 from factsmith.artifacts.manifest import code_versions
 from factsmith.tasks.decoder.layout import layout_for
@@ -22,8 +30,6 @@ __all__ = ["ModelEdit", "load_edit"]
 
 _DOCUMENT = "edit.json"
 _FORMAT = "factsmith edit 1"
-_APPLIED = "_factsmith_edits"
-"""The attribute of a model that lists the edits that are applied to it."""
 
 
 class ModelEdit:
@@ -31,7 +37,8 @@ class ModelEdit:
 
     Args:
         edit: the changes of weights, or the memory.
-        about: ``method``, ``layers``, ``facts``, ``settings``, ``model_type`` and ``weights``, as JSON can hold them.
+        about: ``method``, ``layers``, ``facts``, ``settings``, ``model_type``, ``weights`` (digest of the weights that
+            it changes) and ``state`` (of all), as JSON can hold them.
         model: the transformers model; ``None`` if the edit is only read.
         tokenizer: its tokenizer.
 
@@ -81,34 +88,40 @@ class ModelEdit:
         model = self._bound()
         if self._opened is not None:
             raise InputError("The edit is applied already.", remedy="call remove() first")
+        check_model(model, self._tokenizer)
         with opened(model, self._tokenizer) as decoder, torch.no_grad(), ExitStack() as stack:
-            if weights_digest(decoder, self.layers, self.edit) != self._about["weights"]:
+            edited_layers(self.layers, decoder)
+            same = weights_digest(decoder, self.layers, self.edit) == self._about["weights"]
+            if not same or self._about.get("state") not in (None, state_digest(decoder)):
                 raise InputError(
                     "The weights of the model are not those that the edit was made for.",
-                    got=f"a model with {len(_edits_of(model))} other edits applied",
+                    got=f"a model with {len(edits_of(model))} other edits applied"
+                    + ("; the weights that this edit changes are the same, and others are not" if same else ""),
                     expected="the same weights, in the same data type",
                     remedy="load the base model, or apply and remove edits in the order in which they were made",
                 )
             stack.enter_context(self.edit.applied(decoder))
             self._opened = stack.pop_all()
-        _edits_of(model).append(self)
+        set_edits(model, [*edits_of(model), self])
 
     def remove(self) -> None:
         """Give the model its former weights back, to the bit. What was done to them since is lost.
+
+        If the model was moved to another device or data type meanwhile, they are rounded to that.
 
         Raises:
             InputError: the edit is not applied, or another one was applied after it.
         """
         if self._opened is None:
             raise InputError("The edit is not applied.", remedy="call apply() first")
-        if _edits_of(self.model)[-1] is not self:
+        if edits_of(self.model)[-1] is not self:
             raise InputError(
                 "Another edit was applied after this one.", remedy="remove edits in reverse order, the last one first"
             )
         with torch.no_grad():
             self._opened.close()
         self._opened = None
-        _edits_of(self.model).pop()
+        set_edits(self.model, edits_of(self.model)[:-1])
 
     @contextmanager
     def applied(self) -> Iterator[Any]:
@@ -185,11 +198,6 @@ def load_edit(folder: Path | str, model: Any = None, tokenizer: Any = None) -> M
             got=f"a model of type {model.config.model_type}",
             expected=str(content.get("model_type")),
         )
-    return found
-
-
-def _edits_of(model: Any) -> list[ModelEdit]:
-    found: list[ModelEdit] = vars(model).setdefault(_APPLIED, [])
     return found
 
 

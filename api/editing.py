@@ -12,7 +12,7 @@ import torch
 from transformers import PretrainedConfig
 
 from factsmith.api.edit import ModelEdit, facts_of
-from factsmith.api.model import check_model, edited_layers, limits_of, opened, weights_digest
+from factsmith.api.model import check_model, edited_layers, limits_of, opened, state_digest, weights_digest
 from factsmith.api.progress import bar
 from factsmith.api.settings import method_settings
 from factsmith.api.statistics import Statistics
@@ -75,6 +75,11 @@ def edit(
             each other; a number becomes NaN or infinite.
     """
     check_model(model, tokenizer)
+    if not isinstance(statistics, Statistics | None):
+        raise InputError(
+            f"A {type(statistics).__name__} cannot be used as the statistics.",
+            expected="what collect_statistics, load_statistics or import_statistics gives",
+        )
     records = of_objects(facts)
     chosen = method_settings(model, method, layers=layers, choice=choice, settings=settings)
     if chosen.wrapper is not None:
@@ -117,6 +122,7 @@ def edit(
             "settings": chosen.model_dump(mode="json"),
             "model_type": decoder.layout.model_type,
             "weights": weights_digest(decoder, numbers, found),
+            "state": state_digest(decoder),
         }
     return ModelEdit(found, about, model, tokenizer)
 

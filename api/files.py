@@ -12,12 +12,15 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from factsmith.artifacts.checksums import Checksums
 from factsmith.artifacts.errors import InputError
 from factsmith.artifacts.formats import allow_others, load_json, save_json, save_tensors
 
 __all__ = ["new_folder", "read_folder", "write_folder"]
 
 _TENSORS = "tensors.safetensors"
+_CHECKSUM = "sha256"
+"""The field of the JSON document with the checksum of the tensors' file."""
 
 
 def write_folder(folder: Path | str, document: str, content: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Path:
@@ -37,7 +40,7 @@ def write_folder(folder: Path | str, document: str, content: Mapping[str, Any], 
     """
     with new_folder(folder) as staging:
         save_tensors(staging / _TENSORS, tensors)
-        save_json(staging / document, content)
+        save_json(staging / document, {**content, _CHECKSUM: Checksums.read(staging / _TENSORS)})
     return Path(folder).expanduser().absolute()
 
 
@@ -78,6 +81,7 @@ def read_folder(folder: Path | str, document: str, form: str, what: str) -> tupl
     folder = Path(folder).expanduser()
     try:
         content = load_json(folder / document)
+        checksum = Checksums.read(folder / _TENSORS)
         with safe_open(folder / _TENSORS, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - It is not a dict.
     except (OSError, json.JSONDecodeError, UnicodeDecodeError, SafetensorError) as error:
@@ -89,4 +93,8 @@ def read_folder(folder: Path | str, document: str, form: str, what: str) -> tupl
     found = content.get("format") if isinstance(content, dict) else None
     if found != form:
         raise InputError(f"{folder} is not {what}.", got=f"format {found!r}", expected=f"format {form!r}")
+    if content.pop(_CHECKSUM, checksum) != checksum:
+        raise InputError(
+            f"{folder / _TENSORS} is not the file that {document} was written with.", remedy="copy the folder again"
+        )
     return content, tensors

@@ -3,23 +3,65 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from numbers import Integral
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers.pytorch_utils import Conv1D
 
 from factsmith.artifacts.errors import InputError
+from factsmith.artifacts.recipe import digest_of
 from factsmith.tasks.decoder.decoder import Decoder
 from factsmith.tasks.decoder.layout import canonical_weight, layout_for
+from factsmith.tasks.decoder.placement import state_dict
 from factsmith.tasks.decoder.quiet import quiet_transformers
+from factsmith.tasks.deltas.exact import BITS
 from factsmith.tasks.edit.edit import Edit, ModuleEdit
 from factsmith.tasks.model.cost import sizes
 from factsmith.tasks.model.limits import Limits, limits
 from factsmith.tasks.pipeline.settings import RuntimeSettings
 
-__all__ = ["check_model", "edited_layers", "limits_of", "opened", "weights_digest"]
+__all__ = [
+    "check_model",
+    "edited_layers",
+    "edits_of",
+    "limits_of",
+    "opened",
+    "set_edits",
+    "state_digest",
+    "weights_digest",
+]
+
+_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+"""Data types of weights that can be edited."""
+
+_APPLIED = "_factsmith_edits"
+"""The attribute of a model that holds the edits that are applied to it."""
+
+
+class _Applied(tuple[Any, ...]):
+    """The edits that are applied to a model, the last one last. A copy of the model has none that it could remove."""
+
+    def __reduce_ex__(self, _: Any) -> Any:
+        return tuple, ()
+
+
+def edits_of(model: Any) -> tuple[Any, ...]:
+    """The edits that are applied to a model, the last one last."""
+    found: tuple[Any, ...] = vars(model).get(_APPLIED, ())
+    return found
+
+
+def set_edits(model: Any, edits: Sequence[Any]) -> None:
+    """Say which edits are applied to a model."""
+    if edits:
+        vars(model)[_APPLIED] = _Applied(edits)
+    else:
+        vars(model).pop(_APPLIED, None)
 
 
 def check_model(model: Any, tokenizer: Any) -> None:
@@ -35,7 +77,31 @@ def check_model(model: Any, tokenizer: Any) -> None:
             expected="a causal language model of transformers, such as AutoModelForCausalLM loads",
             remedy="call merge_and_unload() first" if hasattr(model, "merge_and_unload") else None,
         )
-    layout_for(model.config, f"in memory ({name})")
+    layout = layout_for(model.config, f"in memory ({name})")
+    for block in layout.blocks(model):
+        projection = layout.projection(block)
+        weight = getattr(projection, "weight", None)
+        if not isinstance(projection, nn.Linear | Conv1D) or weight is None or weight.dtype not in _DTYPES:
+            raise InputError(
+                f"The weights of this {name} cannot be edited.",
+                got=f"a projection of the type {type(projection).__module__}.{type(projection).__name__}"
+                + (f" in {str(weight.dtype).removeprefix('torch.')}" if isinstance(weight, Tensor) else ""),
+                expected="Linear or Conv1D modules of torch and transformers, not quantised and without an adapter",
+                remedy="load the model unquantised; merge adapters into it, or remove them",
+            )
+    stored = state_dict(model).values()
+    if any(one.is_meta or one.is_inference() for one in stored):
+        raise InputError(
+            f"The weights of this {name} cannot be read and written.",
+            got="tensors on the device meta, which have no numbers"
+            if any(one.is_meta for one in stored)
+            else "tensors that were made in torch.inference_mode()",
+            remedy="load it with from_pretrained, outside of such contexts",
+        )
+    if any(edit.edit.adds_memory for edit in edits_of(model)):
+        raise InputError(
+            "The model has a memory, which answers in place of its weights.", remedy="remove() the edit with it first"
+        )
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise InputError(
             f"A {type(tokenizer).__name__} cannot be used as the tokenizer.",
@@ -65,7 +131,8 @@ def opened(model: Any, tokenizer: PreTrainedTokenizerFast) -> Iterator[Decoder]:
                     expected=layout.attention_implementation,
                     remedy=f"load the model with attn_implementation={layout.attention_implementation!r}",
                 )
-        with torch.enable_grad():  # Value vectors need it, and the caller may have switched it off.
+        # Value vectors need gradients, and the caller may have switched them off.
+        with torch.inference_mode(False), torch.enable_grad():
             yield Decoder(model, tokenizer, layout)
     finally:
         tokenizer.padding_side = side
@@ -89,6 +156,12 @@ def edited_layers(layers: Sequence[int], decoder: Decoder) -> list[int]:
     Raises:
         InputError: the model does not have one of them.
     """
+    if (
+        isinstance(layers, str)
+        or not isinstance(layers, Iterable)
+        or not all(isinstance(one, Integral) for one in layers)
+    ):
+        raise InputError("The layers are not numbers.", got=repr(layers)[:200], expected="a list such as [5, 6, 7]")
     for layer in layers:
         if not 0 <= layer < decoder.block_count:
             raise InputError(
@@ -114,3 +187,15 @@ def weights_digest(decoder: Decoder, layers: Sequence[int], edit: Edit) -> str:
         digest.update(f"{place} {tuple(weight.shape)} {weight.dtype}".encode())
         digest.update(weight.view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def state_digest(decoder: Decoder) -> str:
+    """One checksum of all weights of the model, those that no edit changes too.
+
+    It reads them as fast as memory allows: of each tensor, it takes the sum of its bits as integers.
+    """
+    found = {
+        name: [str(one.dtype), list(one.shape), int(one.detach().view(BITS[one.itemsize]).sum(dtype=torch.int64))]
+        for name, one in state_dict(decoder.model).items()
+    }
+    return digest_of(found)

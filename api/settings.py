@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from os import PathLike
 from typing import Any
 
 from factsmith.artifacts.errors import InputError
@@ -47,10 +48,15 @@ def method_settings(
     """
     name = choice or choice_for(str(model.config.name_or_path))
     given: dict[str, Any] = {"model": {"path": "in memory"}, "method": {}}
+    if not isinstance(method, str | PathLike):
+        raise InputError("The method cannot be used.", got=repr(method)[:200], expected="a name or a YAML file")
+    if not isinstance(settings, Mapping | None):
+        expected = 'a dict such as {"method.value.steps": 20}'
+        raise InputError("The settings cannot be used.", got=repr(settings)[:200], expected=expected)
     if layers is not None:
-        given["method"]["layers"] = list(layers)
+        given["method"]["layers"] = list(layers) if isinstance(layers, Iterable) else layers
     for key, value in (settings or {}).items():
-        if not key.startswith("method.") or key.startswith("method.sequence"):
+        if not isinstance(key, str) or not key.startswith("method.") or key.startswith("method.sequence"):
             raise InputError(
                 f"{key} would have no effect.",
                 expected="settings of method.*, but for those of sequences",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Self
 
@@ -21,6 +22,7 @@ from factsmith.tasks.covariance.moments import ROWS_PER_UPDATE, Moments, grouped
 from factsmith.tasks.covariance.packing import packed, unpacked
 from factsmith.tasks.covariance.second_moments import Origin, read_second_moments
 from factsmith.tasks.decoder.decoder import Decoder
+from factsmith.tasks.decoder.text import is_unicode
 from factsmith.tasks.keys.block_keys import NonFiniteKeysError, block_keys
 from factsmith.tasks.preservation.kind import KeyMoments
 
@@ -40,10 +42,12 @@ class Statistics:
         layers: the moments of each layer: ``covariance`` C0 (d_k, d_k) and ``mean`` (d_k,), float64 on the CPU, and
             ``count``, the number of keys.
         model_type: the family of the model.
+        blocks: number of its blocks; ``None`` if it is not known.
     """
 
     layers: Mapping[int, KeyMoments]
     model_type: str
+    blocks: int | None = None
 
     @property
     def count(self) -> int:
@@ -66,7 +70,13 @@ class Statistics:
             if moments.mean is not None:
                 tensors[f"{layer}.mean"] = moments.mean
             tensors |= {f"{layer}.{name}": block for name, block in packed(moments.covariance).items()}
-        content = {"format": _FORMAT, "model_type": self.model_type, "count": self.count, "layers": sorted(self.layers)}
+        content = {
+            "format": _FORMAT,
+            "model_type": self.model_type,
+            "blocks": self.blocks,
+            "count": self.count,
+            "layers": sorted(self.layers),
+        }
         return write_folder(folder, _DOCUMENT, content, tensors)
 
     @classmethod
@@ -83,7 +93,7 @@ class Statistics:
                 found = {name.removeprefix(f"{layer}."): one for name, one in tensors.items() if _layer(name) == layer}
                 mean = found.pop("mean", None)
                 layers[layer] = KeyMoments(unpacked(found), mean, int(content["count"]))
-            return cls(layers, str(content["model_type"]))
+            return cls(layers, str(content["model_type"]), content.get("blocks"))
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"{folder} is damaged.", got=f"{type(error).__name__}: {error}") from None
 
@@ -99,12 +109,12 @@ class Statistics:
                 got=f"layers {sorted(self.layers)}",
                 remedy="collect_statistics(..., layers=[...]) with all edited layers",
             )
-        model_type = decoder.layout.model_type
-        if (self.model_type, self.width) != (model_type, decoder.key_width):
+        model_type, blocks = decoder.layout.model_type, self.blocks or decoder.block_count
+        if (self.model_type, self.width, blocks) != (model_type, decoder.key_width, decoder.block_count):
             raise InputError(
                 "The statistics belong to another model.",
-                got=f"{self.model_type} with d_k {self.width:,}",
-                expected=f"{model_type} with d_k {decoder.key_width:,}",
+                got=f"{self.model_type} with {blocks} blocks and d_k {self.width:,}",
+                expected=f"{model_type} with {decoder.block_count} blocks and d_k {decoder.key_width:,}",
                 remedy="collect them with this model",
             )
         found = self.layers[layer]
@@ -150,7 +160,7 @@ def import_statistics(files: Mapping[int, Path | str] | Sequence[Path | str], mo
                 expected="one number, or at least one file",
             )
         layers = {layer: KeyMoments(one.covariance, one.mean, one.count) for layer, one in found.items()}
-        return Statistics(layers, decoder.layout.model_type)
+        return Statistics(layers, decoder.layout.model_type, decoder.block_count)
 
 
 def _by_layer(files: Sequence[Path]) -> dict[int, Path]:
@@ -182,7 +192,7 @@ class _Documents:
         text = next(self._texts, None)
         if text is None:
             return None
-        if not isinstance(text, str):
+        if not isinstance(text, str) or not is_unicode(text):
             raise InputError(
                 f"Text {place} (counted from 0) is not a text.", got=repr(text)[:200], expected="an iterable of str"
             )
@@ -224,14 +234,19 @@ def collect_statistics(
             infinite.
     """
     check_model(model, tokenizer)
-    if isinstance(texts, str):
-        raise InputError("The texts are one text.", expected="an iterable of documents", remedy="put it in a list")
+    if isinstance(texts, str) or not isinstance(texts, Iterable):
+        raise InputError(
+            f"The texts are {'one text' if isinstance(texts, str) else 'no texts'}.",
+            got=repr(texts)[:200],
+            expected="an iterable of documents",
+            remedy="put it in a list" if isinstance(texts, str) else None,
+        )
     if layers is None:
         layers = method_settings(model, method, layers=None, choice=choice, settings=None).layers
     with opened(model, tokenizer) as decoder:
         numbers = edited_layers(layers, decoder)
-        if tokens is not None and tokens < 1:
-            raise InputError("tokens must be at least 1.", got=tokens)
+        if tokens is not None and (not isinstance(tokens, Integral) or tokens < 1):
+            raise InputError("tokens must be a whole number, at least 1.", got=tokens)
         wanted = _MULTIPLES * decoder.key_width if tokens is None else tokens
         if not 2 <= block_length <= decoder.context_length:
             raise InputError(
@@ -246,7 +261,7 @@ def collect_statistics(
                     sums[layer].update(rows)
                 advance(len(group[numbers[0]]))
         found = {layer: KeyMoments(one.covariance.cpu(), one.mean.cpu(), one.count) for layer, one in sums.items()}
-        return Statistics(found, decoder.layout.model_type)
+        return Statistics(found, decoder.layout.model_type, decoder.block_count)
 
 
 def _keys(

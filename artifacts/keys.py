@@ -93,7 +93,8 @@ def read_keys(artifact: Artifact, start: int = 0, stop: int | None = None) -> np
     try:
         import zarr
 
-        array = zarr.open_array(artifact.path / _ARRAY, mode="r")
+        # Version 2 of the format has codecs that unpickle.
+        array = zarr.open_array(artifact.path / _ARRAY, mode="r", zarr_format=3)
         rows = np.asarray(array[start:stop])
     except (ValueError, RuntimeError, OSError) as error:
         raise DamagedArtifactError(f"{artifact.address} cannot be read.", got=error) from None

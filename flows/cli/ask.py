@@ -168,7 +168,7 @@ def _read(file: Path) -> list[str]:
         InputError: the file cannot be read, or does not hold prompts; names the bad one.
     """
     try:
-        text = file.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8-sig")
         found = json.loads(text) if file.suffix == ".json" else [line for line in text.splitlines() if line.strip()]
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{file} cannot be read.", got=getattr(error, "strerror", None) or str(error)) from None

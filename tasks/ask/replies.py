@@ -13,7 +13,7 @@ from factsmith.tasks.chat.template import in_chat
 from factsmith.tasks.decoder.batching import length_batches, pad
 from factsmith.tasks.decoder.decoder import Decoder
 from factsmith.tasks.decoder.generation import greedy_answers
-from factsmith.tasks.decoder.text import encode_prompt, text_after
+from factsmith.tasks.decoder.text import encode_prompt, is_unicode, text_after
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -53,10 +53,13 @@ def encode_prompts(
     """The tokens of each of ``prompts``: a text to continue, or with ``chat`` a user's turn in the chat template.
 
     Raises:
-        InputError: a prompt has no tokens, or leaves no room for another one; or the model has no chat template.
+        InputError: a prompt is not Unicode text, has no tokens, or leaves no room for another one; or the model has no
+            chat template.
     """
     found = []
     for number, prompt in enumerate(prompts, 1):
+        if not is_unicode(prompt):
+            raise InputError(f"Prompt {number} is not Unicode text.", got=repr(prompt)[:60])
         tokens = encode_prompt(tokenizer, in_chat(tokenizer, prompt) if chat else prompt, special=not chat).tokens
         if not 0 < len(tokens) < context_length:
             raise InputError(

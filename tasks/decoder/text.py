@@ -15,7 +15,7 @@ from factsmith.tasks.decoder.words import Separator, separator_between
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-__all__ = ["PLACEHOLDER", "EncodedPrompt", "encode_prompt", "text_after"]
+__all__ = ["PLACEHOLDER", "EncodedPrompt", "encode_prompt", "is_unicode", "text_after"]
 
 PLACEHOLDER = "{}"
 """The place of the subject in a template."""
@@ -50,6 +50,15 @@ class EncodedPrompt:
     def fits(self, context_length: int) -> bool:
         """Whether the inputs fit into the context, and both the prompt and its continuation have tokens."""
         return 0 < self.continued <= len(self.inputs) <= context_length
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a tokenizer can read ``text``. Half of a surrogate pair, as JSON may have it, is no character."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def encode_prompt(

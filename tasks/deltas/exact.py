@@ -14,9 +14,9 @@ from torch import Tensor
 
 from factsmith.tasks.edit.delta import Delta, DenseDelta, LowRankDelta, plus
 
-__all__ = ["Kept", "exchanged", "kept", "negated", "put_back", "sum_of"]
+__all__ = ["BITS", "Kept", "exchanged", "kept", "negated", "put_back", "sum_of"]
 
-_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 """The integer type of each size of number."""
 
 
@@ -90,4 +90,4 @@ def sum_of(one: Delta, other: Delta) -> Delta:
 
 
 def _bits(tensor: Tensor) -> Tensor:
-    return tensor.view(_BITS[tensor.itemsize])
+    return tensor.view(BITS[tensor.itemsize])

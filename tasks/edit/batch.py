@@ -148,7 +148,7 @@ def merge(decoder: Decoder, deltas: Mapping[int, Delta]) -> None:
 
 def applied(decoder: Decoder, deltas: Mapping[int, Delta]) -> AbstractContextManager[None]:
     """Write ``deltas`` into the model while open, then restore its exact former weights."""
-    return added_to({layer: decoder.weight(layer) for layer in deltas}, deltas, _layer)
+    return added_to({layer: decoder.projection(layer) for layer in deltas}, deltas, _layer)
 
 
 def _layer(layer: int) -> str:

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from factsmith.artifacts.errors import InputError
+from factsmith.tasks.decoder.layout import canonical_weight
 
 __all__ = ["Delta", "DenseDelta", "LowRankDelta", "add_to", "added_to", "overflow", "plus", "read_deltas", "tensors_of"]
 
@@ -38,9 +39,10 @@ class Delta(ABC):
         """Its Frobenius norm."""
 
     def added_to(self, weight: Tensor) -> Tensor:
-        """``weight`` (d_out, d_in) plus the change, summed in float32 and rounded once to the weight's dtype."""
-        total = self.dense().to(device=weight.device, dtype=torch.float32)
-        return (weight.to(torch.float32) + total).to(weight.dtype)
+        """``weight`` (d_out, d_in) plus the change, summed in float32 or wider, rounded once to the weight's dtype."""
+        wide = torch.promote_types(weight.dtype, torch.float32)
+        total = self.dense().to(device=weight.device, dtype=wide)
+        return (weight.to(wide) + total).to(weight.dtype)
 
 
 @dataclass(frozen=True)
@@ -147,16 +149,21 @@ def add_to(weights: Mapping[Place, Tensor], deltas: Mapping[Place, Delta], where
 
 @contextmanager
 def added_to(
-    weights: Mapping[Place, Tensor], deltas: Mapping[Place, Delta], where: Callable[[Place], str]
+    modules: Mapping[Place, nn.Module], deltas: Mapping[Place, Delta], where: Callable[[Place], str]
 ) -> Iterator[None]:
-    """``add_to`` while open. The exact former weights are restored afterwards."""
-    originals = {place: weights[place].clone() for place in deltas}
+    """``add_to`` the weights of modules while open. The exact former weights are restored afterwards.
+
+    They are restored to where the modules have their weights then: a model that is moved to another device or data
+    type meanwhile has others.
+    """
+    weights = {place: canonical_weight(modules[place]) for place in deltas}
+    originals = {place: weight.clone() for place, weight in weights.items()}
     try:
         add_to(weights, deltas, where)
         yield
     finally:
         for place, original in originals.items():
-            weights[place].copy_(original)
+            canonical_weight(modules[place]).copy_(original)
 
 
 def overflow(dtype: torch.dtype, what: str) -> InputError:

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Generic, Self, TypeAlias, TypeVar
 from torch import Tensor, nn
 
 from factsmith.tasks.decoder.decoder import Decoder
-from factsmith.tasks.decoder.layout import Layout, canonical_weight, module_name
+from factsmith.tasks.decoder.layout import Layout, module_name
 from factsmith.tasks.edit.batch import applied
 from factsmith.tasks.edit.delta import Delta, added_to, read_deltas, tensors_of
 
@@ -182,8 +182,8 @@ class ModuleEdit(ChangedWeights[ModulePlace]):
 
     def applied(self, decoder: Decoder) -> AbstractContextManager[None]:
         blocks = decoder.blocks
-        weights = {(layer, name): canonical_weight(blocks[layer].get_submodule(name)) for layer, name in self.deltas}
-        return added_to(weights, self.deltas, self.described)
+        modules = {(layer, name): blocks[layer].get_submodule(name) for layer, name in self.deltas}
+        return added_to(modules, self.deltas, self.described)
 
     @property
     def first_layer(self) -> int:

@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Iterator
 from typing import Any
 
-from factsmith.tasks.decoder.text import PLACEHOLDER
+from factsmith.tasks.decoder.text import PLACEHOLDER, is_unicode
 from factsmith.tasks.decoder.words import occurrences
 
 __all__ = ["TemplateError", "appearance", "filled", "invisible", "problem_of", "stripped", "template_of"]
@@ -42,9 +42,7 @@ def problem_of(value: Any) -> str | None:
     text = stripped(value)
     if not text:
         return "is empty"
-    try:
-        text.encode()
-    except UnicodeEncodeError:
+    if not is_unicode(text):
         return "is not Unicode text"
     for before, character in (("", text[0]), (text[-2:-1], text[-1])):
         if _is_invisible(before, character) or character in _JOINERS:

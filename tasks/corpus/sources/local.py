@@ -17,6 +17,7 @@ import torch
 from factsmith.artifacts.errors import InputError, closest
 from factsmith.tasks.corpus.settings import CorpusSettings
 from factsmith.tasks.corpus.source import order_seed
+from factsmith.tasks.decoder.text import is_unicode
 
 __all__ = ["LocalCorpus", "open_local", "open_source"]
 
@@ -159,6 +160,8 @@ class JsonLinesCorpus(_Lines):
                 got=f"text in {', '.join(known)}" if known else type(record).__name__,
                 remedy="set corpus.field" + (f": {closest(self.field, known)}" if known else ""),
             )
+        if not is_unicode(record[self.field]):
+            raise InputError(f"{self._place(index)} is not Unicode text.", got=f"half of a character in {self.field!r}")
         return str(record[self.field])
 
 
