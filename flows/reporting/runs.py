@@ -231,7 +231,11 @@ def ledger_lines_said(ledgers: Sequence[Ledger]) -> Iterator[str]:
             run = f"run {edit.run[:8]}" if edit.run else "an unknown run"
             asked = sum(one.holds is not None for one in edit.facts)
             held = sum(bool(one.holds) for one in edit.facts)
-            shown = [f"{held:,} of {asked:,} facts hold"] if asked else [f"{len(edit.facts):,} facts, not scored"]
+            shown = (
+                [f"{held:,} of {asked:,} facts hold"]
+                if asked
+                else [f"{len(edit.facts):,} fact{'' if len(edit.facts) == 1 else 's'}, not scored"]
+            )
             shown += [f"{name} {value:g}" for name, value in edit.scores.items() if name not in COUNTS][:_MOST_SCORES]
             yield f"  {run}, {_moment(edit.written)}, {edit.method}: {', '.join(shown)}"
 

@@ -7,6 +7,7 @@ documents: ``gpt2-xl/wikipedia_stats/transformer.h.13.mlp.c_proj_float32_mom2_10
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import zipfile
@@ -31,6 +32,9 @@ _TOLERANCE = 1e-3
 """How far two entries that should be equal may differ, and an entry exceed its bound, relative to that bound.
 
 Sums of millions of float32 products differ by some 1e-5."""
+
+_MOST = 2**63
+"""More keys than any corpus has."""
 
 _ROWS = 1024
 """Rows that are checked at once."""
@@ -109,30 +113,27 @@ def read_second_moments(path: Path, width: int) -> SecondMoments:
             raise _unusable(path, "another format", "an .npz file with mom2.mom2 and mom2.count")
         with np.load(path, allow_pickle=False) as content:
             total = _array(content, path, _SUM, (width, width))
-            count = _number(content, path)
+            count = _number(content, path, _COUNT)
             mean = None
             if "mean.mean" in content.files and "mean.count" in content.files:
                 mean = torch.from_numpy(_array(content, path, ("mean.mean",), (width,)).astype(np.float64))
+                if (other := _number(content, path, ("mean.count",))) != count:
+                    raise _unusable(path, f"mean.count={other}", f"mom2.count, which is {count}")
     except (InputError, MemoryError):
         raise
-    except Exception as error:  # Whatever it is, the file is at fault.
+    except Exception as error:  # Numpy, zipfile and its decompressors raise errors of many classes for a bad file.
         reason = error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
         raise _unusable(path, reason, "an .npz file of numbers, as np.savez writes it") from None
     covariance = _symmetric(total, path).div_(count)
-    if mean is not None and not torch.isfinite(mean).all():
-        raise _unusable(path, "a mean that is NaN or infinite", "finite numbers")
+    if mean is not None and not bool((mean.square() <= (1 + _TOLERANCE) * covariance.diagonal()).all()):
+        raise _unusable(path, "a mean that is NaN, or larger than the sums of squares allow", "the mean of the same k")
     return SecondMoments(covariance, count, mean)
 
 
 def _array(content: Any, path: Path, names: tuple[str, ...], shape: tuple[int, ...]) -> np.ndarray:
     """The array of floats in a file, whose shape is looked at before its numbers are read."""
-    name = next((one for one in names if one in content.files), None)
-    if name is None:
-        raise _unusable(path, f"only {', '.join(content.files[:8])}", f"{names[0]}, the sum of k k^T")
-    with content.zip.open(f"{name}.npy") as member:
-        version = np.lib.format.read_magic(member)
-        reader = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        found, _, dtype = reader(member)
+    name = _name(content, path, names)
+    found, dtype = _header(content, name)
     if found != shape:
         raise InputError(
             f"{path} is of another model.",
@@ -143,18 +144,35 @@ def _array(content: Any, path: Path, names: tuple[str, ...], shape: tuple[int, .
     if dtype.kind != "f" or dtype.itemsize > 8:
         raise _unusable(path, f"{name} of the data type {dtype}", "float16, float32 or float64")
     array: np.ndarray = content[name]
-    return array
+    return array.astype(dtype.newbyteorder("="), copy=False)
 
 
-def _number(content: Any, path: Path) -> int:
-    """The number of keys."""
-    name = next((one for one in _COUNT if one in content.files), None)
-    if name is None:
-        raise _unusable(path, f"only {', '.join(content.files[:8])}", f"{_COUNT[0]}, the number of tokens")
-    value = content[name]
-    if value.size != 1 or value.dtype.kind not in "iuf" or not value.item() > 0 or value.item() % 1:
-        raise _unusable(path, f"{name}={value.flat[0] if value.size else 'nothing'}", "a whole number above 0")
-    return int(value.item())
+def _number(content: Any, path: Path, names: tuple[str, ...]) -> int:
+    """A number of keys."""
+    name = _name(content, path, names)
+    shape, dtype = _header(content, name)
+    value = content[name].item() if math.prod(shape) == 1 and dtype.kind in "iufU" else f"an array of shape {shape}"
+    if isinstance(value, str) or not 0 < value < _MOST or value % 1:
+        raise _unusable(path, f"{name}={value}", "a whole number above 0")
+    return int(value)
+
+
+def _name(content: Any, path: Path, names: tuple[str, ...]) -> str:
+    """The first of ``names`` that a file has."""
+    found = next((one for one in names if one in content.files), None)
+    if found is None:
+        expected = "the sum of k k^T" if names == _SUM else "the number of tokens"
+        raise _unusable(path, f"only {', '.join(content.files[:8])}", f"{names[0]}, {expected}")
+    return found
+
+
+def _header(content: Any, name: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """The shape and the data type of an array. A small file may say that its array is larger than memory."""
+    with content.zip.open(f"{name}.npy") as member:
+        version = np.lib.format.read_magic(member)
+        reader = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = reader(member)
+    return shape, dtype
 
 
 def _symmetric(total: np.ndarray, path: Path) -> Tensor:

@@ -37,6 +37,14 @@ def check_stack(deltas: Sequence[DeltaFile], *, independent: bool) -> None:
                 )
     befores, afters = [one.about.before for one in deltas], [one.about.after for one in deltas]
     if independent:
+        for place, one in enumerate(deltas):
+            for other in deltas[:place]:
+                if _facts(one) == _facts(other):
+                    raise InputError(
+                        f"{other.folder} and {one.folder} write the same facts, and together would write them twice.",
+                        expected="one delta for each edit, whole or truncated",
+                        remedy="leave one out",
+                    )
         for one in deltas:
             if one.about.removes and len(deltas) > 1:
                 raise InputError(
@@ -122,10 +130,12 @@ def check_undoes(
         )
     if independent:
         return
-    above = edits[edits.index(mine[-1]) + 1 :]
+    above = len(edits) - 1 - edits.index(mine[-1])
     raise InputError(
-        f"{name} has other edits on top of the delta {top.folder}.",
-        got=f"{len(above)} later edits" if above else f"weights {state[:12]}, which are not those that it makes",
+        f"{name} has other edits on top of the delta {top.folder}."
+        if above
+        else f"{name} has the delta {top.folder}, but not the weights that it makes.",
+        got=f"{above} later edit{'s' if above > 1 else ''}" if above else f"weights {state[:12]}",
         expected="all deltas from this one up, in the order in which they were applied",
         remedy="give the later ones too, and apply again those that are to stay; --independent subtracts this one "
         "alone, to rounding, whatever was made on top of it",
@@ -151,6 +161,10 @@ def check_modules(deltas: Sequence[DeltaFile], decoder: Decoder, name: str) -> N
                     got=f"{named_place(place)}: {'no such weight' if shape is None else f'shape {shape}'}",
                     expected=f"shape {wanted}, as in {one.about.base}",
                 )
+
+
+def _facts(delta: DeltaFile) -> set[tuple[str, str]]:
+    return {(fact.prompt, fact.target_new) for edit in delta.added for fact in edit.facts}
 
 
 def _in_order(deltas: Sequence[DeltaFile]) -> list[DeltaFile]:

@@ -16,7 +16,7 @@ from factsmith.tasks.deltas.file import DeltaFile
 from factsmith.tasks.deltas.weights import as_stored, checksum, state_of, tensor_name, weight_at
 from factsmith.tasks.edit.delta import Delta, overflow
 from factsmith.tasks.edit.edit import Edit, ModuleEdit, ModulePlace, named_place
-from factsmith.tasks.ledger.ledger import Ledger
+from factsmith.tasks.ledger.ledger import Ledger, LedgerEdit
 
 __all__ = ["Stacked", "apply_stack", "undo_stack"]
 
@@ -122,9 +122,17 @@ def undo_stack(
             new.put(place, one.undone_in(place, new.at(place), exactly=on_top))
     former = deltas[0].former_ledger
     if not on_top and ledger is not None:
-        gone = {edit.edit for one in deltas for edit in one.added}
-        former = ledger.model_copy(update={"edits": tuple(edit for edit in ledger.edits if edit.edit not in gone)})
+        former = ledger.model_copy(update={"edits": _without(ledger.edits, deltas)})
     return new.stacked(deltas[0].about.before, former)
+
+
+def _without(edits: Sequence[LedgerEdit], deltas: Sequence[DeltaFile]) -> tuple[LedgerEdit, ...]:
+    """The edits of a model from which deltas are taken back: what a delta removed takes the place of what it added."""
+    left = list(edits)
+    for one in reversed(deltas):
+        place = min((place for place, edit in enumerate(left) if edit.edit in {its.edit for its in one.added}))
+        left[place : place + one.about.adds] = one.about.removes
+    return tuple(left)
 
 
 class _NewWeights:

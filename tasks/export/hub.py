@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from huggingface_hub import HfApi, constants, get_token, is_offline_mode
@@ -110,7 +111,7 @@ def push_folder(push: Push, folder: Path, message: str) -> str:
         raise InputError(
             f"{folder} is written, but could not be pushed to {name}.",
             got=f"{error.what} {error.details.get('got', '')}".strip(),
-            remedy=f"`hf upload{options} {name} {folder}` pushes it",
+            remedy=f"`hf upload{options} {name} {quote(str(folder))}` pushes it",
         ) from None
 
 

@@ -79,7 +79,8 @@ def find_line(lines: Sequence[Line], name: str) -> Line:
     raise InputError(
         f"{len(found) or 'No'} facts match {name!r}.",
         got="; ".join(f"#{one.number} {written(one.fact)}, case {one.fact.case_id}" for one in listed[:_MOST_LISTED])
-        + ("; ..." if len(listed) > _MOST_LISTED else ""),
+        + ("; ..." if len(listed) > _MOST_LISTED else "")
+        or "no facts at all",
         expected="one fact: its number with #, its case id, or its subject",
         remedy=f"give #{listed[0].number} for the first of them" if listed else None,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import torch
@@ -58,7 +59,7 @@ class DeltaForm(Form):
         return {"state": written.after}
 
     def usage(self, about: Mapping[str, Any]) -> str:
-        return f"factsmith apply . --model {about['model']} --out edited"
+        return f"factsmith apply . --model {quote(about['model'])} --out edited"
 
 
 FORM = DeltaForm()

@@ -124,12 +124,53 @@ class Evil:
         ({"mom2.mom2": 0 * TOTAL, "mom2.count": 3}, "all 0"),
         ({"mom2.mom2": np.array([Evil()], dtype=object), "mom2.count": 3}, "another model"),
         ({"mom2.mom2": TOTAL, "mom2.count": np.array(Evil(), dtype=object)}, "cannot be imported"),
+        ({"mom2.mom2": TOTAL, "mom2.count": 1e300}, "whole number"),
+        ({"mom2.mom2": TOTAL, "mom2.count": 50, "mean.count": 7, "mean.mean": 0 * TOTAL[0]}, "mean.count=7"),
+        ({"mom2.mom2": TOTAL, "mom2.count": 50, "mean.count": 50, "mean.mean": TOTAL[0]}, "sums of squares allow"),
         ({"mom2.mom2": np.full((WIDTH, WIDTH), Evil(), dtype=object), "mom2.count": 3}, "data type object"),
     ],
 )
 def test_what_is_no_sum_of_squares_is_refused(tmp_path, content, said):
     np.savez(tmp_path / "a.npz", **content)
     with pytest.raises(InputError, match=said):
+        read_second_moments(tmp_path / "a.npz", WIDTH)
+
+
+def test_numbers_in_the_other_byte_order_are_read(tmp_path):
+    np.savez(tmp_path / "a.npz", **{"mom2.mom2": TOTAL.astype(">f4"), "mom2.count": np.array(50, ">i8")})
+    found = read_second_moments(tmp_path / "a.npz", WIDTH)
+    torch.testing.assert_close(found.covariance, torch.from_numpy(TOTAL).double() / 50)
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA])
+def test_a_damaged_file_is_read_as_it_was_or_refused(tmp_path, compression):
+    path = tmp_path / "a.npz"
+    with zipfile.ZipFile(path, "w", compression) as file:
+        for name, value in (("mom2.mom2", TOTAL), ("mom2.count", np.array(50))):
+            with file.open(f"{name}.npy", "w") as member:
+                np.lib.format.write_array(member, value)
+    whole, random = path.read_bytes(), np.random.default_rng(0)
+    refused = 0
+    for place in random.integers(0, len(whole), 200):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ random.integers(1, 256)]) + whole[place + 1 :])
+        try:
+            assert torch.equal(
+                read_second_moments(path, WIDTH).covariance, torch.from_numpy((TOTAL + TOTAL.T) / 2).double() / 50
+            )
+        except InputError:
+            refused += 1
+    assert refused > 50
+
+
+@pytest.mark.parametrize("shape", ["(3000000000,)", "((((", "'''"])
+def test_a_header_that_lies_about_the_count_is_refused(tmp_path, shape):
+    """A count as large as memory would allow, whose zeros a zip file holds in a thousandth of their size."""
+    text = f"{{'descr': '<f8', 'fortran_order': False, 'shape': {shape}, }}\n".encode()
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as file:
+        with file.open("mom2.mom2.npy", "w") as member:
+            np.lib.format.write_array(member, TOTAL)
+        file.writestr("mom2.count.npy", b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text)
+    with pytest.raises(InputError, match="cannot be imported"):
         read_second_moments(tmp_path / "a.npz", WIDTH)
 
 

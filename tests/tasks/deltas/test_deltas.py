@@ -153,6 +153,25 @@ def test_a_delta_leads_from_one_edit_to_another_to_the_bit(gpt2_folder, tmp_path
     assert apply_stack(decoder, [delta], checksums(decoder), None, independent=False).exact
 
 
+def test_a_removal_that_is_taken_back_below_other_edits_brings_back_what_it_removed(gpt2_folder, tmp_path):
+    """In the weights, to rounding, and in the ledger."""
+    decoder = load(gpt2_folder)
+    first, less, later = draw(decoder, 1), draw(decoder, 2), draw(decoder, 3)
+    gone, base = entry("first", ("a", "b"), ("c", "d")), checksums(decoder)
+    removal = made(tmp_path / "less", decoder, less, former=first, entry=entry("less", ("a", "b")), removes=[gone])
+    only = apply_stack(decoder, [made(tmp_path / "only", decoder, less)], base, None, independent=False)
+    with torch.no_grad(), only.applied(decoder):
+        top = made(tmp_path / "top", decoder, later, base=removal.ledger)
+        both = apply_stack(decoder, [top], checksums(decoder), removal.ledger, independent=False)
+        with both.applied(decoder):
+            check_undoes([removal], both.state, both.ledger, "M", independent=True)
+            undone = undo_stack(decoder, [removal], checksums(decoder), both.ledger)
+    assert [edit.edit for edit in undone.ledger.edits] == ["edit/a/first", "edit/a/top"]
+    for place, weight in undone.weights.items():
+        wanted = weight_at(decoder, place) + (first[place].dense() + later[place].dense()).float()
+        torch.testing.assert_close(weight, wanted, rtol=0, atol=1e-6)
+
+
 def test_without_the_former_weights_a_delta_is_undone_to_rounding(gpt2_folder, tmp_path):
     decoder = load(gpt2_folder)
     before = {place: weight_at(decoder, place).clone() for place in draw(decoder, 1)}
@@ -226,7 +245,7 @@ def test_a_delta_is_refused_on_other_weights_and_on_its_own(chain, llama_folder)
 def test_a_delta_below_others_is_not_undone_alone(chain):
     decoder, sums, (a, b, c), other = chain
     applied = apply_stack(decoder, [a, b, c], sums, None, independent=False)
-    with pytest.raises(InputError, match="1 later edits"):
+    with pytest.raises(InputError, match="has other edits on top"):
         check_undoes([b], applied.state, applied.ledger, "M", independent=False)
     with pytest.raises(InputError, match="does not have the delta"):
         check_undoes([other], applied.state, applied.ledger, "M", independent=True)
@@ -237,12 +256,15 @@ def test_a_delta_below_others_is_not_undone_alone(chain):
     assert [edit.edit for edit in undone.ledger.edits] == ["edit/a/a", "edit/a/c"]
 
 
-def test_independent_deltas_are_added_up_only_if_that_is_asked_for(chain):
+def test_independent_deltas_are_added_up_only_if_that_is_asked_for(chain, tmp_path):
     decoder, sums, (a, *_), other = chain
     with pytest.raises(InputError, match="both were made on the same weights"):
         check_stack([a, other], independent=False)
     check_stack([a, other], independent=True)
     check_applies([a, other], state_of(sums), None, "M", independent=True)
+    truncated = made(tmp_path / "truncated", decoder, draw(decoder, 1, rank=1), entry=entry("t", ("a", "b")))
+    with pytest.raises(InputError, match="other and .*truncated write the same facts"):
+        check_stack([a, other, truncated], independent=True)
     found = apply_stack(decoder, [a, other], sums, None, independent=True)
     for place, weight in found.weights.items():
         total = a.new[place].dense() + other.new[place].dense()
