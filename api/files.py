@@ -13,8 +13,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from factsmith.artifacts.checksums import Checksums
-from factsmith.artifacts.errors import InputError
+from factsmith.artifacts.errors import InputError, first_line
 from factsmith.artifacts.formats import allow_others, load_json, save_json, save_tensors
+from factsmith.tasks.pipeline.environment import check_vacant
 
 __all__ = ["new_folder", "read_folder", "write_folder"]
 
@@ -51,9 +52,8 @@ def new_folder(folder: Path | str) -> Iterator[Path]:
     Raises:
         InputError: ``folder`` is not new or empty, or cannot be written.
     """
-    folder = Path(folder).expanduser().absolute()
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder} exists already.", expected="a new or an empty folder")
+    folder = Path(folder).expanduser().resolve()
+    check_vacant(folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as staging:
@@ -62,8 +62,9 @@ def new_folder(folder: Path | str) -> Iterator[Path]:
             yield written
             allow_others(written)
             written.rename(folder)  # An empty folder is replaced.
-    except OSError as error:
-        raise InputError(f"{folder} cannot be written.", got=error.strerror or error) from None
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise InputError(f"{folder} cannot be written.", got=reason) from None
 
 
 def read_folder(folder: Path | str, document: str, form: str, what: str) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -23,8 +23,9 @@ __all__ = ["Sweep", "open_sweep"]
 logger = logging.getLogger(__name__)
 
 _OF_A_PROCESS = 200 * 2**20
-"""Bytes that a process needs for itself, beside what a plan counts and what it shares with the others. Measured: 170 MiB
-of its own after small cells."""
+"""Bytes that a process needs for itself, beside what a plan counts and what it shares with the others.
+
+170 MiB were measured after small cells."""
 
 
 @dataclass(frozen=True)

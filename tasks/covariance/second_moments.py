@@ -231,6 +231,9 @@ def write_second_moments(path: Path, moments: SecondMoments, samples: int | None
 
 def _save(path: Path, content: Mapping[str, Any]) -> None:
     written = path.with_name(f"{path.name}.part")
-    with written.open("wb") as file:
-        np.savez(file, **content)
-    os.replace(written, path)
+    try:
+        with written.open("wb") as file:
+            np.savez(file, **content)
+        os.replace(written, path)
+    finally:
+        written.unlink(missing_ok=True)

@@ -113,7 +113,7 @@ def write_folder(
         **({"revision": revision} if (revision := model.checkpoint.source[1]) else {}),
         "versions": code_versions(),
     }
-    with resource_errors("Stage export", out.parent, workspace.runtime), workspace.store.lock(name):
+    with resource_errors("Stage export", out.parent, workspace.runtime, "--out"), workspace.store.lock(name):
         out.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(staging, ignore_errors=True)  # A killed command has left it.
         try:

@@ -8,7 +8,15 @@ from pathlib import Path
 
 from factsmith.artifacts.errors import InputError
 
-__all__ = ["SERVED", "check_writable", "disable_telemetry", "home", "prepare_command_line", "prepare_scheduler"]
+__all__ = [
+    "SERVED",
+    "check_vacant",
+    "check_writable",
+    "disable_telemetry",
+    "home",
+    "prepare_command_line",
+    "prepare_scheduler",
+]
 
 SERVED = "served.json"
 """The file in the home that says where `factsmith serve` serves Prefect and MLflow, while it does."""
@@ -30,6 +38,26 @@ def check_writable(file: Path) -> None:
         raise InputError(f"{file} cannot be written.", got="a folder", expected="a file")
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise InputError(f"{file} cannot be written.", got=f"{parent} is not a writable folder")
+
+
+def check_vacant(folder: Path) -> None:
+    """Check that a finished folder can take the place of ``folder``, which is resolved.
+
+    Raises:
+        InputError: it has files, or is a folder that cannot be replaced.
+    """
+    if not folder.exists():
+        return
+    if not folder.is_dir() or any(folder.iterdir()):
+        raise InputError(f"{folder} exists already.", expected="a new or an empty folder")
+    current = folder == Path.cwd()
+    if current or folder.is_mount():
+        raise InputError(
+            f"{folder} cannot be replaced by another folder.",
+            got="the current folder" if current else "a mount point",
+            expected="a new or an empty folder",
+            remedy=f"give a folder in it, such as {folder / 'edited'}",
+        )
 
 
 def disable_telemetry() -> None:

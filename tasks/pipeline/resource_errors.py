@@ -29,13 +29,16 @@ _UNUSABLE = (
 
 
 @contextmanager
-def resource_errors(activity: str, folder: Path, runtime: RuntimeSettings) -> Iterator[None]:
+def resource_errors(
+    activity: str, folder: Path, runtime: RuntimeSettings, option: str = "FACTSMITH_HOME"
+) -> Iterator[None]:
     """Turn errors of full memory, of a full disk and of a folder that cannot be written into ``InputError``.
 
     Args:
         activity: what is being done; it begins the message.
         folder: the folder that is written to.
         runtime: settings that could be lowered.
+        option: what says which folder it is.
 
     Raises:
         InputError: the GPU or the machine ran out of memory, or the disk of ``folder`` is full or cannot be written.
@@ -45,13 +48,15 @@ def resource_errors(activity: str, folder: Path, runtime: RuntimeSettings) -> It
     except FactsmithError:
         raise
     except Exception as error:
-        explained = _explained(activity, folder, runtime, error)
+        explained = _explained(activity, folder, runtime, option, error)
         if explained is None:
             raise
         raise explained from None
 
 
-def _explained(activity: str, folder: Path, runtime: RuntimeSettings, error: BaseException) -> InputError | None:
+def _explained(
+    activity: str, folder: Path, runtime: RuntimeSettings, option: str, error: BaseException
+) -> InputError | None:
     settings = {"tokens_per_pass": runtime.tokens_per_pass, "memory_mb": runtime.memory_mb}
     names = [f"runtime.{name}" + (f" (now {value})" if value else "") for name, value in settings.items()]
     lower = f"lower {' or '.join(names)}"
@@ -77,14 +82,14 @@ def _explained(activity: str, folder: Path, runtime: RuntimeSettings, error: Bas
                 got=f"{shutil.disk_usage(existing).free:,} bytes free in {folder}, without the files that were half "
                 "written",
                 remedy="free some space (`factsmith store gc` removes artifacts that are not needed), or set "
-                "FACTSMITH_HOME to a folder on another disk; the same command then continues from here",
+                f"{option} to a folder on another disk; the same command then continues from here",
             )
         if _errno(cause) == errno.EROFS or _says(cause, _UNUSABLE) or _is_forbidden(cause, folder):
             return InputError(
                 f"{activity} could not read or write the files in {folder}.",
                 got=cause,
-                remedy="check that you may write there and that the disk works, or set FACTSMITH_HOME to another "
-                "folder; the same command then continues from here",
+                remedy=f"check that you may write there and that the disk works, or set {option} to another folder; "
+                "the same command then continues from here",
             )
     return None
 

@@ -18,7 +18,7 @@ from factsmith.tasks.export.thin import no_rank
 from factsmith.tasks.facts.contexts import CLEAN, Context
 from factsmith.tasks.ledger.ledger import read_ledger
 from factsmith.tasks.model.stage import known_cost
-from factsmith.tasks.pipeline.environment import home
+from factsmith.tasks.pipeline.environment import check_vacant, home
 from factsmith.tasks.planning.method import check_method
 from factsmith.tasks.planning.mirror import check_mirror
 from factsmith.tasks.planning.run import Run
@@ -216,7 +216,7 @@ def check_new_folder(out: Path, store: Store) -> None:
     """Check that a folder that the user asks for can be written, before the work for it begins.
 
     Raises:
-        InputError: it has files, is in the store, or cannot be created.
+        InputError: it has files, is in the store, or cannot be created or replaced.
     """
     out = out.expanduser().resolve()
     if out.is_relative_to(store.root):
@@ -224,8 +224,7 @@ def check_new_folder(out: Path, store: Store) -> None:
             f"{out} is in the folder of the artifacts, where `factsmith store gc` removes what it does not know.",
             expected=f"a folder outside {store.root}",
         )
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out} exists already.", expected="a new or an empty folder")
+    check_vacant(out)
     parent = next(folder for folder in out.absolute().parents if folder.exists())
     try:
         with tempfile.TemporaryDirectory(dir=parent):

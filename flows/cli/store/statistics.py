@@ -117,10 +117,10 @@ def _run_and_c0(name: str, arguments: Sequence[str]) -> tuple[Run, list[str]]:
     check_runs()
     start()
     from factsmith.flows.configuration.composition import past_settings
+    from factsmith.flows.exports.choice import find_source
     from factsmith.tasks.planning.run import Run
-    from factsmith.tasks.tracking.runs import find_run
 
-    past = find_run(home(), name)
+    past = find_source(home(), name).run
     if (address := past.stages.get("covariance")) is None:
         raise InputError(
             f"Run {past.id[:8]} used no C0.",
