@@ -68,7 +68,16 @@ class Location:
         Raises:
             InputError: the URL is not understood, holds credentials, or needs a package that is not installed.
         """
-        parts = urlsplit(url) if "://" in url else None
+        try:
+            parts = urlsplit(url) if "://" in url else None
+        except ValueError as error:
+            raise InputError(f"The location {_plain(url)} cannot be used.", got=first_line(error)) from None
+        if not url.strip() or (parts and parts.scheme in _EXTRAS and not parts.netloc):
+            raise InputError(
+                f"The location {url!r} cannot be used.",
+                got="no name of a bucket" if url.strip() else "nothing",
+                expected="a folder, s3://BUCKET/FOLDER, gs://BUCKET/FOLDER or hf://datasets/OWNER/NAME",
+            )
         if "::" in url or (parts and (parts.query or "@" in parts.netloc)):
             raise InputError(
                 f"The location {_plain(url)} cannot be used.",
@@ -87,7 +96,8 @@ class Location:
                 "retries": {"max_attempts": _ATTEMPTS, "mode": "standard"},
             }
         try:
-            filesystem, path = fsspec.url_to_fs(os.path.expanduser(url), **options)
+            place = url if parts else f"file://{os.path.abspath(os.path.expanduser(url))}"
+            filesystem, path = fsspec.url_to_fs(place, **options)
         except ImportError as error:
             extra = _EXTRAS.get(protocol)
             raise InputError(
@@ -95,8 +105,8 @@ class Location:
                 got=first_line(error),
                 remedy=f"pip install 'factsmith[{extra}]'" if extra else None,
             ) from None
-        except ValueError as error:
-            raise InputError(f"The location {url} cannot be used.", got=first_line(error)) from None
+        except Exception as error:  # Each of fsspec's protocols raises its own for what it does not understand.
+            raise InputError(f"The location {url} cannot be used.", got=_plain(_message(error))) from None
         if _EXTRAS.get(protocol) == "s3":
             filesystem.retries = 1  # s3fs would repeat the attempts of the client below it.
         return cls(url, filesystem, path)
