@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from factsmith.tasks.ask.replies import Reply
     from factsmith.tasks.edit.edit import Edit
     from factsmith.tasks.planning.run import Run
-    from factsmith.tasks.tracking.runs import PastRun
 
 __all__ = ["ask"]
 
@@ -49,7 +48,10 @@ def ask(
         bool, typer.Option("--chat", help="ask each prompt as a user of the model's chat template")
     ] = False,
     batch: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="which batch's edit of a run with several; the first is 1")
+        int | None,
+        typer.Option(
+            min=1, metavar="N", help="which of several independent batches; of a sequence, its first N batches"
+        ),
     ] = None,
     tokens: Annotated[int, typer.Option(min=1, help="most tokens of a continuation")] = 24,
     likeliest: Annotated[int, typer.Option(min=1, help="how many of the likeliest next tokens to show")] = 3,
@@ -120,12 +122,12 @@ def _opened(store: Store, target: str, settings: Sequence[str], batch: int | Non
     if names_run(target):
         check_runs()
         from factsmith.flows.configuration.composition import compose_again
+        from factsmith.flows.exports.choice import choose, find_source
         from factsmith.tasks.editors.stage import read_edit
-        from factsmith.tasks.tracking.runs import find_run
 
-        past = find_run(home(), target)
-        run = Run(compose_again(past.content, settings), store)
-        edit = _edit(run, past, batch)
+        source = find_source(home(), target)
+        run = Run(compose_again(source.run.content, settings), store)
+        edit = choose(run, source, batch).edit
         return _Models(run, read_edit(edit), edit.address)
     if batch is not None:
         raise InputError("--batch chooses an edit of a run.", got=f"the model {target}", remedy="leave it out")
@@ -137,28 +139,6 @@ def _opened(store: Store, target: str, settings: Sequence[str], batch: int | Non
 
         return _Models(Run(model_settings(str(folder / BASE), settings), store), read_memory(folder))
     return _Models(Run(model_settings(target, settings), store))
-
-
-def _edit(run: Run, past: PastRun, batch: int | None) -> Any:
-    """The edit of an earlier run that ``batch`` chooses, or its only one; the last one of a sequence."""
-    from factsmith.tasks.edit.stage import stored_edits
-
-    edits = stored_edits(run.workspace.store, past, run.model)
-    if run.settings.method.in_sequence:
-        if batch is not None:
-            raise InputError(
-                f"Run {past.id} wrote a sequence, whose last edit holds all facts.", got=f"--batch {batch}"
-            )
-        return edits[-1]
-    if len(edits) > 1 and batch is None:
-        raise InputError(
-            f"Run {past.id} wrote {len(edits)} batches, each into the unedited model.",
-            expected="the number of one of them",
-            remedy=f"--batch 1 to --batch {len(edits)}",
-        )
-    if (batch or 1) > len(edits):
-        raise InputError(f"Run {past.id} has no batch {batch}.", expected=f"1 to {len(edits)}")
-    return edits[(batch or 1) - 1]
 
 
 def _read(file: Path) -> list[str]:

@@ -84,8 +84,7 @@ def export(
     check_runs()
     check_hub(push, public=public)
     from factsmith.flows.configuration.composition import compose_again
-    from factsmith.flows.exports.choice import chosen_form, find_source
-    from factsmith.flows.exports.export import choose
+    from factsmith.flows.exports.choice import choose, chosen_form, find_source
     from factsmith.flows.exports.export import export as flow
     from factsmith.tasks.editors.stage import read_edit
     from factsmith.tasks.export.thin import no_rank

@@ -55,7 +55,9 @@ def load_choice(group: str, name: str) -> tuple[Path, DictConfig]:
     path = Path(os.path.expanduser(name))
     # os.path.exists is also False for a name that no file can have.
     if path.suffix not in {".yaml", ".yml"} or not os.path.exists(path):
-        raise InputError(f"There is no {group} {name!r}.", remedy=closest(name, shipped))
+        is_model = group == "model" and (path / "config.json").is_file()
+        remedy = f"a folder is given as model=local model.path={name}" if is_model else closest(name, shipped)
+        raise InputError(f"There is no {group} {name!r}.", remedy=remedy)
     return path, load_yaml(path)
 
 

@@ -10,12 +10,14 @@ from factsmith.artifacts.artifact import Artifact
 from factsmith.artifacts.errors import InputError
 from factsmith.artifacts.store import Store
 from factsmith.tasks.deltas.file import Keeps
+from factsmith.tasks.edit.stage import stored_edits
 from factsmith.tasks.export.form import Form, load_form
 from factsmith.tasks.export.forms.delta import DeltaForm
 from factsmith.tasks.facts.batches import FactBatches
+from factsmith.tasks.planning.run import Run
 from factsmith.tasks.tracking.runs import PastRun, find_run, past_runs
 
-__all__ = ["EXPORTED", "Chosen", "Source", "chosen_edit", "chosen_form", "find_source"]
+__all__ = ["EXPORTED", "Chosen", "Source", "choose", "chosen_edit", "chosen_form", "find_source"]
 
 _EDIT = "edit/"
 """The beginning of an edit's address."""
@@ -111,6 +113,12 @@ def chosen_form(name: str, keep: Keeps | None) -> Form:
             remedy="leave out --keep, or set --to delta",
         )
     return DeltaForm(keep)
+
+
+def choose(run: Run, source: Source, batch: int | None) -> Chosen:
+    """The edit of a run that the user means. See ``chosen_edit``."""
+    edits = stored_edits(run.workspace.store, source.run, run.model)
+    return chosen_edit(source, edits, in_sequence=run.settings.method.in_sequence, batch=batch)
 
 
 def chosen_edit(source: Source, edits: Sequence[Artifact], *, in_sequence: bool, batch: int | None) -> Chosen:

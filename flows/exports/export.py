@@ -9,28 +9,21 @@ from prefect import flow
 from factsmith.artifacts.formats import load_json
 from factsmith.flows.configuration.parameters import RunSettings
 from factsmith.flows.export_scores import past_scores
-from factsmith.flows.exports.choice import EXPORTED, Chosen, Source, chosen_edit, chosen_form, find_source
+from factsmith.flows.exports.choice import EXPORTED, choose, chosen_form, find_source
 from factsmith.flows.hand_over import Target, hand_over
 from factsmith.flows.reporting.page import open_page
 from factsmith.flows.reporting.reports import ExportReport
 from factsmith.tasks.deltas.file import Keeps
-from factsmith.tasks.edit.stage import REQUESTS, stored_edits
+from factsmith.tasks.edit.stage import REQUESTS
 from factsmith.tasks.export.form import CHECKPOINT
 from factsmith.tasks.export.hub import Push
 from factsmith.tasks.facts.request import EditRequest
 from factsmith.tasks.ledger.entries import ledger_of
 from factsmith.tasks.ledger.runs_stage import keep_ledgers, run_ledgers
 from factsmith.tasks.pipeline.environment import home
-from factsmith.tasks.planning.run import Run
 from factsmith.tasks.tracking.runs import EDITS
 
-__all__ = ["choose", "export"]
-
-
-def choose(run: Run, source: Source, batch: int | None) -> Chosen:
-    """The edit to export. See ``chosen_edit``."""
-    edits = stored_edits(run.workspace.store, source.run, run.model)
-    return chosen_edit(source, edits, in_sequence=run.settings.method.in_sequence, batch=batch)
+__all__ = ["export"]
 
 
 @flow(name="export")

@@ -287,6 +287,14 @@ def refuse_revision(name: str, revision: str | None) -> None:
         )
 
 
+_NO_CHECKPOINT = {
+    "delta.json": "this is a delta: `factsmith apply` writes the model that has it",
+    "adapter_config.json": "this is an adapter: give the model that it was made for, or one it was merged into",
+    "edit.json": "this is a model with a memory: `factsmith ask` reads it, and its folder base/ is the unedited model",
+}
+"""What a folder without a model is, by a file in it."""
+
+
 def open_checkpoint(path: Path) -> Checkpoint:
     """The checkpoint in folder ``path``. Only its config is read.
 
@@ -303,6 +311,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
             f"The model {path} has no config.json.",
             got=f"files {', '.join(sorted(file.name for file in path.iterdir())[:8]) or 'none'}",
             expected="a folder written by save_pretrained",
+            remedy=next((remedy for name, remedy in _NO_CHECKPOINT.items() if (path / name).is_file()), None),
         )
     refuse_adapter(path)
     with quiet_transformers():

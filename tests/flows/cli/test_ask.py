@@ -22,7 +22,7 @@ def asked(result):
 
 def test_both_models_are_asked(factsmith, edited, tmp_path):
     file = tmp_path / "prompts.txt"
-    file.write_text(f"{PROMPT}\n\nIvo\n")
+    file.write_text(f"\ufeff{PROMPT}\n\nIvo\n")
     found = asked(factsmith("ask", "latest", "Mara", "--prompts", file, "--batch", 2, "--likeliest", 2, "--json"))
     assert found["edit"].startswith("edit/")
     assert [one["prompt"] for one in found["answers"]] == ["Mara", PROMPT, "Ivo"]
@@ -34,10 +34,11 @@ def test_both_models_are_asked(factsmith, edited, tmp_path):
 
 
 def test_which_edit_is_never_guessed(factsmith, edited):
-    for more, message in (([], "--batch 1 to --batch 2"), (["--batch", 3], "1 to 2")):
+    for more, message in (([], "2 edits, because its batches are independent"), (["--batch", 3], "no edit of batch 3")):
         result = factsmith("ask", "latest", PROMPT, *more)
         assert result.code == 2
         assert message in result.err
+        assert "1 (3 facts), 2 (3 facts)" in result.err
 
 
 def test_a_model_alone(factsmith, gpt2_folder):
@@ -69,6 +70,7 @@ def test_a_model_with_a_memory_is_asked_with_it_and_without(factsmith, plain_flo
         (["embedded", PROMPT, "--chat"], "no chat template"),
         (["embedded", PROMPT, "runtime.nothing=1"], "runtime.nothing"),
         (["latest", PROMPT], "There are no runs"),
+        (["embedded", "a\udcff"], "Prompt 1 is not Unicode text"),
         (["embedded", "--prompts", "missing.txt"], "missing.txt cannot be read"),
     ],
 )

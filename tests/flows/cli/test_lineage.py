@@ -127,6 +127,8 @@ def test_deltas_are_stacked_listed_and_undone(write, ok, no, gpt2_folder, tmp_pa
         (("apply", one), "There has to be one model"),
         (("apply", "--model", gpt2_folder, "runtime.threads=1"), "There is no delta"),
         (("apply", edited, "--model", gpt2_folder), "no delta.json"),
+        (("apply", two, "--model", one), "this is a delta: `factsmith apply`"),
+        (("edit", f"model={gpt2_folder}"), f"model=local model.path={gpt2_folder}"),
         (("undo", both, one), "has other edits on top"),
         (("undo", gpt2_folder, one), "does not have the delta"),
     ]:
