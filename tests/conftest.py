@@ -40,7 +40,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         family = item.callspec.params.get("model_folder") if hasattr(item, "callspec") else None
         compared = "decoder" in item.path.parts and item.path.stem != "test_placement"
         written = family == NORMALISED and not {"edit", "values"}.isdisjoint(item.path.parts)
-        if family is not None and family not in KINDS_OF_BLOCKS and not compared and not written:
+        needed = family in KINDS_OF_BLOCKS or compared or written
+        if family is not None and (family != "gpt2" if item.path.stem in ALIKE else not needed):
             item.add_marker(pytest.mark.slow)
 
 
@@ -180,6 +181,9 @@ FAMILIES = {
     "bloom": ("Bloom", {**ROTARY, "n_head": 4, "n_layer": 4, "seq_length": 96}),
 }  # fmt: skip
 """Tiny models of every family; the first two have fixtures of their own."""
+
+ALIKE = ("test_search", "test_trace")
+"""Modules of tests that need one family only. What they test uses nothing of a model but its decoder."""
 
 KINDS_OF_BLOCKS = ("gpt2", "llama", "gptj")
 """Families with an MLP after the attention, a gated one, and one beside the attention."""

@@ -104,7 +104,13 @@ def test_a_faulty_experiment_is_refused(tmp_path, content):
         read_grid([f"experiment={path}"])
 
 
-@pytest.mark.parametrize("name", sorted(choices(EXPERIMENT)))
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name.endswith(("-embedded", "-smollm2")) else pytest.param(name, marks=pytest.mark.slow)
+        for name in sorted(choices(EXPERIMENT))
+    ],
+)
 def test_every_experiment_that_ships_composes(name):
     grid = read_grid([f"experiment={name}"])
     local = ["corpus.path", "dataset.path"]

@@ -193,8 +193,20 @@ def logits(model) -> torch.Tensor:
     return model(torch.arange(3, 60)[None]).logits
 
 
-@pytest.mark.parametrize("kind", [Type.F32, Type.Q8_0, Type.Q4_1])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        *((name, Type.Q8_0) for name in MODELS),
+        ("llama", Type.F32),
+        ("llama", Type.Q4_1),
+        *(
+            pytest.param(name, kind, marks=pytest.mark.slow)
+            for name in MODELS
+            if name != "llama"
+            for kind in (Type.F32, Type.Q4_1)
+        ),
+    ],
+)
 def test_the_checkpoint_is_the_model_that_was_packed(original, opened, tmp_path, name, kind):
     folder = original(name)
     checkpoint = opened(pack(folder, tmp_path / "model.gguf", kind))
