@@ -166,14 +166,14 @@ def _said(found: Stacked, deltas: Sequence[DeltaFile], *, undo: bool) -> str:
         return (
             f"{count} undone: the weights are those before, bit for bit."
             if undo
-            else f"{count} applied: the weights are those that were scored, bit for bit."
+            else f"{count} applied: the weights are those of the edit, bit for bit."
         )
     if not undo and found.expected is None:
         return f"{count} added up. None was made to go with the others: score the model before you use it."
     if undo:
         return f"{count} subtracted: the weights are those before to rounding, not bit for bit."
     return (
-        f"{count} applied to rounding: some weights differ in their last bits from those that were scored, because "
+        f"{count} applied to rounding: some weights differ in their last bits from those of the edit, because "
         "this machine adds in another order."
     )
 

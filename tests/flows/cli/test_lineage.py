@@ -80,7 +80,7 @@ def test_deltas_are_stacked_listed_and_undone(write, ok, no, gpt2_folder, tmp_pa
     first = write("first", FACTS, QUICK)
     assert "delta of edit/" in ok("export", first, "--to", "delta", "--out", one)
     said = ok("apply", one, "--model", gpt2_folder, "--out", edited)
-    assert "1 delta applied: the weights are those that were scored, bit for bit." in said
+    assert "1 delta applied: the weights are those of the edit, bit for bit." in said
     ok("export", first, "--out", tmp_path / "checkpoint")
     assert tensors(edited) == tensors(tmp_path / "checkpoint")
     assert (edited / "ledger.json").read_bytes() == (tmp_path / "checkpoint" / "ledger.json").read_bytes()
