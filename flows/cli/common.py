@@ -44,12 +44,16 @@ __all__ = [
     "show",
     "show_report",
     "start",
+    "without_controls",
     "write_report",
 ]
 
 T = TypeVar("T")
 
 _RUN = re.compile(r"latest|[0-9a-f]{4,32}")
+
+_CONTROLS = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
+"""Characters that control a terminal, but for the end of a line."""
 
 _BEGINNING = 500
 """Characters at the beginning of a file that tell whether it is a report."""
@@ -284,7 +288,21 @@ def _with_memory(settings: Settings) -> str:
 
 
 def show(*tables: Any) -> None:
-    """Print tables. Markup is off, because names may contain what Rich would read as markup."""
-    from rich.console import Console
+    """Print tables. Markup is off, because names may contain what Rich would read as markup.
 
-    Console(markup=False, emoji=False).print(*tables, sep="\n")
+    Texts may be those of a model or of a ledger that somebody else has written. A terminal would obey what is in them.
+    """
+    from rich.console import Console
+    from rich.segment import Segment
+
+    class Plain(Console):
+        def render(self, *given: Any, **named: Any) -> Any:
+            for one in super().render(*given, **named):
+                yield one if one.control else Segment(without_controls(one.text), one.style)
+
+    Plain(markup=False, emoji=False).print(*tables, sep="\n")
+
+
+def without_controls(text: str) -> str:
+    """``text`` without characters that control a terminal."""
+    return _CONTROLS.sub("", text)

@@ -11,7 +11,17 @@ import typer
 
 from factsmith.artifacts.errors import InputError
 from factsmith.artifacts.store import Store
-from factsmith.flows.cli.common import AsJson, check_runs, complete, model_settings, names_run, preflight, show, start
+from factsmith.flows.cli.common import (
+    AsJson,
+    check_runs,
+    complete,
+    model_settings,
+    names_run,
+    preflight,
+    show,
+    start,
+    without_controls,
+)
 from factsmith.flows.cli.exports import Keep, Out
 from factsmith.tasks.pipeline.environment import home
 
@@ -79,7 +89,7 @@ def log(
         typer.echo(f"Nothing was written into {model}.")
         return
     show(ledger_table(lines, ledgers, limit))
-    typer.echo("\n".join(ledger_lines_said(ledgers)))
+    typer.echo(without_controls("\n".join(ledger_lines_said(ledgers))))
 
 
 def apply(

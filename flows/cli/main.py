@@ -10,6 +10,7 @@ import typer
 
 from factsmith.artifacts.errors import FactsmithError, causes
 from factsmith.flows.cli.ask import ask
+from factsmith.flows.cli.common import without_controls
 from factsmith.flows.cli.exports import export
 from factsmith.flows.cli.information import conf, pretrain
 from factsmith.flows.cli.lineage import apply, log, undo
@@ -68,7 +69,7 @@ def main() -> None:
     try:
         app()
     except FactsmithError as error:
-        typer.echo(f"factsmith: {error}", err=True)
+        typer.echo(without_controls(f"factsmith: {error}"), err=True)
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, SystemExit) as leave:
         if isinstance(leave, SystemExit) and leave.code != _STOPPED:

@@ -137,6 +137,11 @@ def test_deltas_are_stacked_listed_and_undone(write, ok, no, gpt2_folder, tmp_pa
     assert "needs a folder" in no("apply", one, "--model", gpt2_folder)
     assert "exists already" in no("apply", one, "--model", gpt2_folder, "--out", both)
     assert "keeps nothing of the weights" in no("export", first, "--keep", "tensors", "--out", out)
+    hostile = (both / "ledger.json").read_text().replace("Danish", "\\u001b]0;x\\u0007Danish")
+    (both / "ledger.json").write_text(hostile.replace(f'"run": "{first}"', '"run": "\\u009b2J"'))
+    shown = ok("log", both)
+    assert "]0;xDanish" in shown
+    assert not {"\x1b", "\x07", "\x9b"} & set(shown)
     (edited / "model.safetensors").write_bytes((both / "model.safetensors").read_bytes())
     assert "is not that of its weights" in no("undo", edited, one, "--out", out)
     (edited / "ledger.json").write_text("{}")
