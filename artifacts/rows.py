@@ -44,6 +44,11 @@ class RowSeries:
             for place, digest in enumerate(artifact.key["rows"])
         }
 
+    def missing(self, wanted: Sequence[str]) -> list[str]:
+        """The digests of the rows of ``wanted`` that are not in the store, each once."""
+        found = self.find()
+        return [digest for digest in dict.fromkeys(wanted) if digest not in found]
+
     def get_or_build(
         self,
         wanted: Sequence[str],
@@ -67,8 +72,7 @@ class RowSeries:
         if all(digest in found for digest in wanted):
             return found, 0
         with self.store.lock(self.series.digest):
-            found = self.find()  # Another process may have built them while this one waited.
-            missing = [digest for digest in dict.fromkeys(wanted) if digest not in found]
+            missing = self.missing(wanted)  # Another process may have built them while this one waited.
             check(missing)
             for first in range(0, len(missing), at_once):
                 group = missing[first : first + at_once]

@@ -13,7 +13,7 @@ from factsmith.flows.reporting.conditioning import check_report, conditioning, l
 from factsmith.flows.reporting.page import open_page, show_abilities, show_scores
 from factsmith.flows.reporting.reports import PrecomputeReport, Report, Scored
 from factsmith.tasks.corpus.stage import tokens
-from factsmith.tasks.covariance.accumulation_stage import accumulate
+from factsmith.tasks.covariance.accumulation.stage import accumulate
 from factsmith.tasks.covariance.imported_stage import imported
 from factsmith.tasks.covariance.leverage_stage import Leverages, leverage
 from factsmith.tasks.covariance.spectrum_stage import spectrum
@@ -91,8 +91,8 @@ def _statistics(run: Run, source: KeySource, count: int) -> FactorSource:
     store, series = run.workspace.store, covariance_series(source.series.digest, count)
     complete = all(store.find(series.member(layer=layer)) for layer in run.layers)
     if complete and not has_keys(store, source, count):  # Whoever has C0 need not make keys.
-        return covariance(run.workspace, source.without_keys(), count)
-    return covariance(run.workspace, keys(run.workspace, source, count), count)
+        return covariance(run.workspace, run.model, source.without_keys(), count)
+    return covariance(run.workspace, run.model, keys(run.workspace, source, count), count)
 
 
 def finish(run: Run, prepared: Prepared, scored: Scored | None = None) -> Report:

@@ -18,6 +18,7 @@ TASK_ROOMS = [
     "pipeline",
     "decoder",
     "model",
+    "engine",
     "chat",
     "corpus",
     "keys",

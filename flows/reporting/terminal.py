@@ -204,6 +204,7 @@ _STAGE_OF = {
     "predictions": "abilities",
     "recall": "locate",
     "scores": "evaluation",
+    "section": "covariance",
     "sequence": "edit",
 }
 """The stages that make artifacts of another name."""

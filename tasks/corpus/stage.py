@@ -68,6 +68,11 @@ class TokenStream:
         """Number of tokens read so far."""
         return int(self.shards[-1].summary["stop"])
 
+    @property
+    def stops(self) -> list[int]:
+        """The position after the last token of each shard."""
+        return [int(shard.summary["stop"]) for shard in self.shards]
+
     def holding(self, span: tuple[int, int]) -> list[Artifact]:
         """The shards that hold the positions from ``span[0]`` to before ``span[1]``."""
         start, stop = span

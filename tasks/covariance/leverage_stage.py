@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from factsmith.artifacts.store import Store
 from factsmith.tasks.corpus.settings import CorpusSettings
 from factsmith.tasks.covariance.cholesky import SingularMatrixError, cholesky
 from factsmith.tasks.covariance.leverage import held_out_leverages
-from factsmith.tasks.covariance.moments import ROWS_PER_UPDATE, Moments
+from factsmith.tasks.covariance.moments import ROWS_PER_UPDATE, SectionSums, grouped, sections
 from factsmith.tasks.covariance.stage import covariance_series, load_moments, new_moments
 from factsmith.tasks.keys.stage import KeySource, KeyStream, collect_keys
 from factsmith.tasks.pipeline.progress import progress
@@ -179,7 +180,7 @@ class _Statistics:
         self._keeps_keys = keeps_keys
         self._held_out = held_out
         self._reader = source.reader(workspace)
-        self._sums: dict[int, Moments] = {}
+        self._sums: dict[int, SectionSums] = {}
         self._kept: KeyStream | None = None
         self._passing: dict[int, list[Tensor]] = {}
 
@@ -199,14 +200,21 @@ class _Statistics:
         if stored := self._workspace.store.find(recipe):
             return load_moments(stored, device)["covariance"]
         assert self._kept is not None, "without stored keys, stage covariance comes first"
-        sums = self._sums.setdefault(layer, new_moments(self._workspace, self._source.model.key_width))
-        for shard, rows in self._kept.rows(layer, count, start=sums.count):
-            for first in range(0, len(rows), ROWS_PER_UPDATE):
-                group = torch.from_numpy(rows[first : first + ROWS_PER_UPDATE])
-                if len(group) < ROWS_PER_UPDATE and sums.count + len(group) < shard.key["stop"]:
+        kept, width = self._kept, self._source.model.key_width
+        sums = self._sums.setdefault(layer, SectionSums(partial(new_moments, self._workspace, width)))
+        for start, stop in sections(kept.tokens.stops, width, count):
+            if stop < sums.count:
+                continue
+            rows = ({layer: torch.from_numpy(one)} for _, one in kept.rows(layer, stop, max(start, sums.count)))
+            for group in grouped(rows, ROWS_PER_UPDATE):
+                if stop == count and len(group[layer]) < ROWS_PER_UPDATE:
                     sums = sums.copy()  # ``count`` cuts this group short. The next step has to add it as a whole.
-                sums.update(group)
-        return sums.covariance
+                sums.update(group[layer])
+            if stop == count and sums is self._sums[layer]:
+                sums = sums.copy()  # And so with this section.
+            sums.close()
+        assert sums.total is not None
+        return sums.total.covariance
 
     def held_out(self, layer: int, count: int) -> Iterator[Tensor]:
         """The keys after the first ``count``, in blocks (n, d_k)."""

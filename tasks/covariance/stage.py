@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -12,9 +13,11 @@ from factsmith.artifacts.artifact import Artifact, Draft
 from factsmith.artifacts.errors import InputError
 from factsmith.artifacts.formats import load_tensors, save_tensors
 from factsmith.artifacts.recipe import Series
-from factsmith.tasks.covariance.moments import ROWS_PER_UPDATE, Moments
+from factsmith.tasks.covariance.moments import ROWS_PER_UPDATE, Moments, SectionSums, grouped, sections
 from factsmith.tasks.covariance.packing import packed, unpacked
+from factsmith.tasks.engine.workers_stage import Worker, workers
 from factsmith.tasks.keys.stage import KeyStream
+from factsmith.tasks.model.model import Model
 from factsmith.tasks.pipeline.progress import progress
 from factsmith.tasks.pipeline.stage import Outcome, stage
 from factsmith.tasks.pipeline.workspace import Workspace
@@ -72,7 +75,7 @@ def save_moments(
     """Write the moments of ``layer`` into ``draft``, and add them to ``held`` if they may stay on the device."""
     found = {"covariance": moments.covariance, "mean": moments.mean}
     save_tensors(draft.path / TENSORS, {"mean": found["mean"], **packed(found["covariance"])})
-    if workspace.can_hold(found["covariance"].nbytes):
+    if found["covariance"].device == workspace.device and workspace.can_hold(found["covariance"].nbytes):
         held[layer] = found
     draft.summary = {"layer": layer, "tokens": moments.count, "width": moments.width}
     draft.made = {**workspace.made, "products": str(moments.products).removeprefix("torch.")}
@@ -86,35 +89,73 @@ def load_moments(artifact: Artifact, device: torch.device) -> dict[str, Tensor]:
     return {"covariance": tensors["covariance"] if "covariance" in tensors else unpacked(tensors), **mean}
 
 
+def _rows(draft: Draft, keys: KeyStream, layer: int, stop: int, start: int) -> Iterator[dict[int, Tensor]]:
+    for shard, rows in keys.rows(layer, stop, start):
+        draft.read_from(shard)
+        yield {layer: torch.from_numpy(rows)}
+
+
 @stage("covariance")
-def covariance(workspace: Workspace, keys: KeyStream, count: int) -> Outcome[Covariances]:
+def covariance(workspace: Workspace, model: Model, keys: KeyStream, count: int) -> Outcome[Covariances]:
     """Moments of the first ``count`` stored keys of every edited layer.
 
-    Rows are added in fixed groups, in their order, so that the same keys give the same bytes.
+    Rows are added in fixed groups, in their order, and fixed sections, so that the same keys give the same bytes.
+
+    Workers of ``runtime.engine=ray`` take the layers.
 
     Raises:
         InputError: stored keys are not finite.
     """
     series = covariance_series(keys.series.digest, count)
+    recipes = {layer: series.member(layer=layer) for layer in keys.shards}
     held: dict[int, Mapping[str, Tensor]] = {}
+    shared = 0
     with progress("covariance", count * len(keys.shards)) as advance:
+        pool = workers(workspace, model)
+        if pool is not None:
+            absent = [layer for layer, recipe in recipes.items() if workspace.store.find(recipe) is None]
+            shares = [(replace(keys, shards={layer: keys.shards[layer]}), count, layer) for layer in absent]
+            shared = len(list(pool.each(_sum_layer, shares, advance)))
 
         def build(draft: Draft, layer: int) -> None:
-            moments = new_moments(workspace, keys.width)
-            for shard, rows in keys.rows(layer, count):
-                draft.read_from(shard)
-                for first in range(0, len(rows), ROWS_PER_UPDATE):
-                    moments.update(torch.from_numpy(rows[first : first + ROWS_PER_UPDATE]))
-                advance(len(rows))
-            if not torch.isfinite(moments.sum).all():
-                raise InputError(f"Stored keys of layer {layer} hold NaN or infinity.", got=str(draft.lineage))
-            save_moments(workspace, draft, layer, moments, held)
+            _build(draft, workspace, keys, count, layer, held, advance)
 
-        recipes = {layer: series.member(layer=layer) for layer in keys.shards}
         found, any_built = workspace.store.get_or_build_each(recipes, build)
     return Outcome(
         Covariances(series, found, held),
         series.address,
-        any_built,
+        any_built or shared > 0,
         {"tokens": count, "bytes": sum(artifact.manifest.size for artifact in found.values())},
     )
+
+
+def _sum_layer(worker: Worker, share: tuple[KeyStream, int, int], advance: Callable[[int], None]) -> None:
+    """Build C0 of a layer in the process of a worker."""
+    keys, count, layer = share
+
+    def build(draft: Draft) -> None:
+        _build(draft, worker.workspace, keys, count, layer, {}, advance)
+
+    worker.workspace.store.get_or_build(covariance_series(keys.series.digest, count).member(layer=layer), build)
+
+
+def _build(
+    draft: Draft,
+    workspace: Workspace,
+    keys: KeyStream,
+    count: int,
+    layer: int,
+    held: dict[int, Mapping[str, Tensor]],
+    advance: Callable[[int], None],
+) -> None:
+    sums = SectionSums(partial(new_moments, workspace, keys.width))
+    for start, stop in sections(keys.tokens.stops, keys.width, count):
+        for group in grouped(_rows(draft, keys, layer, stop, start), ROWS_PER_UPDATE):
+            sums.update(group[layer])
+            advance(len(group[layer]))
+        sums.close()
+    moments = sums.total
+    assert moments is not None
+    if not torch.isfinite(moments.sum).all():
+        raise InputError(f"Stored keys of layer {layer} hold NaN or infinity.", got=str(draft.lineage))
+    save_moments(workspace, draft, layer, moments, held)

@@ -17,7 +17,8 @@ from factsmith.artifacts.recipe import Series
 from factsmith.artifacts.rows import RowSeries, holders
 from factsmith.tasks.decoder.decoder import Decoder
 from factsmith.tasks.editors.stage import read_edit
-from factsmith.tasks.evaluation.family import MetricFamily
+from factsmith.tasks.engine.workers_stage import Worker, workers
+from factsmith.tasks.evaluation.family import MetricFamily, load_families
 from factsmith.tasks.evaluation.summary import PHASES, record_values
 from factsmith.tasks.facts.batches import FactBatches
 from factsmith.tasks.facts.record import Record
@@ -87,6 +88,8 @@ def evaluation(
     records = batches.records
     total = 2 * sum(family.work(one.record, 1) for family in families for one in family.asked(records))
     with progress("evaluation", total) as advance:
+        written = zip(edits, batches.written, strict=True)
+        shared = _share(workspace, model, families, [(None, records), *written], advance)
         scored = {
             family.name: [
                 score_records(workspace, model, family, None, records, advance),
@@ -122,7 +125,7 @@ def evaluation(
         draft.summary = {"records": len(records), "rows": rows, **summary}
 
     artifact, table_built = workspace.store.get_or_build(recipe, build)
-    newly_scored = sum(one.built for by_batch in scored.values() for one in by_batch)
+    newly_scored = shared + sum(one.built for by_batch in scored.values() for one in by_batch)
     skipped = sum(_report_skipped(model, family, scored[family.name][0].rows) for family in families)
     for family in families:
         for one in scored[family.name]:
@@ -201,19 +204,7 @@ def score_records(
     by_digest = {record.digest(family.kinds): record for record in records}
 
     def build(draft: Draft, digests: list[str]) -> None:
-        read = read_edit(edit)
-
-        def scored(decoder: Decoder, records: Sequence[Record], advance: Callable[[int], None]) -> pa.Table:
-            with read.applied(decoder):
-                return family.score(decoder, records, most_tokens=model.limits.most_tokens, advance=advance)
-
-        wanted = [by_digest[digest] for digest in digests]
-        table = pa.concat_tables(on_shares(model.replicas, scored, wanted, advance, begin=workspace.limit_threads))
-        if edit:
-            draft.read_from(edit)
-        save_table(draft.path / _ROWS, table)
-        draft.summary = {"records": len(digests), "rows": len(table)}
-        draft.made = {**workspace.made, **model.made}
+        _score(draft, workspace, model, family, edit, [by_digest[digest] for digest in digests], advance)
 
     found, built = RowSeries(workspace.store, series).get_or_build(
         list(by_digest), build, at_once=_RECORDS_PER_ARTIFACT
@@ -225,6 +216,77 @@ def score_records(
     places = pa.array([order[digest] for digest in wanted["record"].to_pylist()], pa.int64())
     wanted = wanted.take(pc.sort_indices(places))
     return RecordScores(series, records, wanted, sources, built)
+
+
+def _score(
+    draft: Draft,
+    workspace: Workspace,
+    model: Model,
+    family: MetricFamily,
+    edit: Artifact | None,
+    records: Sequence[Record],
+    advance: Callable[[int], None],
+) -> None:
+    """Write the scores of ``records`` into ``draft``."""
+    read = read_edit(edit)
+
+    def scored(decoder: Decoder, records: Sequence[Record], advance: Callable[[int], None]) -> pa.Table:
+        with read.applied(decoder):
+            return family.score(decoder, records, most_tokens=model.limits.most_tokens, advance=advance)
+
+    table = pa.concat_tables(on_shares(model.replicas, scored, records, advance, begin=workspace.limit_threads))
+    if edit:
+        draft.read_from(edit)
+    save_table(draft.path / _ROWS, table)
+    draft.summary = {"records": len(records), "rows": len(table)}
+    draft.made = {**workspace.made, **model.made}
+
+
+@dataclass(frozen=True)
+class _Share:
+    """A worker's share: some records, and the weights that they are scored under."""
+
+    series: Series
+    family: str
+    edit: Artifact | None
+    records: Sequence[Record]
+
+
+def _share(
+    workspace: Workspace,
+    model: Model,
+    families: Sequence[MetricFamily],
+    wanted: Sequence[tuple[Artifact | None, Sequence[Record]]],
+    advance: Callable[[int], None],
+) -> int:
+    """Have workers, if there are any, score the records that lack scores. Returns the number of records scored."""
+    if workspace.runtime.engine == "local":
+        return 0
+    size = workspace.runtime.ray.task_size or _RECORDS_PER_ARTIFACT
+    shares = []
+    for family in families:
+        for edit, records in wanted:
+            series = score_series(model.fingerprint, model.tokenizer, family, edit.digest if edit else None)
+            by_digest = {record.digest(family.kinds): record for record in records}
+            missing = RowSeries(workspace.store, series).missing(list(by_digest))
+            shares += [
+                _Share(series, family.name, edit, [by_digest[digest] for digest in missing[first : first + size]])
+                for first in range(0, len(missing), size)
+            ]
+    pool = workers(workspace, model) if shares else None
+    return sum(pool.each(_score_share, shares, advance)) if pool is not None else 0
+
+
+def _score_share(worker: Worker, share: _Share, advance: Callable[[int], None]) -> int:
+    """Score records in the process of a worker. Returns their number."""
+    (family,) = load_families([share.family])
+
+    def build(draft: Draft) -> None:
+        _score(draft, worker.workspace, worker.model, family, share.edit, share.records, advance)
+
+    recipe = share.series.member(rows=[record.digest(family.kinds) for record in share.records])
+    worker.workspace.store.get_or_build(recipe, build)
+    return len(share.records)
 
 
 def _with_phase(rows: pa.Table, number: int) -> pa.Table:

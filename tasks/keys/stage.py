@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import numpy as np
@@ -14,6 +14,8 @@ from factsmith.artifacts.keys import KeyShardWriter, read_keys
 from factsmith.artifacts.recipe import Recipe, Series
 from factsmith.artifacts.store import Store
 from factsmith.tasks.corpus.stage import TokenStream
+from factsmith.tasks.engine.pool import Pool
+from factsmith.tasks.engine.workers_stage import Worker, workers
 from factsmith.tasks.keys.reader import KeyReader
 from factsmith.tasks.model.model import Fingerprint, Model
 from factsmith.tasks.pipeline.progress import progress
@@ -34,6 +36,12 @@ __all__ = [
 ]
 
 _SHARD_ROWS = 4096
+
+_PASSES_OF_A_SHARE = 4
+"""Fewest passes that a worker makes at once. One of them may have to be made twice."""
+
+_SHARES_OF_A_WORKER = 4
+"""Shares for each worker, if there are keys enough, so that quick ones take more of them."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +67,7 @@ class KeySource:
 
     def without_keys(self) -> KeyStream:
         """The stream of these keys of which nothing is stored, for what has been made from them before."""
-        return KeyStream(self.series, {layer: [] for layer in self.layers}, self.model.key_width)
+        return KeyStream(self.series, {layer: [] for layer in self.layers}, self.model.key_width, self.tokens)
 
     def reader(self, workspace: Workspace) -> KeyReader:
         """A reader that computes these keys with the model."""
@@ -81,11 +89,13 @@ class KeyStream:
         series: the series of the shards of all layers.
         shards: the shards of each edited layer, in order.
         width: d_k.
+        tokens: the tokens of the corpus.
     """
 
     series: Series
     shards: dict[int, list[Artifact]]
     width: int
+    tokens: TokenStream
 
     def rows(self, layer: int, stop: int, start: int = 0) -> Iterator[tuple[Artifact, np.ndarray]]:
         """The rows of a layer from ``start`` to before ``stop``, shard by shard."""
@@ -173,9 +183,13 @@ def collect_keys(workspace: Workspace, source: KeySource, wanted: int, reader: K
         advance(total - sum(stop - start for start, stop in missing))
         if missing:
             with store.lock(series.digest):
-                built = _build_shards(workspace, source, missing, reader, advance)
+                pool = workers(workspace, source.model)
+                if pool is None:
+                    built = _build_shards(workspace, source, missing, reader, advance)
+                else:
+                    built = _share_shards(pool, source, missing, advance)
     shards = {layer: [store.get(_shard_recipe(series, layer, span)) for span in spans] for layer in source.layers}
-    return KeyStream(series, shards, width), built
+    return KeyStream(series, shards, width, source.tokens), built
 
 
 def _build_shards(
@@ -217,6 +231,49 @@ def _build_shards(
                 built += rows
                 advance(rows)
     return built
+
+
+def _share_shards(
+    pool: Pool, source: KeySource, spans: Sequence[tuple[int, int]], advance: Callable[[int], None]
+) -> int:
+    """Have workers build the shards of ``spans``. Returns the number of rows built.
+
+    A worker takes several shards that follow each other, because a pass that holds keys of two shares is made twice.
+    """
+    least = _PASSES_OF_A_SHARE * pool.about["most_tokens"]
+    total = sum(stop - start for start, stop in spans)
+    shares = _shares(spans, max(least, total // (_SHARES_OF_A_WORKER * pool.size)))
+    held = [_Held(source.layers, replace(source.tokens, shards=source.tokens.holding((one[0][0], one[-1][1]))),
+                  source.dtype, one) for one in shares]  # fmt: skip
+    return sum(pool.each(_build_share, held, advance))
+
+
+@dataclass(frozen=True)
+class _Held:
+    """A worker's share: the spans of its shards, and what a ``KeySource`` has beside the model."""
+
+    layers: Sequence[int]
+    tokens: TokenStream
+    dtype: str
+    spans: Sequence[tuple[int, int]]
+
+
+def _build_share(worker: Worker, share: _Held, advance: Callable[[int], None]) -> int:
+    source = KeySource(worker.model, share.layers, share.tokens, share.dtype)
+    # A worker that was given up may still be at it.
+    with worker.workspace.store.lock(f"{source.series.digest}-{share.spans[0][0]}"):
+        return _build_shards(worker.workspace, source, share.spans, source.reader(worker.workspace), advance)
+
+
+def _shares(spans: Sequence[tuple[int, int]], rows: int) -> list[list[tuple[int, int]]]:
+    """The spans in groups of ``rows`` rows or more that follow each other."""
+    shares: list[list[tuple[int, int]]] = []
+    for span in spans:
+        if shares and shares[-1][-1][1] == span[0] and span[0] - shares[-1][0][0] < rows:
+            shares[-1].append(span)
+        else:
+            shares.append([span])
+    return shares
 
 
 _Missing: TypeAlias = tuple[tuple[int, int], dict[int, Recipe]]

@@ -72,6 +72,7 @@ class Model:
         checksums: Callable[[Iterable[Path]], Mapping[Path, str]],
     ) -> None:
         self.checkpoint = checkpoint
+        self.settings = settings
         self.name = settings.name
         self._dtype = settings.dtype
         self._devices = devices
@@ -86,6 +87,11 @@ class Model:
         A model that is spread over devices is still loaded whole.
         """
         self._blocks = blocks
+
+    @property
+    def needed_blocks(self) -> int | None:
+        """The first blocks, if nothing in this run reads more of the model; ``None`` for all."""
+        return self._blocks
 
     @property
     def dtype(self) -> str:

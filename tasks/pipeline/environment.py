@@ -68,6 +68,7 @@ def disable_telemetry() -> None:
         MLFLOW_DISABLE_TELEMETRY="true",
         HF_HUB_DISABLE_TELEMETRY="1",
         HF_UPDATE_DOWNLOAD_COUNTS="0",
+        RAY_USAGE_STATS_ENABLED="0",
     )
 
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-__all__ = ["ReadIf", "RuntimeSettings", "Section", "TrackingSettings"]
+__all__ = ["RaySettings", "ReadIf", "RuntimeSettings", "Section", "TrackingSettings"]
 
 
 class Section(BaseModel):
@@ -70,13 +70,51 @@ class ReadIf:
             yield from self.alternative.alternatives
 
 
+class RaySettings(Section):
+    """Where Ray is, and what a worker of it gets."""
+
+    address: str = Field(
+        "local",
+        pattern=r"^(local|auto|(ray://)?(\[[0-9a-fA-F:]+\]|[A-Za-z0-9._-]+):[0-9]{1,5})$",
+        description="local starts Ray on this machine while the run lasts; auto, HOST:PORT or ray://HOST:PORT use a "
+        "cluster that is there (auto and HOST:PORT on one of its nodes, ray:// from outside)",
+    )
+    workers: int | None = Field(
+        None, ge=1, description="workers, each with the model in memory; null: as many as the cluster has room for"
+    )
+    cpus: float = Field(1, gt=0, description="CPUs of a worker, which also computes with as many threads")
+    gpus: float | None = Field(
+        None,
+        ge=0,
+        description="GPUs of a worker; null: one if the cluster has any; several need runtime.device_map=auto",
+    )
+    memory_mb: int | None = Field(
+        None, ge=1, description="memory of a worker in MiB, for Ray's scheduling; null: what the model needs"
+    )
+    task_size: int | None = Field(
+        None,
+        ge=1,
+        description="facts, or records, that a worker takes at once; null: 128 facts and 256 records, as many "
+        "as are computed together without Ray",
+    )
+    wait_seconds: float = Field(
+        60, ge=0, description="seconds to wait for a node with room for a worker, as in a cluster that grows"
+    )
+
+
 class RuntimeSettings(Section):
     """How things are computed. Nothing here changes a result by more than the last bits of a float."""
 
+    engine: Literal["local", "ray"] = Field(
+        "local",
+        description="local computes in this process; ray shares keys, sums of C0, value vectors and scores among "
+        "workers of a Ray cluster",
+    )
+    ray: Annotated[RaySettings, ReadIf("runtime.engine", ("ray",))] = Field(default_factory=RaySettings)
     device: Annotated[str, ReadIf("runtime.devices", (None,))] = Field(
         "auto", description="cpu, cuda, cuda:1, ...; auto uses a GPU if there is one"
     )
-    devices: Annotated[str | None, ReadIf("runtime.device_map", (None,))] = Field(
+    devices: Annotated[str | None, ReadIf("runtime.device_map", (None,)), ReadIf("runtime.engine", ("local",))] = Field(
         None,
         description="several devices, each with the whole model, share the work: all, or a list such as cuda:0,cuda:1; "
         "null uses runtime.device alone",

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import resource
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
+from threading import Lock
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from factsmith.tasks.pipeline.signals import deliver_lost_signals
 from factsmith.tasks.tracking.dead_runs import alive
 from factsmith.tasks.tracking.tracker import Tracker
 
-__all__ = ["StageReport", "Workspace"]
+__all__ = ["StageReport", "Workspace", "at_end_of_runs"]
 
 _FLOP_PER_BYTE = 2_000
 """FLOP of a float64 decomposition on a GPU, at 2 TFLOP/s, in the time that reading a byte takes at 1 GB/s."""
@@ -47,6 +48,39 @@ class StageReport:
     seconds: float
     artifact: str
     metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+class _Runs:
+    """The runs of this process that are being logged, some within others, and what is to be done after the last."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._begun = 0
+        self._after = ExitStack()
+
+    def at_end(self, close: Callable[[], None]) -> None:
+        with self._lock:
+            self._after.callback(close)
+
+    @contextmanager
+    def begun(self) -> Iterator[None]:
+        with self._lock:
+            self._begun += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._begun -= 1
+                after = self._after.pop_all() if not self._begun else ExitStack()
+            after.close()
+
+
+_runs = _Runs()
+
+
+def at_end_of_runs(close: Callable[[], None]) -> None:
+    """Call ``close`` once no run of this process goes on. Runs within a run, such as cells, share what it closes."""
+    _runs.at_end(close)
 
 
 class Workspace:
@@ -176,7 +210,7 @@ class Workspace:
             parent: id of the MLflow run that this one is a part of.
         """
         deliver_lost_signals()
-        with ExitStack() as life:
+        with _runs.begun(), ExitStack() as life:
             # The lock lets only one of two simultaneous first runs create the database and the experiment.
             with self._resource_errors(), self.store.lock("mlflow"):
                 tracker = Tracker(

@@ -8,7 +8,7 @@ from functools import cached_property
 
 from factsmith.artifacts.recipe import Recipe, Series
 from factsmith.tasks.corpus.stage import token_series
-from factsmith.tasks.covariance.accumulation_stage import checkpoint_series, last_checkpoint
+from factsmith.tasks.covariance.accumulation.partial_sums_stage import checkpoint_series, last_checkpoint
 from factsmith.tasks.covariance.leverage_stage import leverage_recipes, leverage_series, settled_tokens
 from factsmith.tasks.covariance.moments import ROWS_PER_UPDATE
 from factsmith.tasks.covariance.packing import packed_size

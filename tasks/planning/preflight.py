@@ -13,6 +13,8 @@ from factsmith.artifacts.store import Store
 from factsmith.tasks.edit.refiners import load_refiner
 from factsmith.tasks.edit.stage import past_edits, stored_edits
 from factsmith.tasks.editors.memory.whole_model import Reader, check_counterfactual
+from factsmith.tasks.engine.cluster import check_engine
+from factsmith.tasks.engine.workers_stage import connect_if_elsewhere
 from factsmith.tasks.export.form import Form, no_memory, not_thin
 from factsmith.tasks.export.thin import no_rank
 from factsmith.tasks.facts.contexts import CLEAN, Context
@@ -65,6 +67,7 @@ def open_run(
     run = Run(settings, store)
     with store.in_use():
         check_input(run, dataset=dataset, editing=editing, out=out, form=form, truncated=truncated, past=past)
+        connect_if_elsewhere(run.settings.runtime)
         name = title(run, flow, differences, dataset=dataset, editing=editing)
         note = description(run, flow, differences, dataset=dataset, editing=editing)
         unused = frozenset({"trace"}) if editing else frozenset({"method", "corpus", "abilities", "drift"})
@@ -93,6 +96,7 @@ def check_input(
     Raises:
         InputError: says what is wrong.
     """
+    check_engine(run.settings.runtime)
     threads, cores = run.settings.runtime.threads, os.cpu_count()
     if threads and cores and threads > cores:
         raise InputError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -14,6 +14,7 @@ from factsmith.artifacts.formats import load_tensors, save_table, save_tensors
 from factsmith.artifacts.recipe import Series
 from factsmith.artifacts.rows import Row, RowSeries, holders
 from factsmith.tasks.decoder.decoder import Decoder
+from factsmith.tasks.engine.workers_stage import Worker, workers
 from factsmith.tasks.facts.request import EditRequest
 from factsmith.tasks.facts.stage import Contexts
 from factsmith.tasks.model.model import Fingerprint, Model
@@ -88,47 +89,110 @@ def values(
         missing = [by_digest[digest] for digest in digests]
         check_requests(model.tokenizer, missing, contexts.templates, model.context_length)
 
+    rows_of = RowSeries(workspace.store, series)
     with progress("values", len(by_digest)) as advance:
-
-        def optimised(
-            decoder: Decoder, facts: Sequence[EditRequest], advance: Callable[[int], None]
-        ) -> list[ValueVector]:
-            memory = model.limits.memory
-            return optimise_values(decoder, facts, contexts.templates, layer, settings, memory=memory, advance=advance)
+        shared = _share(workspace, model, layer, settings, contexts, rows_of, by_digest, check, advance)
 
         def build(draft: Draft, digests: list[str]) -> None:
             facts = [by_digest[digest] for digest in digests]
-            try:
-                shares = on_shares(model.replicas, optimised, facts, advance, begin=workspace.limit_threads)
-            except NonFiniteValueError as error:
-                raise not_finite(error, layer) from None
-            vectors = [vector for share in shares for vector in share]
-            save_tensors(
-                draft.path / _TENSORS,
-                {
-                    "value": torch.stack([vector.value for vector in vectors]),
-                    "start": torch.stack([vector.start for vector in vectors]),
-                },
-            )
-            rows = [
-                {
-                    **fact.fact,
-                    "steps": vector.steps,
-                    "loss": vector.loss,
-                    "nll": vector.nll,
-                    "divergence": vector.divergence,
-                    "change": float((vector.value - vector.start).norm() / vector.start.norm()),
-                }
-                for fact, vector in zip(facts, vectors, strict=True)
-            ]
-            save_table(draft.path / "facts.parquet", pa.Table.from_pylist(rows))
-            draft.summary = {"facts": len(facts), "layer": layer, "steps": sum(vector.steps for vector in vectors)}
-            draft.made = {**workspace.made, **model.made}
+            _build(draft, workspace, model, layer, settings, contexts, facts, advance)
 
-        rows, built = RowSeries(workspace.store, series).get_or_build(
-            list(by_digest), build, at_once=_FACTS_PER_ARTIFACT, check=check
-        )
+        rows, built = rows_of.get_or_build(list(by_digest), build, at_once=_FACTS_PER_ARTIFACT, check=check)
+    built += shared
     used = [rows[digest].artifact for digest in by_digest]
     seconds = sum(one.manifest.seconds / one.summary["facts"] for one in used)
     metrics = {"facts": len(used), "facts_built": built, SECONDS_AN_EDIT: seconds / len(used)}
     return Outcome(Values(series, rows), series.address, built > 0, metrics)
+
+
+def _build(
+    draft: Draft,
+    workspace: Workspace,
+    model: Model,
+    layer: int,
+    settings: ValueSettings,
+    contexts: Contexts,
+    facts: Sequence[EditRequest],
+    advance: Callable[[int], None],
+) -> None:
+    """Write the vectors of ``facts`` into ``draft``."""
+
+    def optimised(decoder: Decoder, facts: Sequence[EditRequest], advance: Callable[[int], None]) -> list[ValueVector]:
+        memory = model.limits.memory
+        return optimise_values(decoder, facts, contexts.templates, layer, settings, memory=memory, advance=advance)
+
+    try:
+        shares = on_shares(model.replicas, optimised, facts, advance, begin=workspace.limit_threads)
+    except NonFiniteValueError as error:
+        raise not_finite(error, layer) from None
+    vectors = [vector for share in shares for vector in share]
+    save_tensors(
+        draft.path / _TENSORS,
+        {
+            "value": torch.stack([vector.value for vector in vectors]),
+            "start": torch.stack([vector.start for vector in vectors]),
+        },
+    )
+    rows = [
+        {
+            **fact.fact,
+            "steps": vector.steps,
+            "loss": vector.loss,
+            "nll": vector.nll,
+            "divergence": vector.divergence,
+            "change": float((vector.value - vector.start).norm() / vector.start.norm()),
+        }
+        for fact, vector in zip(facts, vectors, strict=True)
+    ]
+    save_table(draft.path / "facts.parquet", pa.Table.from_pylist(rows))
+    draft.summary = {"facts": len(facts), "layer": layer, "steps": sum(vector.steps for vector in vectors)}
+    draft.made = {**workspace.made, **model.made}
+
+
+@dataclass(frozen=True)
+class _Share:
+    """A worker's share: some facts, and what their vectors depend on beside the model."""
+
+    series: Series
+    layer: int
+    settings: ValueSettings
+    contexts: Contexts
+    facts: Sequence[EditRequest]
+
+
+def _share(
+    workspace: Workspace,
+    model: Model,
+    layer: int,
+    settings: ValueSettings,
+    contexts: Contexts,
+    rows: RowSeries,
+    by_digest: Mapping[str, EditRequest],
+    check: Callable[[list[str]], None],
+    advance: Callable[[int], None],
+) -> int:
+    """Have workers, if there are any, build the vectors that are missing. Returns their number."""
+    if workspace.runtime.engine == "local" or not rows.missing(list(by_digest)):
+        return 0
+    with workspace.store.lock(rows.series.digest):
+        missing = rows.missing(list(by_digest))
+        check(missing)
+        pool = workers(workspace, model)
+        assert pool is not None
+        size = workspace.runtime.ray.task_size or _FACTS_PER_ARTIFACT
+        shares = [
+            _Share(
+                rows.series, layer, settings, contexts, [by_digest[digest] for digest in missing[first : first + size]]
+            )
+            for first in range(0, len(missing), size)
+        ]
+        list(pool.each(_build_share, shares, advance))
+    return len(missing)
+
+
+def _build_share(worker: Worker, share: _Share, advance: Callable[[int], None]) -> None:
+    def build(draft: Draft) -> None:
+        _build(draft, worker.workspace, worker.model, share.layer, share.settings, share.contexts, share.facts, advance)
+
+    recipe = share.series.member(rows=[fact.digest for fact in share.facts])
+    worker.workspace.store.get_or_build(recipe, build)

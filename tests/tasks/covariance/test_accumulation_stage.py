@@ -86,13 +86,13 @@ def test_a_killed_run_continues_after_the_last_checkpoint(unkept, store, rows, t
     with pytest.raises(Killed):
         unkept(MANY)
     (checkpoint,) = artifacts(store, "accumulation")  # those before are gone
-    assert checkpoint.summary["tokens"] == 800
+    assert checkpoint.summary["tokens"] == 1024
     assert not artifacts(store, "covariance")
 
     monkeypatch.setattr(Moments, "update", update)
     rows.clear()
     unkept(MANY)
-    assert sum(rows) == 2 * (45 * 40 - 800)
+    assert sum(rows) == 2 * (45 * 40 - 1024)
     found = {one.address: one.manifest.content for one in artifacts(store, "covariance")}
     monkeypatch.setenv("FACTSMITH_HOME", str(tmp_path / "there"))
     unkept(MANY)
@@ -103,7 +103,7 @@ def test_a_larger_multiplier_continues_a_smaller_one(unkept, rows):
     unkept(MANY)
     rows.clear()
     unkept("corpus.dynamic_multiplier=60")
-    assert 0 < sum(rows) <= 2 * (60 * 40 - 1200)
+    assert sum(rows) == 2 * (60 * 40 - 1024)
 
 
 def test_only_the_layers_that_lack_one_are_added_up(unkept, rows):
@@ -121,7 +121,7 @@ def test_killed_between_two_layers_a_run_continues_from_the_checkpoint_of_both(u
         remove(store, [before[1].path])
     rows.clear()
     unkept(MANY)
-    assert sum(rows) == 45 * 40 - 1600
+    assert sum(rows) == 45 * 40 - 1024
     after = {one.key["layer"]: one for one in artifacts(store, "covariance")}
     assert after[1].manifest.content == before[1].manifest.content
     assert len(artifacts(store, "accumulation")) == 1
@@ -145,4 +145,4 @@ def test_a_plan_counts_what_a_checkpoint_has(unkept, arguments, store):
     assert planned().flop == planned().bytes == 0
     with alone(store):
         remove(store, [one.path for one in artifacts(store, "covariance")])
-    assert planned().flop == pytest.approx(whole * (1 - 1600 / 1800))
+    assert planned().flop == pytest.approx(whole * (1 - 1024 / 1800))
