@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -108,17 +108,18 @@ def covariance(workspace: Workspace, model: Model, keys: KeyStream, count: int) 
     """
     series = covariance_series(keys.series.digest, count)
     recipes = {layer: series.member(layer=layer) for layer in keys.shards}
+    spans = sections(keys.tokens.stops, keys.width, count)
     held: dict[int, Mapping[str, Tensor]] = {}
     shared = 0
     with progress("covariance", count * len(keys.shards)) as advance:
         pool = workers(workspace, model)
         if pool is not None:
             absent = [layer for layer, recipe in recipes.items() if workspace.store.find(recipe) is None]
-            shares = [(replace(keys, shards={layer: keys.shards[layer]}), count, layer) for layer in absent]
+            shares = [_Share(replace(keys, shards={layer: keys.shards[layer]}), spans, layer) for layer in absent]
             shared = len(list(pool.each(_sum_layer, shares, advance)))
 
         def build(draft: Draft, layer: int) -> None:
-            _build(draft, workspace, keys, count, layer, held, advance)
+            _build(draft, workspace, keys, spans, layer, held, advance)
 
         found, any_built = workspace.store.get_or_build_each(recipes, build)
     return Outcome(
@@ -129,27 +130,36 @@ def covariance(workspace: Workspace, model: Model, keys: KeyStream, count: int) 
     )
 
 
-def _sum_layer(worker: Worker, share: tuple[KeyStream, int, int], advance: Callable[[int], None]) -> None:
+@dataclass(frozen=True)
+class _Share:
+    """A worker's share: the kept keys of a layer, and the sections that they are summed up in."""
+
+    keys: KeyStream
+    spans: Sequence[tuple[int, int]]
+    layer: int
+
+
+def _sum_layer(worker: Worker, share: _Share, advance: Callable[[int], None]) -> None:
     """Build C0 of a layer in the process of a worker."""
-    keys, count, layer = share
 
     def build(draft: Draft) -> None:
-        _build(draft, worker.workspace, keys, count, layer, {}, advance)
+        _build(draft, worker.workspace, share.keys, share.spans, share.layer, {}, advance)
 
-    worker.workspace.store.get_or_build(covariance_series(keys.series.digest, count).member(layer=layer), build)
+    series = covariance_series(share.keys.series.digest, share.spans[-1][1])
+    worker.workspace.store.get_or_build(series.member(layer=share.layer), build)
 
 
 def _build(
     draft: Draft,
     workspace: Workspace,
     keys: KeyStream,
-    count: int,
+    spans: Sequence[tuple[int, int]],
     layer: int,
     held: dict[int, Mapping[str, Tensor]],
     advance: Callable[[int], None],
 ) -> None:
     sums = SectionSums(partial(new_moments, workspace, keys.width))
-    for start, stop in sections(keys.tokens.stops, keys.width, count):
+    for start, stop in spans:
         for group in grouped(_rows(draft, keys, layer, stop, start), ROWS_PER_UPDATE):
             sums.update(group[layer])
             advance(len(group[layer]))

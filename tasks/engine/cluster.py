@@ -96,10 +96,23 @@ def connected(settings: RaySettings) -> Iterator[Any]:
                 remedy="start one with `ray start --head`, or set runtime.ray.address=local",
             ) from None
         after.callback(ray.shutdown)
+        after.enter_context(_quiet(ray))
         if threading.current_thread() is threading.main_thread():  # Ray replaces them.
             for number, handler in handlers.items():
                 signal.signal(number, handler)
         yield ray
+
+
+@contextmanager
+def _quiet(ray: Any) -> Iterator[None]:
+    """Ray does not print what it says about nodes and processes. It would go to stdout, where results are."""
+    worker = ray._private.worker
+    before = getattr(worker, "_worker_logs_enabled", True)
+    worker._worker_logs_enabled = False
+    try:
+        yield
+    finally:
+        worker._worker_logs_enabled = before
 
 
 def _check_answers(address: str) -> None:

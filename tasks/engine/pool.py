@@ -90,8 +90,7 @@ class Pool:
         self._make = make
         self._need = dict(need)
         self._patience = patience
-        room, _ = places(ray, need)
-        self.size = workers or max(1, room)
+        self.size = workers or max(1, self._room())
         self._about: dict[str, Any] | None = None
         self._deaths, self._last = 0, ""
         self._slots: list[_Slot] = []
@@ -255,14 +254,17 @@ class Pool:
         """
         if seconds - self._said >= _SECONDS_BETWEEN_LINES:
             self._said = seconds
-            logger.info("waiting for the first worker: %s", self._lacking())
-        if seconds >= self._patience and places(self._ray, self._need)[0] == 0:
+            logger.info("waiting for the first worker%s", "" if self._room() else f": {self._lacking()}")
+        if seconds >= self._patience and not self._room():
             raise InputError(
                 "No node of the cluster has room for a worker.",
                 got=self._lacking(),
                 remedy="lower runtime.ray.cpus, runtime.ray.gpus or runtime.ray.memory_mb, or add nodes; "
                 "runtime.ray.wait_seconds waits for a cluster that grows",
             )
+
+    def _room(self) -> int:
+        return places(self._ray, self._need)[0]
 
     def _lacking(self) -> str:
         _, nodes = places(self._ray, self._need)

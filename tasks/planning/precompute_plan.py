@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from factsmith.artifacts.recipe import Recipe, Series
-from factsmith.tasks.corpus.stage import token_series
+from factsmith.tasks.corpus.stage import SHARD_TOKENS, token_series
 from factsmith.tasks.covariance.accumulation.partial_sums_stage import checkpoint_series, last_checkpoint
 from factsmith.tasks.covariance.leverage_stage import leverage_recipes, leverage_series, settled_tokens
-from factsmith.tasks.covariance.moments import ROWS_PER_UPDATE
+from factsmith.tasks.covariance.moments import ROWS_PER_UPDATE, sections
 from factsmith.tasks.covariance.packing import packed_size
 from factsmith.tasks.covariance.stage import covariance_series
 from factsmith.tasks.keys.stage import absent_shards, key_series, key_spans, shard_rows, whole_shards
@@ -186,7 +186,9 @@ class PrecomputePlanner:
             flop = 0.0
             if lacking:
                 flop = len(lacking) * left * width**2 + self.cost.key_flop(max(lacking), left, self.attended)
-            memory = self.pass_memory(kept_layers=len(lacking)) + (len(lacking) + 1) * self.matrix
+            stops = range(SHARD_TOKENS, self.count + SHARD_TOKENS, SHARD_TOKENS)
+            matrices = 1 if len(sections(stops, width, self.count)) == 1 else 2  # of the sections before, and of this
+            memory = self.pass_memory(kept_layers=len(lacking)) + (matrices * len(lacking) + 1) * self.matrix
             size, algebra = len(lacking) * packed_size(width), float(len(lacking)) * left * width**2 if lacking else 0.0
             summed = StagePlan(
                 "covariance", len(lacking), len(self.layers), "layers", flop, size, memory, algebra, series.digest

@@ -14,7 +14,7 @@ from factsmith.artifacts.formats import load_tensors, save_tensors
 from factsmith.artifacts.recipe import Series
 from factsmith.artifacts.removal import discard
 from factsmith.artifacts.store import Store
-from factsmith.tasks.covariance.accumulation.section_stage import TENSORS
+from factsmith.tasks.covariance.accumulation.section_stage import load_section
 from factsmith.tasks.covariance.moments import Moments, SectionSums
 from factsmith.tasks.covariance.stage import new_moments
 from factsmith.tasks.keys.stage import KeySource
@@ -103,12 +103,7 @@ class PartialSums:
 
     def add_shared(self, artifacts: Mapping[int, Artifact]) -> None:
         """Add the moments of the next section of each layer, which are in the store."""
-        section = {}
-        for layer, artifact in artifacts.items():
-            section[layer] = self._new()
-            tensors = load_tensors(artifact.path / TENSORS, str(section[layer].outer.device))
-            section[layer].resume(artifact.summary["tokens"], tensors["sum"], tensors["outer"])
-        self.add(section)
+        self.add({layer: load_section(artifact, self._new()) for layer, artifact in artifacts.items()})
         self._shared += artifacts.values()
 
     def discard_shared(self) -> None:

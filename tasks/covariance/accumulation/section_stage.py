@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from factsmith.artifacts.artifact import Artifact, Draft
-from factsmith.artifacts.formats import save_tensors
+from factsmith.artifacts.formats import load_tensors, save_tensors
 from factsmith.artifacts.recipe import Series
 from factsmith.tasks.corpus.stage import TokenStream
 from factsmith.tasks.covariance.moments import ROWS_PER_UPDATE, Moments, grouped
+from factsmith.tasks.covariance.packing import packed, unpacked
 from factsmith.tasks.covariance.stage import new_moments
 from factsmith.tasks.decoder.decoder import Decoder
 from factsmith.tasks.engine.workers_stage import Worker
@@ -17,10 +18,10 @@ from factsmith.tasks.keys.reader import KeyReader
 from factsmith.tasks.keys.stage import KeySource
 from factsmith.tasks.pipeline.workspace import Workspace
 
-__all__ = ["TENSORS", "Share", "section_moments", "section_series", "sum_section"]
+__all__ = ["Share", "load_section", "section_moments", "section_series", "sum_section"]
 
-TENSORS = "section.safetensors"
-"""Holds ``outer`` (d_k, d_k), of which only one triangle is used, and ``sum`` (d_k,), float64."""
+_TENSORS = "section.safetensors"
+"""Holds ``sum`` (d_k,) and ``outer``, whose upper triangle counts, as ``packed`` gives its transpose; float64."""
 
 
 def section_series(keys: str, products: str) -> Series:
@@ -50,6 +51,14 @@ def section_moments(
     return found
 
 
+def load_section(artifact: Artifact, moments: Moments) -> Moments:
+    """``moments``, which are empty, with the sums that ``sum_section`` has published."""
+    tensors = load_tensors(artifact.path / _TENSORS, str(moments.outer.device))
+    total = tensors.pop("sum")
+    moments.resume(artifact.summary["tokens"], total, unpacked(tensors).T.contiguous())
+    return moments
+
+
 @dataclass(frozen=True)
 class Share:
     """A worker's share: a section, and what a ``KeySource`` has beside the model."""
@@ -71,14 +80,12 @@ def sum_section(worker: Worker, share: Share, advance: Callable[[int], None]) ->
     if not absent:
         advance(share.span[1] - share.span[0])
         return {layer: store.get(recipe) for layer, recipe in recipes.items()}
-    found = section_moments(
-        workspace, source.reader(workspace), worker.model.decoder, share.span, absent, advance
-    )  # fmt: skip
+    reader = source.reader(workspace)
+    found = section_moments(workspace, reader, worker.model.decoder, share.span, absent, advance)
 
     def build(draft: Draft, layer: int) -> None:
         moments = found.pop(layer)
-        outer = moments.outer if moments.outer.is_cuda else moments.outer.triu_()
-        save_tensors(draft.path / TENSORS, {"sum": moments.sum, "outer": outer})
+        save_tensors(draft.path / _TENSORS, {"sum": moments.sum, **packed(moments.outer.T)})
         draft.summary = {"layer": layer, "tokens": moments.count}
         draft.made = {**workspace.made, **worker.model.made, "products": products}
         draft.read_from(store.get(worker.model.recipe), *share.tokens.shards)
