@@ -106,12 +106,6 @@ class PartialSums:
         self.add({layer: load_section(artifact, self._new()) for layer, artifact in artifacts.items()})
         self._shared += artifacts.values()
 
-    def discard_shared(self) -> None:
-        """Remove the moments of sections from the store: a checkpoint, or C0, has them."""
-        for artifact in self._shared:
-            discard(self._store, artifact)
-        self._shared.clear()
-
     def take(self, layer: int) -> Moments:
         """The moments of a layer over all rows. They are not kept here."""
         total = self._sums.pop(layer).total
@@ -140,7 +134,9 @@ class PartialSums:
             discard(self._store, self._checkpoint)
         self._checkpoint, self._saved = self._store.get(recipe), self.rows
         self._saved_at = time.monotonic()
-        self.discard_shared()
+        for artifact in self._shared:  # The checkpoint has them.
+            discard(self._store, artifact)
+        self._shared.clear()
 
     def _resume(self, checkpoint: Artifact) -> None:
         for layer, sums in self._sums.items():

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
+
 from factsmith.artifacts.artifact import Artifact, Draft
 from factsmith.artifacts.formats import load_tensors, save_tensors
 from factsmith.artifacts.recipe import Series
+from factsmith.artifacts.store import Store
 from factsmith.tasks.corpus.stage import TokenStream
 from factsmith.tasks.covariance.moments import ROWS_PER_UPDATE, Moments, grouped
 from factsmith.tasks.covariance.packing import packed, unpacked
@@ -18,7 +21,7 @@ from factsmith.tasks.keys.reader import KeyReader
 from factsmith.tasks.keys.stage import KeySource
 from factsmith.tasks.pipeline.workspace import Workspace
 
-__all__ = ["Share", "load_section", "section_moments", "section_series", "sum_section"]
+__all__ = ["Share", "load_section", "section_moments", "section_series", "sections_of", "sum_section"]
 
 _TENSORS = "section.safetensors"
 """Holds ``sum`` (d_k,) and ``outer``, whose upper triangle counts, as ``packed`` gives its transpose; float64."""
@@ -51,11 +54,18 @@ def section_moments(
     return found
 
 
+def sections_of(store: Store, keys: str, layers: Sequence[int]) -> list[Artifact]:
+    """The stored sections of some layers of a series of keys, given by its digest."""
+    members = [one for name in ("float64", "float32") for one in store.members(section_series(keys, name))]
+    return [one for one in members if one.key["layer"] in layers]
+
+
 def load_section(artifact: Artifact, moments: Moments) -> Moments:
     """``moments``, which are empty, with the sums that ``sum_section`` has published."""
     tensors = load_tensors(artifact.path / _TENSORS, str(moments.outer.device))
     total = tensors.pop("sum")
     moments.resume(artifact.summary["tokens"], total, unpacked(tensors).T.contiguous())
+    moments.products = getattr(torch, artifact.manifest.made["products"])
     return moments
 
 

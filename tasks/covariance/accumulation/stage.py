@@ -14,8 +14,9 @@ from dataclasses import replace
 from torch import Tensor
 
 from factsmith.artifacts.artifact import Draft
+from factsmith.artifacts.removal import discard
 from factsmith.tasks.covariance.accumulation.partial_sums_stage import PartialSums
-from factsmith.tasks.covariance.accumulation.section_stage import Share, section_moments, sum_section
+from factsmith.tasks.covariance.accumulation.section_stage import Share, section_moments, sections_of, sum_section
 from factsmith.tasks.covariance.moments import ROWS_PER_UPDATE, Moments, grouped, sections
 from factsmith.tasks.covariance.stage import (
     Covariances,
@@ -70,10 +71,11 @@ def accumulate(workspace: Workspace, source: KeySource, count: int) -> Outcome[C
                 moments = sums.take(layer)
                 draft.read_from(*made_from)
                 save_moments(workspace, draft, layer, moments, held)
-                draft.made |= source.model.made
+                draft.made |= source.model.made | ({"workers": pool.about} if pool is not None else {})
 
             store.get_or_build_each({layer: series.member(layer=layer) for layer in absent}, build)
-            sums.discard_shared()
+            for section in sections_of(store, keys.digest, absent):
+                discard(store, section)
         else:
             advance(count)
     found = {layer: store.get(series.member(layer=layer)) for layer in source.layers}
