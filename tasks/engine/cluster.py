@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import secrets
 import signal
 import socket
 import tempfile
@@ -21,6 +22,10 @@ __all__ = ["check_engine", "connected", "places"]
 _SECONDS_TO_ANSWER = 5.0
 _OBJECT_STORE = 100 * 2**20
 """Bytes of the object store of a Ray that we start. Only addresses travel, so it stays almost empty."""
+
+
+_ALONE = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+"""Ray reads this when it is imported. Its processes then use 127.0.0.1, as they always do on Windows and macOS."""
 
 
 def check_engine(runtime: RuntimeSettings) -> None:
@@ -64,6 +69,10 @@ def connected(settings: RaySettings) -> Iterator[Any]:
     """
     disable_telemetry()
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray would warn of a later default otherwise.
+    if settings.address == "local":
+        os.environ |= _ALONE
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     import ray
 
     if ray.is_initialized():
