@@ -54,7 +54,7 @@ def main() -> None:
     found: dict[str, tuple[float, float]] = {}
     for name, engine in engines.items():
         both = []
-        for multiplier in (1, given.multiplier):
+        for multiplier in (2, given.multiplier):
             with tempfile.TemporaryDirectory() as home:
                 arguments = ["precompute", f"corpus.dynamic_multiplier={multiplier}", "runtime.threads=1"]
                 both.append(cpu_seconds([*arguments, *engine, *given.settings], Path(home)))

@@ -77,7 +77,7 @@ class Pool:
         make: makes a worker in its process.
         need: what a worker needs, by Ray's names of resources: ``CPU``, ``GPU``, ``memory`` in bytes.
         workers: the number of workers; ``None`` for as many as the cluster has room for.
-        patience: how long to wait for the first worker, in seconds.
+        patience: how long to wait while nobody works and the cluster has no room, in seconds.
 
     Attributes:
         size: the number of workers.
@@ -146,7 +146,9 @@ class Pool:
                 for call in self._ray.wait(list(calls), timeout=_SECONDS_BETWEEN_LOOKS)[0]:
                     self._take(calls[call], shares)
                 self._look(shares)
-                if self._about is None:
+                if any(slot.number is not None for slot in self._slots):
+                    begun = time.monotonic()
+                else:
                     self._check_patience(time.monotonic() - begun)
                 while place in shares.found:
                     yield shares.found.pop(place)
@@ -248,13 +250,14 @@ class Pool:
         raise FactsmithError(what, got=self._last, remedy="the logs of Ray on the node say more")
 
     def _check_patience(self, seconds: float) -> None:
-        """
+        """Say that nobody works.
+
         Raises:
-            InputError: no worker has been made in time, and the cluster has no room for one.
+            InputError: nobody has worked for long, and the cluster has no room for a worker.
         """
-        if seconds - self._said >= _SECONDS_BETWEEN_LINES:
-            self._said = seconds
-            logger.info("waiting for the first worker%s", "" if self._room() else f": {self._lacking()}")
+        if seconds >= _SECONDS_BETWEEN_LINES and time.monotonic() - self._said >= _SECONDS_BETWEEN_LINES:
+            self._said = time.monotonic()
+            logger.info("waiting for a worker%s", "" if self._room() else f": {self._lacking()}")
         if seconds >= self._patience and not self._room():
             raise InputError(
                 "No node of the cluster has room for a worker.",

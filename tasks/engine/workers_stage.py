@@ -172,7 +172,8 @@ def workers(workspace: Workspace, model: Model) -> Pool | None:
                 workspace.store.root, mark.name, runtime, model.settings, model.needed_blocks, model.fingerprint,
                 {name: one for name, one in code_versions().items() if name in ("factsmith", "torch", "transformers")},
             )  # fmt: skip
-            _pools[name] = Pool(ray, partial(Worker, job), need, settings.workers, settings.wait_seconds)
+            patience = 0 if settings.address == "local" else settings.wait_seconds  # This machine does not grow.
+            _pools[name] = Pool(ray, partial(Worker, job), need, settings.workers, patience)
         return _pools[name]
 
 

@@ -6,7 +6,11 @@ import importlib.util
 import os
 import signal
 import socket
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import psutil
 import pytest
@@ -158,48 +162,61 @@ def test_small_tasks_are_shared_and_scores_stay(small, arguments, on_ray, store,
         assert report.metrics[phase] == pytest.approx(metrics, abs=1e-3)
 
 
+class Killed(BaseException):
+    """Nothing in the pipeline may catch it."""
+
+
 @needs_ray
 @pytest.mark.slow
 def test_a_driver_that_comes_back_goes_on_from_what_was_published(
     small, arguments, on_ray, store, home, monkeypatch, when_published
 ):
-    class Killed(BaseException):
-        pass
-
     def die() -> None:
         raise Killed
 
     expected, _ = of_one_process(arguments, monkeypatch, home, *UNKEPT)
-    with monkeypatch.context() as patch:
-        when_published("section", 4, die)
-        with pytest.raises(Killed):
-            run(compose(on_ray(*UNKEPT)))
-        patch.undo()
-    before = {one.digest: one.path.stat().st_mtime_ns for one in artifacts(store, "section")}
+    when_published("section", 4, die)
+    with pytest.raises(Killed):
+        precompute(compose(on_ray(*UNKEPT)))
+    before = {one.digest: one.path.stat().st_ctime_ns for one in artifacts(store, "section")}
     assert len(before) >= 4
-    seen = {}
-    when_published("covariance", 1, lambda: seen.update({one.name: 1 for one in home.glob("artifacts/section/*/*")}))
+
+    look, after = Pool._look, {}
+
+    def looked(self, shares):
+        after.update({path.name: path.stat().st_ctime_ns for path in home.glob("artifacts/section/*/*")})
+        look(self, shares)
+
+    monkeypatch.setattr(Pool, "_look", looked)
     precompute(compose(on_ray(*UNKEPT)))
-    assert {name: one for name, one in contents(store).items() if name.startswith("covariance")}.items() <= (
-        expected.items()
-    )
+    assert before.items() <= after.items()  # They were not made again.
+    assert contents(store).items() <= expected.items()
 
 
 @needs_ray
 @pytest.mark.slow
-def test_ray_of_our_own_listens_on_this_machine_only_and_ends(small, arguments, home, when_published):
-    """Its processes end with the run, and also if the process of the run is killed."""
-    listening: list[str] = []
-
-    def look() -> None:
-        for one in psutil.Process().children(recursive=True):
-            listening.extend(each.laddr.ip for each in one.net_connections("inet") if each.status == "LISTEN")
-
-    seen = when_published("section", 1, look)
-    precompute(compose(arguments(*UNKEPT, "runtime.engine=ray", "runtime.ray.workers=2", "runtime.ray.memory_mb=100")))
-    assert seen
-    assert set(listening) <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
-    assert not [one for one in psutil.Process().children(recursive=True) if "ray" in one.name()]
+def test_ray_of_our_own_listens_on_this_machine_only_and_ends_with_the_command(arguments, home):
+    given = arguments("corpus.tokens=140000", "corpus.keep_keys=false", "runtime.engine=ray", "runtime.ray.workers=2")
+    command = [str(Path(sys.executable).with_name("factsmith")), "precompute", *given, "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        while not list(home.glob("artifacts/section/*/*")):
+            assert process.poll() is None
+            time.sleep(0.1)
+        started = psutil.Process(process.pid).children(recursive=True)
+        listening = {
+            each.laddr.ip
+            for one in started
+            for each in one.net_connections("inet")
+            if each.status == psutil.CONN_LISTEN
+        }
+        process.terminate()
+        out, err = process.communicate(timeout=100)
+    assert listening
+    assert listening <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
+    assert (process.returncode, out) == (130, "")
+    assert "run the same command to continue" in err
+    _, alive = psutil.wait_procs(started, timeout=30)
+    assert not [one for one in alive if one.status() != psutil.STATUS_ZOMBIE]
 
 
 @pytest.mark.parametrize(
