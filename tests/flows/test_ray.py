@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 
@@ -57,7 +58,7 @@ class Nodes:
 
     def add(self):
         given = {name: value for name, value in self._given.items() if name != "include_dashboard"}
-        return self._cluster.add_node(num_cpus=2, **given)
+        return self._cluster.add_node(num_cpus=1, **given)
 
     def kill_node(self) -> None:
         self._cluster.remove_node(self.nodes.pop(), allow_graceful=False)
@@ -87,7 +88,7 @@ def on_ray(arguments, nodes) -> Callable[..., list[str]]:
 
     def call(*more: str, workers: int = 2) -> list[str]:
         ray = ["runtime.engine=ray", f"runtime.ray.address={nodes.address}", f"runtime.ray.workers={workers}"]
-        return arguments(*ray, "runtime.ray.memory_mb=100", *more)
+        return arguments(*ray, "runtime.ray.cpus=0.5", "runtime.ray.memory_mb=100", *more)
 
     return call
 
@@ -190,6 +191,25 @@ def test_a_driver_that_comes_back_goes_on_from_what_was_published(
     monkeypatch.setattr(Pool, "_look", looked)
     precompute(compose(on_ray(*UNKEPT)))
     assert before.items() <= after.items()  # They were not made again.
+    assert contents(store).items() <= expected.items()
+
+
+@needs_ray
+@pytest.mark.slow
+def test_a_full_object_store_stops_nothing_and_a_connection_of_the_caller_stays(
+    small, arguments, on_ray, nodes, store, home, monkeypatch
+):
+    import ray
+
+    expected, _ = of_one_process(arguments, monkeypatch, home, *UNKEPT)
+    ray.init(nodes.address, log_to_driver=False)
+    try:
+        held = [ray.put(np.ones(10 * 2**20, np.uint8)) for _ in range(12)]
+        precompute(compose(on_ray(*UNKEPT)))
+        assert ray.is_initialized()
+        assert ray.get(held[0]).sum() == 10 * 2**20
+    finally:
+        ray.shutdown()
     assert contents(store).items() <= expected.items()
 
 
