@@ -18,8 +18,8 @@ _BLOCK = 512
 _LEAST_SECTION = 16
 """Fewest keys of a section, in multiples of d_k.
 
-The sum of a section, d_k x d_k numbers, is then added with d_k^2 additions where its products took 16 d_k^3. In a file it
-has an eighth of the bytes that its keys would have in float16, or less."""
+The sum of a section, d_k x d_k numbers, is then added with d_k^2 additions where its products took 16 d_k^3. In a file
+it has an eighth of the bytes that its keys would have in float16, or less."""
 
 
 def sections(stops: Sequence[int], width: int, count: int) -> list[tuple[int, int]]:

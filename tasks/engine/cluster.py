@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 import secrets
 import signal
@@ -47,8 +48,13 @@ def check_engine(runtime: RuntimeSettings) -> None:
             got=f"runtime.ray.gpus={settings.gpus:g}",
             remedy="set runtime.device_map=auto, or runtime.ray.gpus=1 and more runtime.ray.workers",
         )
-    if settings.gpus is not None and settings.gpus > 1 and settings.gpus % 1:
-        raise InputError("More than one GPU must be whole GPUs.", got=f"runtime.ray.gpus={settings.gpus:g}")
+    for name, amount in (("cpus", settings.cpus), ("gpus", settings.gpus or 0)):
+        if amount > 1 and amount % 1:
+            raise InputError(
+                f"Ray divides only one of the {name} of a node among workers.",
+                got=f"runtime.ray.{name}={amount:g}",
+                expected="a whole number, or less than 1",
+            )
     if settings.gpus and runtime.device == "cpu":
         raise InputError(
             "Workers that compute on CPUs need no GPU.",
@@ -85,7 +91,7 @@ def connected(settings: RaySettings) -> Iterator[Any]:
             folder = after.enter_context(tempfile.TemporaryDirectory(prefix="factsmith-", ignore_cleanup_errors=True))
             cpus = settings.cpus * settings.workers if settings.workers else None
             given |= {
-                "num_cpus": None if cpus is None else max(1, int(cpus)),
+                "num_cpus": None if cpus is None else math.ceil(cpus),
                 "include_dashboard": False,
                 "object_store_memory": _OBJECT_STORE,
                 "_node_ip_address": "127.0.0.1",

@@ -246,6 +246,7 @@ def test_ray_of_our_own_listens_on_this_machine_only_and_ends_with_the_command(a
         (["runtime.engine=ray", "runtime.devices=cpu,cpu"], "set runtime.engine=local"),
         (["runtime.engine=ray", "runtime.ray.gpus=2"], "set runtime.device_map=auto"),
         (["runtime.engine=ray", "runtime.ray.gpus=1", "runtime.device=cpu"], "leave out one of them"),
+        (["runtime.engine=ray", "runtime.ray.cpus=1.5"], "a whole number"),
         (["runtime.engine=ray", "runtime.ray.address=nowhere"], "runtime.ray.address"),
     ],
 )
