@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from factsmith.artifacts.checksums import Checksums
 from factsmith.artifacts.errors import DamagedArtifactError
-from factsmith.artifacts.manifest import FileEntry, Manifest, code_versions
+from factsmith.artifacts.manifest import MANIFEST_NAME, FileEntry, Manifest, code_versions
 from factsmith.artifacts.recipe import Recipe
 
-__all__ = ["Artifact", "Draft", "place_of"]
+__all__ = ["Artifact", "Draft", "flush", "place_of"]
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,25 @@ class Draft:
         """Record that ``artifacts`` were read to build this one."""
         self.lineage += [artifact.address for artifact in artifacts]
 
+    def seal(self, seconds: float) -> Manifest:
+        """Write the manifest, and flush everything to the disk.
+
+        Args:
+            seconds: duration of the build.
+
+        Raises:
+            DamagedArtifactError: as in ``manifest``.
+        """
+        paths = sorted(path for path in self.path.rglob("*") if path.is_file())
+        files = {
+            path.relative_to(self.path).as_posix(): FileEntry(bytes=path.stat().st_size, sha256=checksum)
+            for path, checksum in Checksums.read_all(paths).items()
+        }
+        manifest = self.manifest(files, seconds)
+        (self.path / MANIFEST_NAME).write_bytes(manifest.dump())
+        flush([*paths, self.path / MANIFEST_NAME])
+        return manifest
+
     def manifest(self, files: Mapping[str, FileEntry], seconds: float) -> Manifest:
         """The manifest to publish these ``files`` with.
 
@@ -102,3 +123,14 @@ class Draft:
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             seconds=round(seconds, 3),
         )
+
+
+def flush(paths: Iterable[Path]) -> None:
+    """Flush ``paths`` and their folders to the disk."""
+    paths = list(paths)
+    for path in [*paths, *{path.parent for path in paths if path.is_file()}]:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

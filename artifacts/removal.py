@@ -10,16 +10,16 @@ import contextlib
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from factsmith.artifacts.artifact import Artifact
-from factsmith.artifacts.errors import DamagedArtifactError, InputError
-from factsmith.artifacts.locks import IN_USE, held_at_once
-from factsmith.artifacts.manifest import MANIFEST_NAME, Manifest
+from factsmith.artifacts.errors import InputError
+from factsmith.artifacts.manifest import Manifest
+from factsmith.artifacts.processes.locks import IN_USE, held_at_once
 from factsmith.artifacts.store import Store, unwritable
 
-__all__ = ["alone", "dependants", "discard", "leftovers", "remove", "size", "unused"]
+__all__ = ["alone", "dependants", "discard", "leftovers", "not_needed", "remove", "size", "unused"]
 
 _TRASH = "trash"
 
@@ -31,7 +31,7 @@ def alone(store: Store) -> Iterator[None]:
     Raises:
         InputError: somebody uses it, or it cannot be written.
     """
-    store.check_writable()
+    store.staging()
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(held_at_once(store.lock_path(IN_USE)))
@@ -60,24 +60,29 @@ def leftovers(store: Store) -> list[Path]:
     ]
 
 
-def unused(store: Store, days: float) -> list[Path]:
-    """Folders of the artifacts that no run has used for ``days``, and that no artifact still in use was made from.
+def unused(store: Store, days: float) -> list[str]:
+    """Places of the artifacts here that no run has used for ``days``, and that none still in use was made from.
 
-    Times of use are known to the hour.
+    Times of use are known to the hour. Copies of a shared store are not needed for others: they can be fetched again.
     """
     before = time.time() - 86_400 * days
-    paths = {path for path in store.all_paths() if path.stat().st_mtime < before}
-    users = _users(store)
-    while needed := {path for path in paths if any(user not in paths for user in users[path])}:
-        paths -= needed
-    return sorted(paths)
+    old = {"/".join(path.parts[-3:]) for path in store.all_paths() if path.stat().st_mtime < before}
+    return sorted(old) if store.upstream is not None else not_needed(old, store.manifests())
 
 
-def dependants(store: Store, paths: Iterable[Path]) -> list[Path]:
-    """Folders of the artifacts that were made from those at ``paths``, directly or indirectly, without ``paths``."""
-    users = _users(store)
-    given = set(paths)
-    found: set[Path] = set()
+def not_needed(places: set[str], manifests: Mapping[str, Manifest | None]) -> list[str]:
+    """Those of ``places`` that no artifact at another place was made from, directly or indirectly."""
+    places, users = set(places), _users(manifests)
+    while needed := {place for place in places if any(user not in places for user in users[place])}:
+        places -= needed
+    return sorted(places)
+
+
+def dependants(places: Iterable[str], manifests: Mapping[str, Manifest | None]) -> list[str]:
+    """Places of the artifacts that were made from those at ``places``, directly or indirectly, without ``places``."""
+    users = _users(manifests)
+    given = set(places)
+    found: set[str] = set()
     waiting = list(given)
     while waiting:
         new = users.get(waiting.pop(), set()) - found
@@ -86,20 +91,19 @@ def dependants(store: Store, paths: Iterable[Path]) -> list[Path]:
     return sorted(found - given)
 
 
-def _users(store: Store) -> dict[Path, set[Path]]:
-    """For each artifact, those that were made from it: it is in their lineage or in their recipe."""
-    paths = store.all_paths()
-    by_digest: dict[str, Path] = {path.name: path for path in paths}
-    users: dict[Path, set[Path]] = {path: set() for path in paths}
-    for path in paths:
-        try:
-            manifest = Manifest.load(path / MANIFEST_NAME)
-        except DamagedArtifactError:
-            continue  # A damaged artifact is not used, and its sources are not known.
-        sources = {address.rpartition("/")[2] for address in manifest.lineage}
-        sources |= set(manifest.recipe["series"]["inputs"].values())
-        for digest in sources & set(by_digest):
-            users[by_digest[digest]].add(path)
+def _users(manifests: Mapping[str, Manifest | None]) -> dict[str, set[str]]:
+    """For each artifact, those that were made from it: it is in their lineage or in their recipe.
+
+    A damaged artifact has no manifest. It is not used, and its sources are not known.
+    """
+    by_digest = {place.rpartition("/")[2]: place for place in manifests}
+    users: dict[str, set[str]] = {place: set() for place in manifests}
+    for place, manifest in manifests.items():
+        if manifest is not None:
+            sources = {address.rpartition("/")[2] for address in manifest.lineage}
+            sources |= set(manifest.recipe["series"]["inputs"].values())
+            for digest in sources & set(by_digest):
+                users[by_digest[digest]].add(place)
     return users
 
 
@@ -127,7 +131,10 @@ def remove(store: Store, paths: Iterable[Path], *, advance: Callable[[int], None
 
 def discard(store: Store, artifact: Artifact) -> None:
     """Remove an artifact that only its maker ever reads, while the store is in use."""
-    shutil.rmtree(_out_of_sight(store, artifact.path))
+    if store.upstream is not None:
+        store.upstream.remove(artifact.place)
+    if (path := store.path(artifact.place)).is_dir():
+        shutil.rmtree(_out_of_sight(store, path))
 
 
 def _out_of_sight(store: Store, path: Path) -> Path:

@@ -36,11 +36,11 @@ class RowSeries:
         self.store = store
         self.series = series
 
-    def find(self) -> dict[str, Row]:
-        """All rows in the store, by digest."""
+    def find(self, *, here: bool = False) -> dict[str, Row]:
+        """All rows in the store, by digest; those in this machine's folder if only they are asked for."""
         return {
             digest: Row(artifact, place)
-            for artifact in self.store.members(self.series)
+            for artifact in self.store.members(self.series, here=here)
             for place, digest in enumerate(artifact.key["rows"])
         }
 
@@ -68,9 +68,10 @@ class RowSeries:
             at_once: rows of an artifact.
             check: called with the digests of all missing rows before the first of them is built.
         """
-        found = self.find()
-        if all(digest in found for digest in wanted):
-            return found, 0
+        for here in (True, False):  # What is here need not be looked for elsewhere.
+            found = self.find(here=here)
+            if all(digest in found for digest in wanted):
+                return found, 0
         with self.store.lock(self.series.digest):
             missing = self.missing(wanted)  # Another process may have built them while this one waited.
             check(missing)

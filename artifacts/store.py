@@ -4,26 +4,32 @@ An artifact is built in a staging folder and becomes visible by one rename, so a
 holds a file lock on its recipe. A second process waits, and then finds the artifact. The kernel releases the lock of a
 killed process, and the next build removes what that process left in staging. All users of the store share another lock.
 Removing artifacts needs this lock exclusively, so nothing is removed while somebody may be reading it.
+
+A store that several machines share has an ``Upstream`` too, and the folder holds this machine's copies.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
+import re
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TypeVar
 
-from factsmith.artifacts.artifact import Artifact, Draft
+from factsmith.artifacts.artifact import Artifact, Draft, flush, place_of
+from factsmith.artifacts.catalogue import Catalogue
 from factsmith.artifacts.checksums import Checksums
 from factsmith.artifacts.errors import DamagedArtifactError, FactsmithError, InputError
-from factsmith.artifacts.locks import IN_USE, held, shared
-from factsmith.artifacts.manifest import MANIFEST_NAME, FileEntry, Manifest
+from factsmith.artifacts.manifest import MANIFEST_NAME, Manifest
+from factsmith.artifacts.processes.locks import IN_USE, held, shared
 from factsmith.artifacts.recipe import Recipe, Series
 
 __all__ = ["Store", "unwritable"]
@@ -35,10 +41,12 @@ _HOUR = 3600.0
 _PUBLISHERS = 4
 """Most artifacts that are hashed and flushed to the disk at once, while the next one is built."""
 
+_DIGEST = re.compile("[0-9a-f]{32}")
+
 K = TypeVar("K")
 
 
-class Store:
+class Store(Catalogue):
     """Artifacts below ``root``.
 
     Args:
@@ -50,7 +58,7 @@ class Store:
     """
 
     def __init__(self, root: Path) -> None:
-        self.root = root.expanduser().resolve()
+        super().__init__(root.expanduser().resolve())
         self.source: Callable[[Recipe], bool] | None = None
         self.brought: set[str] = set()
         self.checksums = Checksums(self.root / "checksums.sqlite")
@@ -58,9 +66,11 @@ class Store:
     def check_writable(self) -> None:
         """
         Raises:
-            InputError: ``root`` cannot be written.
+            InputError: the store cannot be written.
         """
-        self._writable("staging")
+        self.staging()
+        if self.upstream is not None:
+            self.upstream.check()
 
     # ---------------------------------------------------------------- finding
 
@@ -80,68 +90,60 @@ class Store:
 
     def at(self, place: str) -> Artifact | None:
         """The artifact at ``place``. A damaged one is moved aside, as in ``find``."""
-        path = self.root / "artifacts" / place
+        found = self.copy(place)
+        if self.upstream is None:
+            return found
+        if found is None:
+            return self.upstream.find(place)
+        self.upstream.uses(place.rpartition("/")[0])
+        return found
+
+    def copy(self, place: str) -> Artifact | None:
+        """The artifact at ``place`` in this machine's folder. A damaged one is moved aside, as in ``find``."""
+        path = self.path(place)
         return self._found(path) if os.path.lexists(path) else None
 
-    def members(self, series: Series) -> list[Artifact]:
-        """The artifacts of ``series``, ordered by digest. Damaged ones are moved aside, as in ``find``."""
-        folder = self._series_path(series.kind, series.digest)
-        if not folder.is_dir():
-            return []
-        found = [self._found(path) for path in sorted(folder.iterdir())]
-        return [artifact for artifact in found if artifact is not None]
+    def members(self, series: Series, *, here: bool = False) -> list[Artifact]:
+        """The artifacts of ``series``, ordered by digest. Damaged ones are moved aside, as in ``find``.
 
-    def all_paths(self) -> list[Path]:
-        """The folders of all artifacts, with damaged ones, ordered by kind, series and digest."""
-        return sorted(path for path in self.root.glob("artifacts/*/*/*") if path.is_dir())
-
-    def manifest(self, address: str) -> Manifest | None:
-        """The manifest of the artifact ``kind/digest``, or of one of the series of that name, unchecked.
-
-        ``None`` if there is none that can be read.
+        Args:
+            series: the series.
+            here: whether to look in this machine's folder only.
         """
-        kind, _, digest = address.partition("/")
-        folder = self.root / "artifacts" / kind
-        for path in [*sorted((folder / digest).glob("*")), *folder.glob(f"*/{digest}")][:1]:
-            with contextlib.suppress(DamagedArtifactError):
-                return Manifest.load(path / MANIFEST_NAME)
-        return None
-
-    def resolve(self, address: str) -> list[Path]:
-        """Folders of the artifacts that an address names: ``kind/digest`` or a digest, which may be abbreviated.
-
-        The digest of a series names all its artifacts.
-
-        Raises:
-            InputError: no artifact or series, or more than one, has that address.
-        """
-        kind, _, digest = address.rpartition("/")
-        by_name: dict[str, list[Path]] = {}
-        for path in self.all_paths():
-            if kind in ("", path.parent.parent.name):
-                for name in (path.name, path.parent.name):
-                    if name.startswith(digest):
-                        by_name.setdefault(name, []).append(path)
-        if len(by_name) == 1:
-            return by_name.popitem()[1]
-        raise InputError(
-            f"{len(by_name) or 'No'} artifacts or series match {address!r}.",
-            got=", ".join(sorted(by_name)[:8]) or None,
-            expected="a digest as `factsmith store ls` shows it, or enough of its first letters",
-        )
+        folder = self.path(series.address)
+        paths = sorted(folder.iterdir()) if folder.is_dir() else []
+        found = [artifact for path in paths if (artifact := self._found(path)) is not None]
+        if self.upstream is None or here:
+            return found
+        self.upstream.uses(series.address)
+        elsewhere = self.upstream.members(series, {artifact.digest for artifact in found})
+        return sorted([*found, *elsewhere], key=lambda artifact: artifact.digest)
 
     # --------------------------------------------------------------- building
 
     @contextlib.contextmanager
     def lock(self, digest: str) -> Iterator[None]:
-        """Hold the lock of ``digest``. Waits while another process holds it."""
-        with self.in_use(), held(self.lock_path(digest), f"another process that builds {digest}"):
+        """Hold the lock of ``digest``. Waits while another process holds it, on any machine if it is a digest.
+
+        Other names are locked on this machine.
+
+        Raises:
+            InputError: the store is shared, and its lease cannot be written.
+        """
+        with ExitStack() as stack:
+            stack.enter_context(self.in_use())
+            stack.enter_context(held(self.lock_path(digest), f"another process that builds {digest}"))
+            if self.upstream is not None and _DIGEST.fullmatch(digest):
+                stack.enter_context(self.upstream.lease(digest))
             yield
 
     @contextlib.contextmanager
     def in_use(self) -> Iterator[None]:
         """Nothing is removed from the store in this context."""
-        with shared(self.lock_path(IN_USE), "another process that removes artifacts"):
+        with ExitStack() as stack:
+            stack.enter_context(shared(self.lock_path(IN_USE), "another process that removes artifacts"))
+            if self.upstream is not None:
+                stack.enter_context(self.upstream.in_use())
             yield
 
     def lock_path(self, name: str) -> Path:
@@ -199,7 +201,7 @@ class Store:
         """The artifact of ``recipe``, which must exist."""
         found = self.find(recipe)
         if found is None:
-            raise FactsmithError(f"{recipe.address} was built but cannot be read back from {self.root}.")
+            raise FactsmithError(f"{recipe.address} was built but cannot be read back from {self.where}.")
         return found
 
     # -------------------------------------------------------------- verifying
@@ -240,8 +242,9 @@ class Store:
 
     # ---------------------------------------------------------------- helpers
 
-    def _series_path(self, kind: str, series: str) -> Path:
-        return self.root / "artifacts" / kind / series
+    def staging(self) -> Path:
+        """The folder in which artifacts are built. Makes it."""
+        return self._writable("staging")
 
     def _writable(self, name: str) -> Path:
         folder = self.root / name
@@ -256,7 +259,7 @@ class Store:
     @contextlib.contextmanager
     def _staged(self, recipe: Recipe) -> Iterator[Draft]:
         """A draft of ``recipe``, which is removed after an error and is otherwise left for ``_finish``."""
-        staging = self._writable("staging")
+        staging = self.staging()
         for stale in staging.glob(f"{recipe.digest}-*"):
             shutil.rmtree(stale, ignore_errors=True)
         draft = Draft(staging / f"{recipe.digest}-{uuid.uuid4().hex[:8]}", recipe)
@@ -279,19 +282,26 @@ class Store:
         return aside
 
     def _publish(self, draft: Draft, seconds: float) -> None:
-        paths = sorted(path for path in draft.path.rglob("*") if path.is_file())
-        files = {
-            path.relative_to(draft.path).as_posix(): FileEntry(bytes=path.stat().st_size, sha256=checksum)
-            for path, checksum in Checksums.read_all(paths).items()
-        }
-        manifest = draft.manifest(files, seconds)
-        (draft.path / MANIFEST_NAME).write_bytes(manifest.dump())
-        _sync([*paths, draft.path / MANIFEST_NAME])
-        final = self.root / "artifacts" / self.place(draft.recipe)
+        manifest = draft.seal(seconds)
+        if self.upstream is None:
+            self.keep(draft.path, manifest)
+        else:
+            self.upstream.publish(draft.path, manifest)
+
+    def keep(self, folder: Path, manifest: Manifest) -> None:
+        """Make the folder of a finished artifact the one that is read. If there is one already, that one stays."""
+        final = self.path(place_of(manifest))
         final.parent.mkdir(parents=True, exist_ok=True)
-        draft.path.rename(final)
-        _sync([final.parent])
-        self.checksums.remember({final / name: entry.sha256 for name, entry in files.items()})
+        try:
+            folder.rename(final)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            logger.warning("%s was built twice at the same time; the first one counts", manifest.address)
+            shutil.rmtree(folder)
+            return
+        flush([final.parent])
+        self.checksums.remember({final / name: entry.sha256 for name, entry in manifest.files.items()})
 
 
 def unwritable(root: Path, reason: object) -> InputError:
@@ -308,14 +318,3 @@ def _note_use(path: Path) -> None:
     with contextlib.suppress(OSError):  # The store may be read-only.
         if time.time() - path.stat().st_mtime > _HOUR:
             os.utime(path)
-
-
-def _sync(paths: Iterable[Path]) -> None:
-    """Flush ``paths`` and their folders to the disk."""
-    paths = list(paths)
-    for path in [*paths, *{path.parent for path in paths if path.is_file()}]:
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

@@ -11,7 +11,6 @@ from omegaconf import OmegaConf
 from prefect import flow
 
 from factsmith.artifacts.errors import FactsmithError, InputError
-from factsmith.artifacts.store import Store
 from factsmith.flows.configuration.choices import choice_names
 from factsmith.flows.reporting.page import open_page
 from factsmith.flows.reporting.reports import SCORES, HeldOut, Trial, TuneReport
@@ -19,9 +18,10 @@ from factsmith.flows.run import run_part
 from factsmith.tasks.locate.search import Point, Search
 from factsmith.tasks.model.embedded.world import Split
 from factsmith.tasks.model.settings import EMBEDDED
-from factsmith.tasks.pipeline.environment import check_writable, home
+from factsmith.tasks.pipeline.environment import check_writable
 from factsmith.tasks.pipeline.page import ProgressArtifacts, subflow
 from factsmith.tasks.pipeline.progress import progress, published_by
+from factsmith.tasks.planning.home import open_store
 from factsmith.tasks.planning.preflight import check_input
 from factsmith.tasks.planning.run import Run
 from factsmith.tasks.planning.settings import Settings
@@ -71,7 +71,7 @@ def check_tune(settings: Settings, out: Path | None = None) -> None:
             expected="a method that solves the equation",
             remedy="try values with a sweep, such as `factsmith sweep method.training.learning_rate=1e-4,5e-4`",
         )
-    tuning = Run(on_half(settings, "tune"), Store(home()))
+    tuning = Run(on_half(settings, "tune"), open_store())
     for run in (tuning, tuning.variant(on_half(settings, "test"))):
         check_input(run, dataset=True)
         split = run.settings.dataset.split

@@ -43,7 +43,9 @@ FLOW_ROOMS = ["configuration", "reporting", "html", "flows", "sweeps", "exports"
 """Rooms of ``flows``, where ``flows`` stands for the flows themselves. Each may import those before it."""
 
 SERVICES = {"prefect", "mlflow"}
-STORE = {"store", "rows", "formats", "keys", "manifest", "checksums", "locks", "removal", "signs_of_life", "remote"}
+STORE = {
+    "store", "catalogue", "rows", "formats", "keys", "manifest", "checksums", "removal", "processes", "remote",
+}  # fmt: skip
 """Modules of ``artifacts`` that read or write. All modules may use errors and recipes."""
 
 MAY_USE_THE_STORE = {
@@ -51,6 +53,7 @@ MAY_USE_THE_STORE = {
     "tasks/pipeline/page.py",
     "tasks/pipeline/stage.py",
     "tasks/pipeline/workspace.py",
+    "tasks/planning/home.py",
     "tasks/planning/mirror.py",
     "tasks/planning/plan.py",
     "tasks/planning/preflight.py",

@@ -16,8 +16,9 @@ from urllib.parse import urlsplit
 import fsspec
 
 from factsmith.artifacts.errors import FactsmithError, InputError, causes, first_line
+from factsmith.artifacts.remote.messages import message, plain
 
-__all__ = ["AT_ONCE", "Location"]
+__all__ = ["AT_ONCE", "Location", "UnreachableError"]
 
 AT_ONCE = 8
 """Most files that are moved at once."""
@@ -37,6 +38,8 @@ _TIMEOUT = 20
 _ATTEMPTS = 2
 """How often a request is made before it counts as failed."""
 
+_LATER = "check that it can be reached, then run the same command again: what is there already is kept"
+
 _LIBRARIES = {
     "aiobotocore", "aiohttp", "asyncio", "botocore", "fsspec", "gcsfs", "google", "httpx", "huggingface_hub",
     "requests", "s3fs", "urllib3",
@@ -44,22 +47,29 @@ _LIBRARIES = {
 """Packages whose errors say that a location cannot be used."""
 
 
+class UnreachableError(InputError):
+    """A location cannot be used now, and may be later: a server that fails or does not answer."""
+
+
 class Location:
     """A folder that fsspec reaches. Names of files are relative to it and separated by slashes.
 
     Attributes:
         url: the URL, for messages.
+        fs: the file system of fsspec.
+        protocol: its name.
+        is_local: whether it is a folder of this machine, or one that is mounted.
         commits: whether several files can be written in one commit, as on the hub, where each write would be one.
     """
 
     def __init__(self, url: str, filesystem: Any, path: str) -> None:
         self.url = url.rstrip("/")
-        self._fs = filesystem
+        self.fs = filesystem
         self._path = path.rstrip("/")
         names = filesystem.protocol
-        self._protocol: str = names if isinstance(names, str) else names[0]
-        self._is_local = self._protocol in ("file", "local")
-        self.commits = self._protocol == "hf"
+        self.protocol: str = names if isinstance(names, str) else names[0]
+        self.is_local = self.protocol in ("file", "local")
+        self.commits = self.protocol == "hf"
 
     @classmethod
     def open(cls, url: str) -> Self:
@@ -80,7 +90,7 @@ class Location:
             )
         if "::" in url or (parts and (parts.query or "@" in parts.netloc)):
             raise InputError(
-                f"The location {_plain(url)} cannot be used.",
+                f"The location {plain(url)} cannot be used.",
                 got="a chain of file systems" if "::" in url else "a URL with credentials or a query",
                 expected="a folder, s3://BUCKET/FOLDER, gs://BUCKET/FOLDER or hf://datasets/OWNER/NAME",
                 remedy="give credentials in the environment, as the library of the protocol reads them",
@@ -117,11 +127,11 @@ class Location:
         Raises:
             InputError: it does not.
         """
-        with self._explained("read"):
-            self._fs.invalidate_cache()
+        with self.explained("read"):
+            self.fs.invalidate_cache()
             try:
                 if self._container:
-                    self._fs.info(self._container)
+                    self.fs.info(self._container)
             except FileNotFoundError:
                 what = "repository" if self.commits else "bucket"
                 raise InputError(
@@ -133,7 +143,7 @@ class Location:
     @property
     def _container(self) -> str:
         """What must exist before anything can be written: a bucket, or a repository on the hub."""
-        if self._is_local or self._protocol == "memory":
+        if self.is_local or self.protocol == "memory":
             return ""
         parts = self._path.split("/")
         typed = self.commits and parts[0] in ("datasets", "spaces", "models")
@@ -145,9 +155,9 @@ class Location:
         Raises:
             InputError: the location cannot be read.
         """
-        with self._explained("read"):
+        with self.explained("read"):
             try:
-                found: bytes = self._fs.cat_file(self._join(name))
+                found: bytes = self.fs.cat_file(self.join(name))
             except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
                 return None
             return found
@@ -158,13 +168,13 @@ class Location:
         Raises:
             InputError: the location cannot be read.
         """
-        below = self._join(folder)
-        with self._explained("read"):
+        below = self.join(folder)
+        with self.explained("read"):
             try:
-                found = self._fs.find(below, detail=True)
+                found = self.fs.find(below, detail=True)
             except (FileNotFoundError, NotADirectoryError):
                 return {}
-        start = len(self._fs._strip_protocol(below)) + 1
+        start = len(self.fs._strip_protocol(below)) + 1
         return {str(path)[start:]: int(info["size"] or 0) for path, info in found.items()}
 
     def folders(self, folder: str) -> list[str]:
@@ -173,9 +183,9 @@ class Location:
         Raises:
             InputError: the location cannot be read.
         """
-        with self._explained("read"):
+        with self.explained("read"):
             try:
-                found = self._fs.ls(self._join(folder), detail=True)
+                found = self.fs.ls(self.join(folder), detail=True)
             except (FileNotFoundError, NotADirectoryError):
                 return []
         return sorted(str(one["name"]).rstrip("/").rpartition("/")[2] for one in found if one["type"] == "directory")
@@ -186,16 +196,18 @@ class Location:
         Raises:
             InputError: the location cannot be written.
         """
-        target = self._join(name)
+        target = self.join(name)
         # Objects in a bucket appear whole. A file in a folder gets its name when it is.
-        written = f"{target}.part-{uuid.uuid4().hex[:8]}" if self._is_local else target
-        with self._explained("written"):
+        written = f"{target}.part-{uuid.uuid4().hex[:8]}" if self.is_local else target
+        with self.explained("written"):
             if isinstance(source, bytes):
-                self._fs.makedirs(self._fs._parent(written), exist_ok=True)
-                self._fs.pipe_file(written, source)
+                self.fs.makedirs(self.fs._parent(written), exist_ok=True)
+                self.fs.pipe_file(written, source)
             else:
-                self._fs.put_file(str(source), written)
-            if self._is_local:
+                self.fs.put_file(str(source), written)
+            if self.is_local:
+                with open(written, "rb") as file:
+                    os.fsync(file.fileno())
                 os.replace(written, target)
 
     def send_all(
@@ -228,8 +240,8 @@ class Location:
     def _commit(self, files: Mapping[str, Path | bytes], message: str) -> None:
         from huggingface_hub import CommitOperationAdd
 
-        with self._explained("written"):
-            where = self._fs.resolve_path(self._path)
+        with self.explained("written"):
+            where = self.fs.resolve_path(self._path)
             operations = [
                 CommitOperationAdd(
                     path_in_repo="/".join(part for part in (where.path_in_repo, name) if part),
@@ -237,10 +249,10 @@ class Location:
                 )
                 for name, source in files.items()
             ]
-            self._fs._api.create_commit(
+            self.fs._api.create_commit(
                 where.repo_id, operations, commit_message=message, repo_type=where.repo_type, revision=where.revision
             )
-            self._fs.invalidate_cache()
+            self.fs.invalidate_cache()
 
     def fetch(self, name: str, file: Path) -> None:
         """Read a file of the location into ``file``.
@@ -248,8 +260,28 @@ class Location:
         Raises:
             InputError: there is no such file, or the location cannot be read.
         """
-        with self._explained("read"):
-            self._fs.get_file(self._join(name), str(file))
+        with self.explained("read"):
+            self.fs.get_file(self.join(name), str(file))
+
+    def fetch_if_there(self, name: str, file: Path) -> bool:
+        """``fetch``, and whether there is such a file.
+
+        Raises:
+            InputError: the location cannot be read.
+        """
+        with self.explained("read"), suppress(FileNotFoundError):
+            self.fs.get_file(self.join(name), str(file))
+            return True
+        return False
+
+    def remove_all(self, folder: str) -> None:
+        """Remove every file below ``folder``.
+
+        Raises:
+            InputError: the location cannot be written.
+        """
+        with self.explained("written"), suppress(FileNotFoundError):
+            self.fs.rm(self.join(folder), recursive=True)
 
     def remove(self, name: str) -> None:
         """Remove a file, if it is there.
@@ -257,14 +289,11 @@ class Location:
         Raises:
             InputError: the location cannot be written.
         """
-        with self._explained("written"), suppress(FileNotFoundError):
-            self._fs.rm_file(self._join(name))
-
-    def _join(self, name: str) -> str:
-        return f"{self._path}/{name}" if name else self._path
+        with self.explained("written"), suppress(FileNotFoundError):
+            self.fs.rm_file(self.join(name))
 
     @contextmanager
-    def _explained(self, verb: str) -> Iterator[None]:
+    def explained(self, verb: str) -> Iterator[None]:
         """Turn errors of the file system and its libraries into ``InputError``, without secrets.
 
         Raises:
@@ -280,33 +309,19 @@ class Location:
             full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
             if full or not (isinstance(error, OSError) or names & _LIBRARIES):
                 raise
-            raise InputError(
-                f"{self.url} cannot be {verb}.", got=_plain(_message(error)), remedy=self._remedy(error)
-            ) from None
+            remedy = self._remedy(error)
+            kind = UnreachableError if remedy == _LATER else InputError
+            raise kind(f"{self.url} cannot be {verb}.", got=plain(message(error)), remedy=remedy) from None
+
+    def join(self, name: str) -> str:
+        """The path of a file or folder in the file system."""
+        return f"{self._path}/{name}" if name else self._path
 
     def _remedy(self, error: Exception) -> str:
         said = f"{type(error).__name__} {error}"
         if isinstance(error, PermissionError) or re.search("[Cc]redential|\\b40[13]\\b|Unauthorized|Forbidden", said):
-            credentials = _CREDENTIALS.get({"s3a": "s3", "gcs": "gs"}.get(self._protocol, self._protocol))
+            credentials = _CREDENTIALS.get({"s3a": "s3", "gcs": "gs"}.get(self.protocol, self.protocol))
             return credentials or "check who may read and write it"
         if isinstance(error, FileNotFoundError):
             return "check the name, or create it first"
-        return "check that it can be reached, then run the same command again: what is there already is kept"
-
-
-def _message(error: Exception) -> str:
-    """The class and the first line of an error, without the class where the message says it."""
-    if isinstance(error, OSError) and error.strerror and not str(error.errno or "").startswith("-"):
-        return f"{type(error).__name__}: {error.strerror}"
-    return f"{type(error).__name__}: {first_line(error)}"
-
-
-def _plain(text: str) -> str:
-    """``text`` without what may be a secret: the user and the query of URLs, and values of the environment."""
-    text = re.sub(r"(\w://)[^/\s@]*@", r"\1", text)
-    text = re.sub(r"(\w://[^\s?\"']*)\?[^\s\"']*", r"\1", text)
-    secret = re.compile("KEY|SECRET|TOKEN|PASSWORD|CREDENTIAL")
-    values = [value for name, value in os.environ.items() if secret.search(name.upper()) and len(value) >= 8]
-    for value in sorted(values, key=len, reverse=True):
-        text = text.replace(value, "***")
-    return text
+        return _LATER

@@ -16,9 +16,22 @@ from factsmith.artifacts.recipe import Recipe, Series
 from factsmith.artifacts.remote.location import Location
 from factsmith.artifacts.store import Store
 
-__all__ = ["ARTIFACTS", "LEFT_OUT", "Artifacts", "Mirror", "StoredArtifacts", "recipe_of", "resolve"]
+__all__ = [
+    "ARTIFACTS",
+    "FILES",
+    "LEFT_OUT",
+    "Artifacts",
+    "Mirror",
+    "StoredArtifacts",
+    "checked_manifest",
+    "recipe_of",
+    "resolve",
+]
 
 ARTIFACTS = "artifacts"
+
+FILES = "files"
+"""The folder with the files of artifacts that a shared store has published: ``KIND/SERIES/DIGEST/CONTENT/NAME``."""
 
 LEFT_OUT = "manifests"
 """The folder with the manifests of artifacts that others were made from and that were left out, by kind and digest.
@@ -52,13 +65,10 @@ class StoredArtifacts:
         self.store = store
 
     def places(self, kind: str | None = None) -> list[str]:
-        root = self.store.root / ARTIFACTS
-        places = [path.relative_to(root).as_posix() for path in self.store.all_paths()]
-        return [place for place in places if kind is None or place.startswith(f"{kind}/")]
+        return self.store.places(kind)
 
     def manifest(self, place: str) -> Manifest | None:
-        path = self.store.root / ARTIFACTS / place / MANIFEST_NAME
-        return Manifest.load(path) if path.is_file() else None
+        return self.store.manifest_at(place)
 
     def left_out(self, address: str) -> Manifest | None:
         path = self.store.root / LEFT_OUT / f"{address}.json"
@@ -126,6 +136,16 @@ class Mirror:
         found = self._read(f"{LEFT_OUT}/{address}.json")
         return found if found is not None and found.address == address else None
 
+    def folder(self, place: str, manifest: Manifest) -> str:
+        """The folder with the files of an artifact: beside its manifest, or where a shared store has them."""
+        of_content = f"{FILES}/{place}/{manifest.content}"
+        is_shared = self._is_shared and bool(self.location.files(of_content))
+        return of_content if is_shared else f"{ARTIFACTS}/{place}"
+
+    @cached_property
+    def _is_shared(self) -> bool:
+        return bool(self.location.folders(FILES))
+
     def note(self, manifests: Iterable[Manifest]) -> None:
         """Keep the manifests of artifacts that are left out."""
         there = self.location.files(LEFT_OUT)
@@ -140,22 +160,10 @@ class Mirror:
 
     def _read(self, name: str) -> Manifest | None:
         data = self.location.read(name)
-        if data is None:
-            return None
         try:
-            manifest = Manifest.parse(data, f"{self.location.url}/{name}")
+            return None if data is None else checked_manifest(data, f"{self.location.url}/{name}")
         except DamagedArtifactError as error:
             raise self._unusable(name, error.what) from None
-        try:
-            recipe = recipe_of(manifest)
-        except (KeyError, TypeError, ValueError):
-            raise self._unusable(name, "no recipe that this version understands") from None
-        kind, digest = recipe.series.kind, recipe.series.digest
-        if not _NAME.fullmatch(kind) or (kind, digest) != (manifest.kind, manifest.series):
-            raise self._unusable(name, "a manifest that does not match its own recipe")
-        if outside := [file for file in manifest.files if not _stays_inside(file)]:
-            raise self._unusable(name, f"a file outside of the artifact: {outside[0]!r}")
-        return manifest
 
     def _unusable(self, name: str, got: str) -> InputError:
         return InputError(
@@ -164,6 +172,25 @@ class Mirror:
             expected="an artifact as `factsmith store push` writes it",
             remedy="remove it there, and push it again",
         )
+
+
+def checked_manifest(data: bytes, where: str) -> Manifest:
+    """A manifest that comes from elsewhere.
+
+    Raises:
+        DamagedArtifactError: it was changed, does not match its recipe, or names files outside of its folder.
+    """
+    manifest = Manifest.parse(data, where)
+    try:
+        recipe = recipe_of(manifest)
+    except (KeyError, TypeError, ValueError):
+        raise DamagedArtifactError("no recipe that this version understands") from None
+    kind, digest = recipe.series.kind, recipe.series.digest
+    if not _NAME.fullmatch(kind) or (kind, digest) != (manifest.kind, manifest.series):
+        raise DamagedArtifactError("a manifest that does not match its own recipe")
+    if outside := [file for file in manifest.files if not _stays_inside(file)]:
+        raise DamagedArtifactError(f"a file outside of the artifact: {outside[0]!r}")
+    return manifest
 
 
 def _stays_inside(name: str) -> bool:

@@ -91,6 +91,8 @@ def _lacking(
         found = mirror.manifest(place)
         if found is not None and found.content != ours:
             return "there, other bytes", []
+        if mirror.folder(place, manifest) != f"{ARTIFACTS}/{place}":
+            return "there", []
     elif _MARKER in there and _pushing(mirror, place) != ours:
         there = {}  # Files that another machine has begun to write.
     elif _MARKER not in there:
@@ -186,6 +188,7 @@ def fetch(store: Store, mirror: Mirror, place: str, manifest: Manifest, advance:
         if store.at(place) is not None:  # Another process has brought or built it meanwhile.
             advance(len(manifest.files))
             return
+        folder = mirror.folder(place, manifest)
         try:
             with store.draft(recipe) as draft:
                 draft.copied = manifest
@@ -193,7 +196,7 @@ def fetch(store: Store, mirror: Mirror, place: str, manifest: Manifest, advance:
                 def get(name: str) -> None:
                     file = draft.path / name
                     file.parent.mkdir(parents=True, exist_ok=True)
-                    mirror.location.fetch(f"{ARTIFACTS}/{place}/{name}", file)
+                    mirror.location.fetch(f"{folder}/{name}", file)
                     advance(1)
 
                 with ThreadPoolExecutor(AT_ONCE) as readers:

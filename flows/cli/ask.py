@@ -15,6 +15,7 @@ from factsmith.artifacts.errors import InputError
 from factsmith.artifacts.store import Store
 from factsmith.flows.cli.common import AsJson, check_runs, model_settings, names_run, show, start
 from factsmith.tasks.pipeline.environment import home
+from factsmith.tasks.planning.home import open_store
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -67,7 +68,7 @@ def ask(
     asked = [one for one in prompts or [] if one not in settings] + (_read(file) if file else [])
     if not asked:
         raise InputError("There is nothing to ask.", expected="a prompt, or --prompts FILE")
-    store = Store(home())
+    store = open_store()
     models = _opened(store, target, settings, batch)
     with store.in_use():
         found = models.replies(asked, chat=chat, tokens=tokens, likeliest=likeliest)

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from factsmith.artifacts.errors import InputError, closest
-from factsmith.artifacts.signs_of_life import living
-from factsmith.artifacts.store import Store
+from factsmith.artifacts.processes.signs_of_life import living
 from factsmith.tasks.pipeline.environment import SERVED, check_writable, home, prepare_command_line
+from factsmith.tasks.planning.home import open_store
 from factsmith.tasks.tracking.runs import REPORT_MARK
 
 if TYPE_CHECKING:
@@ -189,7 +189,7 @@ def preflight(
     from factsmith.tasks.planning.preflight import check_input
     from factsmith.tasks.planning.run import Run
 
-    run = Run(settings, Store(home()))
+    run = Run(settings, open_store())
     try:
         check_input(run, dataset=dataset, editing=editing, out=out, form=form, truncated=truncated, past=past)
     except OSError as error:  # So far only the user's paths were used: a name may be too long, permission missing, ...

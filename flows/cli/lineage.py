@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from factsmith.artifacts.errors import InputError
-from factsmith.artifacts.store import Store
 from factsmith.flows.cli.common import (
     AsJson,
     check_runs,
@@ -24,6 +23,7 @@ from factsmith.flows.cli.common import (
 )
 from factsmith.flows.cli.exports import Keep, Out
 from factsmith.tasks.pipeline.environment import home
+from factsmith.tasks.planning.home import open_store
 
 if TYPE_CHECKING:
     from factsmith.tasks.deltas.file import DeltaFile, Keeps
@@ -145,7 +145,7 @@ def _restack(
     if not deltas:
         raise InputError("There is no delta.", expected="folders that `factsmith export RUN --to delta` wrote")
     check_stack(deltas, independent=independent)
-    check_new_folder(out, Store(home()))
+    check_new_folder(out, open_store())
     run = _opened(model, settings, deltas[0].about.dtype)
     work = undo_deltas if undo else apply_deltas
     found = work(run.workspace, run.model, deltas, out, independent=independent)
@@ -236,7 +236,7 @@ def _undo_fact(
         return
     from factsmith.tasks.planning.preflight import check_new_folder
 
-    check_new_folder(out, Store(home()))
+    check_new_folder(out, open_store())
     report = complete(forget, settings, past.id, line.fact.model_dump(mode="json"), out, keep or "entries")
     if as_json:
         typer.echo(report.model_dump_json())
@@ -264,7 +264,7 @@ def _ledgers(model: str) -> list[Ledger]:
     folder = Path(model).expanduser()
     if folder.is_dir() and (found := read_ledger(folder)) is not None:
         return [found]
-    store = Store(home())
+    store = open_store()
     if names_run(model):
         check_runs()
         return run_ledgers(find_run(home(), model), store)
@@ -300,7 +300,7 @@ def _opened(model: str | None, settings: Sequence[str], dtype: str) -> Run:
             got=f"model.dtype={composed.model.dtype}",
             remedy="leave out model.dtype",
         )
-    run = Run(composed.model_copy(update={"model": composed.model.model_copy(update={"dtype": dtype})}), Store(home()))
+    run = Run(composed.model_copy(update={"model": composed.model.model_copy(update={"dtype": dtype})}), open_store())
     run.model.checkpoint.check_readable()
     run.workspace.store.check_writable()
     return run

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from factsmith.artifacts.artifact import Artifact
 from factsmith.artifacts.errors import InputError
-from factsmith.artifacts.store import Store
 from factsmith.tasks.deltas.file import Keeps
 from factsmith.tasks.edit.stage import stored_edits
 from factsmith.tasks.export.form import Form, load_form
 from factsmith.tasks.export.forms.delta import DeltaForm
 from factsmith.tasks.facts.batches import FactBatches
+from factsmith.tasks.planning.home import open_store
 from factsmith.tasks.planning.run import Run
 from factsmith.tasks.tracking.runs import PastRun, find_run, past_runs
 
@@ -74,7 +74,7 @@ def find_source(home: Path, name: str) -> Source:
         run = find_run(home, name)
         # An export is a run too, and the last one after itself.
         return Source(find_run(home, run.document(EXPORTED)["run"]) if run.flow == "export" else run)
-    places = ["/".join(path.parts[-3:]) for path in Store(home).resolve(name)]
+    places = open_store().resolve(name)
     runs = [run for run in past_runs(home) if run.flow != "export" and set(places) & set(_edits(run))]
     if not runs:
         raise InputError(

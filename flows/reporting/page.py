@@ -12,7 +12,7 @@ from prefect.artifacts import create_link_artifact, create_table_artifact
 from prefect.client.orchestration import get_client
 from prefect.runtime import flow_run
 
-from factsmith.artifacts.signs_of_life import living
+from factsmith.artifacts.processes.signs_of_life import living
 from factsmith.flows.configuration.differences import differences
 from factsmith.flows.reporting.text_table import TextTable
 from factsmith.tasks.abilities.harness_stage import HarnessResult
@@ -46,7 +46,7 @@ def open_page(settings: Settings, flow: str, **given: Any) -> Iterator[Run]:
     """``open_run``, with a page in Prefect that says what the run is. The arguments are those of ``open_run``."""
     with open_run(settings, flow, differences=differences(settings), **given) as run:
         tracker = run.workspace.tracker
-        places = (tracker.run_id, tracker.uri, run.workspace.store.root)
+        places = (tracker.run_id, tracker.uri, run.workspace.store.where)
         page_log(run.workspace, "MLflow run %s in %s; artifacts in %s", *places)
         name_flow_run(tracker.name)
         link_to_mlflow(run)

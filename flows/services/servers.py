@@ -15,7 +15,7 @@ from threading import Event, Thread
 import httpx
 
 from factsmith.artifacts.errors import InputError
-from factsmith.artifacts.signs_of_life import living, sign_of_life
+from factsmith.artifacts.processes.signs_of_life import living, sign_of_life
 from factsmith.artifacts.store import Store
 from factsmith.flows.services.mlflow_ui import HOST, check_port, mlflow_command, mlflow_environment, score_page
 from factsmith.flows.services.schedules import named_server, use_server

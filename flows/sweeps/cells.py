@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from functools import partial
 
 from factsmith.artifacts.errors import InputError
-from factsmith.artifacts.store import Store
 from factsmith.flows.configuration.composition import compose_cell
 from factsmith.flows.configuration.grid import Cell, Grid, read_grid
 from factsmith.flows.configuration.unread import refuse_unread, unread
 from factsmith.flows.sweeps.lender import Lender
-from factsmith.tasks.pipeline.environment import home
+from factsmith.tasks.planning.home import open_store
 from factsmith.tasks.planning.plan import plan
 from factsmith.tasks.planning.preflight import check_input, check_preservation
 from factsmith.tasks.planning.settings import Settings
@@ -70,7 +69,7 @@ def open_sweep(arguments: Sequence[str], *, jobs: int = 1, memory_mb: int | None
     faults: dict[str, InputError | None] = {}
     refused: dict[int, InputError] = {}
     needed = 0
-    lender = Lender(Store(home()))
+    lender = Lender(open_store())
     for place, (cell, settings) in enumerate(cells):
         run = lender.run(settings)
         checked = _checked_settings(settings)

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from factsmith.artifacts.artifact import Artifact, Draft
-from factsmith.artifacts.errors import DamagedArtifactError, InputError, closest
+from factsmith.artifacts.errors import InputError, closest
 from factsmith.artifacts.formats import save_tensors
-from factsmith.artifacts.manifest import MANIFEST_NAME, Manifest
 from factsmith.artifacts.recipe import Series
 from factsmith.artifacts.store import Store
 from factsmith.tasks.corpus.settings import ANY_STATISTICS
@@ -123,7 +122,7 @@ def find_imported(store: Store, model: Model, layers: Sequence[int], wanted: str
     """
     names = {
         str(manifest.recipe["series"]["parameters"][_ROLE])
-        for manifest in _manifests(store)
+        for manifest in filter(None, store.manifests("covariance").values())
         if manifest.recipe["series"]["inputs"] == {"model": model.recipe.digest}
         and _ROLE in manifest.recipe["series"]["parameters"]
     }
@@ -156,17 +155,6 @@ def find_imported(store: Store, model: Model, layers: Sequence[int], wanted: str
             remedy="import these too, or set method.layers to some that are there",
         )
     return Imported(name, {layer: found[layer] for layer in layers})
-
-
-def _manifests(store: Store) -> list[Manifest]:
-    found = []
-    for path in store.all_paths():
-        if path.parent.parent.name == "covariance":
-            try:
-                found.append(Manifest.load(path / MANIFEST_NAME))
-            except DamagedArtifactError:
-                continue  # ``Store.members`` reports it.
-    return found
 
 
 def _layers(layers: Sequence[int]) -> str:

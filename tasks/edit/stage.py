@@ -200,7 +200,7 @@ def stored_edits(store: Store, run: PastRun, model: Model) -> list[Artifact]:
     gone = [place for place, artifact in zip(run.edits, edits, strict=True) if artifact is None]
     if gone:
         raise InputError(
-            f"{len(gone)} of {len(edits)} edits of run {run.id} are not in the store {store.root}.",
+            f"{len(gone)} of {len(edits)} edits of run {run.id} are not in the store {store.where}.",
             got=gone[0],
             remedy="make them again with the settings of that run, as its page in MLflow shows them",
         )

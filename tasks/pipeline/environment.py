@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
 import warnings
 from pathlib import Path
 
@@ -16,6 +18,7 @@ __all__ = [
     "home",
     "prepare_command_line",
     "prepare_scheduler",
+    "shared_home",
 ]
 
 SERVED = "served.json"
@@ -23,8 +26,25 @@ SERVED = "served.json"
 
 
 def home() -> Path:
-    """``FACTSMITH_HOME``, or ``.factsmith`` in the working directory."""
-    return Path(os.environ.get("FACTSMITH_HOME") or ".factsmith").expanduser().resolve()
+    """The folder with what belongs to this machine: ``FACTSMITH_HOME``, or ``.factsmith`` in the working directory.
+
+    If ``FACTSMITH_HOME`` is a URL, artifacts are there, and this folder is ``FACTSMITH_CACHE``: by default one for each
+    URL in the user's cache folder.
+    """
+    url = shared_home()
+    if url is None:
+        return Path(os.environ.get("FACTSMITH_HOME") or ".factsmith").expanduser().resolve()
+    if given := os.environ.get("FACTSMITH_CACHE"):
+        return Path(given).expanduser().resolve()
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser().resolve()
+    name = re.sub(r"[^a-zA-Z0-9.-]+", "-", url.partition("://")[2]).strip("-.")[:60]
+    return caches / "factsmith" / f"{name}-{hashlib.sha256(url.encode()).hexdigest()[:8]}"
+
+
+def shared_home() -> str | None:
+    """The URL in ``FACTSMITH_HOME``, if it is one: artifacts are there, for several machines."""
+    given = os.environ.get("FACTSMITH_HOME", "")
+    return given.rstrip("/") if "://" in given else None
 
 
 def check_writable(file: Path) -> None:
@@ -88,7 +108,9 @@ def prepare_command_line() -> None:
 
 def prepare_scheduler() -> None:
     """Set the environment that scheduled runs inherit. Call this before Prefect is imported."""
-    os.environ["FACTSMITH_HOME"] = str(home())  # A scheduled run may start in another working directory.
+    os.environ["FACTSMITH_HOME"] = shared_home() or str(
+        home()
+    )  # A scheduled run may start in another working directory.
     _set_defaults(
         # Prefect's UI shows our log with each run. Messages logged outside a run are ignored there.
         PREFECT_LOGGING_EXTRA_LOGGERS="factsmith",

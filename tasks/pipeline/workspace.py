@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from factsmith.artifacts.errors import InputError
-from factsmith.artifacts.signs_of_life import SignOfLife
+from factsmith.artifacts.processes.signs_of_life import SignOfLife
 from factsmith.artifacts.store import Store
 from factsmith.tasks.pipeline.markdown import markdown_table
 from factsmith.tasks.pipeline.resource_errors import resource_errors
@@ -243,7 +243,7 @@ class Workspace:
         artifacts = {f"artifact.{report.name}": report.artifact for report in self.reports}
         tracker = self.tracker
         if self.reports:
-            tracker.note(f"Artifacts in `{self.store.root}`, in the order of the stages:")
+            tracker.note(f"Artifacts in `{self.store.where}`, in the order of the stages:")
             rows = [(report.name, report.state, f"`{report.artifact}`") for report in self.reports]
             tracker.note(markdown_table(["stage", "state", "artifact"], rows))
         tracker.end(

@@ -21,6 +21,7 @@ from factsmith.tasks.facts.contexts import CLEAN, Context
 from factsmith.tasks.ledger.ledger import read_ledger
 from factsmith.tasks.model.stage import known_cost
 from factsmith.tasks.pipeline.environment import check_vacant, home
+from factsmith.tasks.planning.home import open_store
 from factsmith.tasks.planning.method import check_method
 from factsmith.tasks.planning.mirror import check_mirror
 from factsmith.tasks.planning.run import Run
@@ -63,7 +64,7 @@ def open_run(
         InputError: the input cannot be used. Nothing has been written but the checkpoint of a GGUF file, if it is one
             that can be edited.
     """
-    store = Store(home())
+    store = open_store()
     run = Run(settings, store)
     with store.in_use():
         check_input(run, dataset=dataset, editing=editing, out=out, form=form, truncated=truncated, past=past)
@@ -96,14 +97,7 @@ def check_input(
     Raises:
         InputError: says what is wrong.
     """
-    check_engine(run.settings.runtime)
-    threads, cores = run.settings.runtime.threads, os.cpu_count()
-    if threads and cores and threads > cores:
-        raise InputError(
-            f"This machine does not have {threads} CPU cores.",
-            expected=f"at most {cores}",
-            remedy="lower runtime.threads",
-        )
+    _check_machine(run)
     model = run.model
     if known_cost(run.workspace, model) is None:
         model.checkpoint.check_readable()
@@ -133,6 +127,21 @@ def check_input(
         _check_out(run, out, form, truncated=truncated, made=past is not None)
     run.workspace.store.check_writable()
     check_mirror(run.settings.runtime.mirror)
+
+
+def _check_machine(run: Run) -> None:
+    """Check that the engine and a shared store can be used from here, and that there are enough CPU cores."""
+    check_engine(run.settings.runtime)
+    store = run.workspace.store
+    if store.upstream is not None:
+        store.upstream.check()
+    threads, cores = run.settings.runtime.threads, os.cpu_count()
+    if threads and cores and threads > cores:
+        raise InputError(
+            f"This machine does not have {threads} CPU cores.",
+            expected=f"at most {cores}",
+            remedy="lower runtime.threads",
+        )
 
 
 def check_preservation(run: Run) -> None:

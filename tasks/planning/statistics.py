@@ -208,14 +208,14 @@ def _covariances(store: Store, addresses: Sequence[str]) -> list[Artifact]:
     """
     found: dict[str, Artifact] = {}
     for address in addresses:
-        for path in store.resolve(address):
-            if path.parent.parent.name != "covariance":
+        for place in store.resolve(address):
+            kind = place.partition("/")[0]
+            if kind != "covariance":
                 raise InputError(
                     f"{address} is no C0.",
-                    got=f"an artifact of the kind {path.parent.parent.name}",
+                    got=f"an artifact of the kind {kind}",
                     expected="covariance/..., as `factsmith store ls` shows it, or a run whose method uses C0",
                 )
-            place = path.relative_to(store.root / "artifacts").as_posix()
             if (artifact := store.at(place)) is not None:
                 found[place] = artifact
     return sorted(found.values(), key=lambda one: int(one.key["layer"]))

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from factsmith.artifacts.signs_of_life import SignOfLife, dead, sign_of_life
+from factsmith.artifacts.processes.signs_of_life import SignOfLife, dead, sign_of_life
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -41,11 +41,12 @@ def chain(store) -> list[Artifact]:
 
 
 def test_dependants_are_found_by_lineage_and_by_recipe(store, chain):
-    source, read, named, other = (artifact.path for artifact in chain)
-    assert dependants(store, [source]) == sorted([read, named])
-    assert dependants(store, [read]) == [named]
-    assert dependants(store, [source, read]) == [named]
-    assert dependants(store, [named, other]) == []
+    source, read, named, other = (artifact.place for artifact in chain)
+    manifests = store.manifests()
+    assert dependants([source], manifests) == sorted([read, named])
+    assert dependants([read], manifests) == [named]
+    assert dependants([source, read], manifests) == [named]
+    assert dependants([named, other], manifests) == []
 
 
 def test_a_removed_artifact_is_not_found_and_built_again_to_the_same_bytes(store, chain):
@@ -144,14 +145,14 @@ def test_what_no_run_used_for_long_is_found(store, chain):
     for artifact, days in ((source, 9), (read, 9), (named, 9), (other, 9)):
         age(artifact, days)
     assert unused(store, 10) == []
-    assert unused(store, 8) == sorted(artifact.path for artifact in chain)
+    assert unused(store, 8) == sorted(artifact.place for artifact in chain)
     assert store.find(SERIES.member(n=2)) is not None  # a use
-    assert other.path not in unused(store, 8)
+    assert other.place not in unused(store, 8)
     age(named, 1)  # what it was made from stays with it
     assert unused(store, 8) == []
     age(named, 9)
     age(read, 1)
-    assert unused(store, 8) == [named.path]
+    assert unused(store, 8) == [named.place]
 
 
 def test_a_use_leaves_every_file_as_it_was(store, chain):

@@ -256,9 +256,9 @@ def test_a_killed_builder_neither_blocks_nor_shows(store, tmp_path):
 
 def test_addresses_may_be_abbreviated(store):
     one, other = build(store, n=1), build(store, n=2)
-    assert store.resolve(one.digest[:10]) == [one.path]
-    assert store.resolve(f"things/{one.digest}") == [one.path]
-    assert set(store.resolve(SERIES.digest[:8])) == {one.path, other.path}
+    assert store.resolve(one.digest[:10]) == [one.place]
+    assert store.resolve(f"things/{one.digest}") == [one.place]
+    assert set(store.resolve(SERIES.digest[:8])) == {one.place, other.place}
     for unknown in ("zzz", "other/" + one.digest, ""):
         with pytest.raises(InputError, match="artifacts or series match"):
             store.resolve(unknown)

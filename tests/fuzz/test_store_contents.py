@@ -67,7 +67,7 @@ def right_or_rebuilt(store: Store, *, changed: bool) -> None:
     with contextlib.suppress(InputError):
         store.resolve(RECIPE.digest)
     unused(store, 0)
-    dependants(store, store.all_paths())
+    dependants(store.places(), store.manifests())
     artifact, built = store.get_or_build(RECIPE, write)
     assert built == changed
     assert {name: (artifact.path / name).read_bytes() for name in FILES} == FILES

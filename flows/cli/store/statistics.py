@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from factsmith.artifacts.errors import InputError
-from factsmith.artifacts.store import Store
 from factsmith.flows.cli.common import Arguments, AsJson, check_runs, compose_arguments, is_setting, start
 from factsmith.tasks.pipeline.environment import home
+from factsmith.tasks.planning.home import open_store
 
 if TYPE_CHECKING:
     from factsmith.tasks.planning.run import Run
@@ -99,7 +99,7 @@ def _run_of_model(arguments: Sequence[str]) -> Run:
     settings = compose_arguments(list(arguments), stand_ins=UNUSED_BUT_THE_MODEL)
     from factsmith.tasks.planning.run import Run
 
-    return Run(settings, Store(home()))
+    return Run(settings, open_store())
 
 
 def _run_and_c0(name: str, arguments: Sequence[str]) -> tuple[Run, list[str]]:
@@ -127,7 +127,7 @@ def _run_and_c0(name: str, arguments: Sequence[str]) -> tuple[Run, list[str]]:
             got=f"stages {', '.join(past.stages) or 'none'}",
             expected="a run whose method uses C0, such as method=memit",
         )
-    return Run(past_settings(past), Store(home())), [address]
+    return Run(past_settings(past), open_store()), [address]
 
 
 def _model_in(path: Path) -> str:

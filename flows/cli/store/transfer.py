@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from factsmith.artifacts.errors import InputError, closest
-from factsmith.artifacts.store import Store
 from factsmith.flows.cli.common import AsJson
-from factsmith.tasks.pipeline.environment import home
+from factsmith.tasks.planning.home import open_store
 
 if TYPE_CHECKING:
     from factsmith.artifacts.remote.lineage import Selection
@@ -54,7 +53,7 @@ def push(
     from factsmith.artifacts.remote.transfer import push as send
     from factsmith.tasks.pipeline.progress import progress
 
-    store, mirror = Store(home()), Mirror(Location.open(url))
+    store, mirror = open_store(), Mirror(Location.open(url))
     chosen = _chosen(StoredArtifacts(store), name, store.root, with_keys=with_keys, without=without or [])
     with store.in_use(), _disk_full(url):
         moved = send(store, mirror, chosen, progress, dry_run=dry_run)
@@ -78,7 +77,7 @@ def pull(
     from factsmith.artifacts.remote.transfer import pull as receive
     from factsmith.tasks.pipeline.progress import progress
 
-    store, mirror = Store(home()), Mirror(Location.open(url))
+    store, mirror = open_store(), Mirror(Location.open(url))
     mirror.location.check()
     chosen = _chosen(mirror, name, mirror.location.url, with_keys=with_keys, without=without or [])
     store.check_writable()

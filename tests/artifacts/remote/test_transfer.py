@@ -10,8 +10,8 @@ import pytest
 
 from factsmith.artifacts.manifest import MANIFEST_NAME, Manifest
 from factsmith.artifacts.recipe import Series
-from factsmith.artifacts.remote import location as location_module
 from factsmith.artifacts.remote.location import Location
+from factsmith.artifacts.remote.messages import plain
 from factsmith.artifacts.remote.mirror import Mirror
 from factsmith.artifacts.remote.transfer import Lookup
 from factsmith.artifacts.store import Store
@@ -214,7 +214,7 @@ def test_a_store_looks_elsewhere_once_for_each_artifact(moved, store, other, tmp
 
 def test_messages_hold_no_secrets(monkeypatch):
     monkeypatch.setenv("SOME_TOKEN", "hf_123456789")
-    text = location_module._plain("GET https://me:pass@host/a?X-Amz-Signature=abc failed for hf_123456789")
+    text = plain("GET https://me:pass@host/a?X-Amz-Signature=abc failed for hf_123456789")
     assert text == "GET https://host/a failed for ***"
 
 

@@ -8,7 +8,7 @@ import pytest
 from prefect import Flow
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from factsmith.artifacts.signs_of_life import sign_of_life
+from factsmith.artifacts.processes.signs_of_life import sign_of_life
 from factsmith.artifacts.store import Store
 from factsmith.tasks.pipeline.environment import SERVED
 from tests.runs import contents

@@ -9,7 +9,7 @@ import httpx
 import pytest
 from prefect.settings import PREFECT_API_URL, PREFECT_LOGGING_TO_API_ENABLED, temporary_settings
 
-from factsmith.artifacts.signs_of_life import sign_of_life
+from factsmith.artifacts.processes.signs_of_life import sign_of_life
 from factsmith.flows.configuration.composition import compose
 from factsmith.flows.precompute import precompute
 from factsmith.flows.run import run

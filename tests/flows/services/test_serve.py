@@ -16,7 +16,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from playwright.sync_api import expect
 
-from factsmith.artifacts.signs_of_life import living, sign_of_life
+from factsmith.artifacts.processes.signs_of_life import living, sign_of_life
 from factsmith.artifacts.store import Store
 from factsmith.flows.services import servers
 from factsmith.tasks.evaluation.metrics.counterfact import FAMILY

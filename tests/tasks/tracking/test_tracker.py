@@ -109,7 +109,7 @@ def test_a_killed_run_does_not_stay_running(home):
 
 
 def test_a_dead_run_of_another_mlflow_waits_for_it(home, monkeypatch):
-    from factsmith.artifacts.signs_of_life import sign_of_life
+    from factsmith.artifacts.processes.signs_of_life import sign_of_life
 
     tracker = begin(home)
     with sign_of_life(home / "runs" / "a.json", {"mlflow": tracker.run_id, "uri": "http://elsewhere"}):

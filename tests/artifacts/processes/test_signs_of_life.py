@@ -8,12 +8,12 @@ import subprocess
 import sys
 import time
 
-from factsmith.artifacts.signs_of_life import dead, living, sign_of_life
+from factsmith.artifacts.processes.signs_of_life import dead, living, sign_of_life
 
 _LIVES = """
 import sys, time
 from pathlib import Path
-from factsmith.artifacts.signs_of_life import sign_of_life
+from factsmith.artifacts.processes.signs_of_life import sign_of_life
 with sign_of_life(Path(sys.argv[1]), {"run": "a"}):
     print("here", flush=True)
     time.sleep(60)
