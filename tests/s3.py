@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import urllib.request
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-__all__ = ["SECRET", "failing", "s3_server", "use_s3", "with_authentication"]
+__all__ = ["SECRET", "counted", "failing", "s3_server", "use_s3", "with_authentication"]
 
 SECRET = "a-secret-access-key-of-nobody"  # noqa: S105 - of a server that is none
 
@@ -20,6 +21,7 @@ def s3_server() -> Iterator[str]:
     """The URL of a new server that speaks S3's protocol."""
     from moto.server import ThreadedMotoServer
 
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # Requests are counted, and not printed.
     server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
@@ -83,3 +85,23 @@ def failing(*, answers: bool) -> Iterator[str]:
         ended.set()
         server.shutdown()
         server.server_close()
+
+
+@contextmanager
+def counted() -> Iterator[list[str]]:
+    """The requests to servers of this process: method and path, without the query."""
+    from werkzeug.serving import WSGIRequestHandler
+
+    found: list[str] = []
+    log_request = WSGIRequestHandler.log_request
+
+    def log(self: WSGIRequestHandler, code: object = "-", size: object = "-") -> None:
+        path, _, query = self.path.partition("?")
+        listed = next((part.partition("=")[2] for part in query.split("&") if part.startswith("prefix=")), None)
+        found.append(f"LIST {listed}" if listed is not None else f"{self.command} {path}")
+
+    WSGIRequestHandler.log_request = log
+    try:
+        yield found
+    finally:
+        WSGIRequestHandler.log_request = log_request

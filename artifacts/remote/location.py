@@ -157,7 +157,9 @@ class Location:
         """
         with self.explained("read"):
             try:
-                found: bytes = self.fs.cat_file(self.join(name))
+                # One request: s3fs would ask for the size first, to read parts at once.
+                single = {"max_concurrency": 1} if self.protocol in ("s3", "s3a") else {}
+                found: bytes = self.fs.cat_file(self.join(name), **single)
             except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
                 return None
             return found
