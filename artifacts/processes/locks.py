@@ -1,4 +1,9 @@
-"""Locks between processes. They are files, which the kernel unlocks when the holder ends, even if it is killed."""
+"""Locks between processes. They are files, which the kernel unlocks when the holder ends, even if it is killed.
+
+On NFS, Linux makes ``flock`` a lock of the server, so machines that share a folder exclude each other. A shared lock
+then needs a file that is open for reading, and an exclusive one a file that is open for writing: lock files are open
+for both. A machine that crashes holds its locks until the server notices, after the lease time of NFSv4.
+"""
 
 from __future__ import annotations
 
@@ -37,14 +42,14 @@ def held_at_once(path: Path) -> Iterator[None]:
     Raises:
         BlockingIOError: another process holds it.
     """
-    with path.open("w") as file:
+    with path.open("a+") as file:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
 
 
 @contextlib.contextmanager
 def _locked(path: Path, kind: int, whom: str) -> Iterator[None]:
-    with path.open("w") as file:
+    with path.open("a+") as file:
         try:
             fcntl.flock(file, kind | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -80,6 +80,8 @@ class Listing:
         for name, entry in patiently(lambda: entries(self.location, f"{ARTIFACTS}/{start}".rstrip("/"))).items():
             if match := _PLACE.fullmatch(start + name):
                 found.setdefault(match[1], {})[match[2]] = entry
+        if not found:
+            patiently(self.location.check)  # A bucket that does not exist looks empty.
         return {place: files for place, files in sorted(found.items()) if MANIFEST_NAME in files}
 
     def manifests(self, kind: str | None = None) -> dict[str, Manifest | None]:

@@ -50,6 +50,13 @@ class RemoteUpstream(Listing):
         """
         if not self._checked:
             patiently(self.location.check)
+            if self.location.is_local and not Path(self.location.join("")).is_dir():
+                raise InputError(
+                    f"There is no folder {self.location.join('')}.",
+                    got=f"FACTSMITH_HOME={self.url}",
+                    remedy="mount it, or make it once: an empty folder in place of the shared one would look like a "
+                    "new store",
+                )
             probe = f"leases/probe-{self.presence.name}"
             try:
                 patiently(lambda: self.location.remove(probe))  # Who may not remove must not write either.
