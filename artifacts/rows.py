@@ -68,7 +68,7 @@ class RowSeries:
             at_once: rows of an artifact.
             check: called with the digests of all missing rows before the first of them is built.
         """
-        for here in (True, False):  # What is here need not be looked for elsewhere.
+        for here in (True, False) if self.store.upstream else (True,):  # What is here need not be looked for elsewhere.
             found = self.find(here=here)
             if all(digest in found for digest in wanted):
                 return found, 0

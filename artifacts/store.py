@@ -199,7 +199,9 @@ class Store(Catalogue):
 
     def get(self, recipe: Recipe) -> Artifact:
         """The artifact of ``recipe``, which must exist."""
-        found = self.find(recipe)
+        if (found := self.find(recipe)) is None:
+            self.look_again()
+            found = self.find(recipe)
         if found is None:
             raise FactsmithError(f"{recipe.address} was built but cannot be read back from {self.where}.")
         return found

@@ -81,7 +81,7 @@ class Location:
         try:
             parts = urlsplit(url) if "://" in url else None
         except ValueError as error:
-            raise InputError(f"The location {_plain(url)} cannot be used.", got=first_line(error)) from None
+            raise InputError(f"The location {plain(url)} cannot be used.", got=first_line(error)) from None
         if not url.strip() or (parts and parts.scheme in _EXTRAS and not parts.netloc):
             raise InputError(
                 f"The location {url!r} cannot be used.",
@@ -116,7 +116,7 @@ class Location:
                 remedy=f"pip install 'factsmith[{extra}]'" if extra else None,
             ) from None
         except Exception as error:  # Each of fsspec's protocols raises its own for what it does not understand.
-            raise InputError(f"The location {url} cannot be used.", got=_plain(_message(error))) from None
+            raise InputError(f"The location {url} cannot be used.", got=plain(message(error))) from None
         if _EXTRAS.get(protocol) == "s3":
             filesystem.retries = 1  # s3fs would repeat the attempts of the client below it.
         return cls(url, filesystem, path)

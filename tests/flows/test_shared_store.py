@@ -8,6 +8,8 @@ from collections import Counter
 import pytest
 
 from factsmith.artifacts.remote.location import Location
+from tests.processes import count_what_is_built, start
+from tests.runs import KINDS
 from tests.s3 import counted, s3_server, use_s3
 
 URL = "s3://team/store"
@@ -67,3 +69,24 @@ def test_a_second_machine_finds_everything_cached(on, bucket, arguments, tmp_pat
         again = on("two", "run", "--json", *arguments())
     assert {stage["state"] for stage in json.loads(again.out)["stages"]} == {"cached"}
     assert len(requests) <= 15
+
+
+@pytest.mark.slow
+def test_eight_processes_on_two_machines_build_each_artifact_once(bucket, arguments, tmp_path, monkeypatch):
+    ready = [tmp_path / f"ready-{n}" for n in range(8)]
+    found = [tmp_path / f"found-{n}.json" for n in range(8)]
+    processes = []
+    for n in range(8):
+        monkeypatch.setenv("FACTSMITH_CACHE", str(tmp_path / f"machine-{n % 2}"))
+        more = ["dataset.batches=3"] if n >= 4 else []
+        processes.append(start(count_what_is_built, ready[n], ready[n - 1], found[n], arguments(*more)))
+    for process in processes:
+        process.join(900)
+        assert process.exitcode == 0
+    answers = [json.loads(path.read_text()) for path in found]
+    built = Counter(address for answer in answers for address in answer["built"])
+    assert set(built.values()) == {1}
+    assert {address.partition("/")[0] for address in built} == set(KINDS)
+    there = {f"{path.split('/')[3]}/{path.split('/')[5]}" for path in bucket.find("team/store/artifacts")}
+    assert there == set(built)
+    assert not [path for path in bucket.find("team/store/leases") if path.endswith(".json")]

@@ -13,9 +13,9 @@ from factsmith.artifacts.recipe import Series
 from factsmith.artifacts.remote import location
 from factsmith.artifacts.remote.shared import patience
 from factsmith.artifacts.remote.shared.leases import Lease
+from factsmith.artifacts.remote.shared.opening import _upstreams
 from factsmith.artifacts.store import Store
 from factsmith.tasks.pipeline.environment import home as home_of
-from factsmith.tasks.planning.home import _upstreams
 from tests.artifacts.remote.shared.conftest import SERIES, machine, write
 from tests.s3 import SECRET, failing, s3_server, use_s3, with_authentication
 
@@ -136,7 +136,7 @@ def test_who_may_not_write_is_told_so_before_any_work_and_leaves_nothing(
         assert "runtime.mirror=s3://team/store" in message
         assert reader["AWS_SECRET_ACCESS_KEY"] not in message
         # Reading needs no more.
-        assert artifact.address[:12] in factsmith("store", "ls").out
+        assert artifact.digest[:12] in factsmith("store", "ls").out
         assert factsmith("store", "verify").code == 0
     use_s3(monkeypatch, endpoint)
     names = {path.partition("store/")[2].partition("/")[0] for path in s3fs.S3FileSystem().find("team/store")}
