@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from factsmith.artifacts.artifact import Artifact, place_of
+from factsmith.artifacts.artifact import Artifact, flush, place_of
 from factsmith.artifacts.checksums import Checksums
 from factsmith.artifacts.errors import DamagedArtifactError, InputError
 from factsmith.artifacts.manifest import MANIFEST_NAME, Manifest
@@ -85,6 +85,7 @@ def fetch(store: Store, location: Location, manifest: Manifest, folder: str, tag
             if problem:
                 raise _damaged(location, manifest, tag, problem)
             (draft / MANIFEST_NAME).write_bytes(manifest.dump())
+            flush([draft / name for name in (*manifest.files, MANIFEST_NAME)])
             store.keep(draft, manifest)
         finally:
             shutil.rmtree(draft, ignore_errors=True)

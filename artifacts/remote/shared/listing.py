@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-import os
 import re
 import time
+import uuid
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from threading import Lock
@@ -105,10 +106,9 @@ class Listing:
         with self._lock:
             known = {series: found for series, (_, found) in self._listed.items() if series.startswith(f"{kind}/")}
         found = [f"{series}/{one}" for series, of_series in known.items() for one in of_series]
-        for places in (found, []):  # What a run has used need not be listed again.
-            if named := [place for place in places or self.places(kind) if digest in place.split("/")[1:]]:
-                return named
-        return []
+        # What a run has used need not be listed again.
+        named = [place for place in found if digest in place.split("/")[1:]]
+        return named or [place for place in self.places(kind) if digest in place.split("/")[1:]]
 
     def uses(self, series: str) -> None:
         """Note that the series with this address is used."""
@@ -156,26 +156,25 @@ class Listing:
         """The manifest at a place, which is read once by each machine; ``None`` if it is gone or damaged."""
         known = self._store.root / "known" / place / f"{digest_of(entry.tag)[:16]}.json"
         where = f"{self.url}/{ARTIFACTS}/{place}/{MANIFEST_NAME}"
-        for is_known in (True, False):
-            try:
-                data = known.read_bytes() if is_known else None
-            except OSError:
-                continue
-            data = data or patiently(lambda: self.location.read(f"{ARTIFACTS}/{place}/{MANIFEST_NAME}"))
-            if data is None:
-                return None  # It has been removed since the listing.
-            try:
-                manifest = checked_manifest(data, where)
-                if place_of(manifest) != place:
-                    raise DamagedArtifactError(f"{where} is that of another artifact.", got=manifest.address)
-            except DamagedArtifactError as error:
-                if not is_known:
-                    logger.warning("%s\n  remedy: building it again", error)
-                continue
-            if not is_known:
-                known.parent.mkdir(parents=True, exist_ok=True)
-                written = known.with_name(f".{known.name}-{os.getpid()}")
-                written.write_bytes(data)
-                written.replace(known)
-            return manifest
-        return None
+        with contextlib.suppress(OSError, DamagedArtifactError):
+            return _checked(known.read_bytes(), place, where)
+        data = patiently(lambda: self.location.read(f"{ARTIFACTS}/{place}/{MANIFEST_NAME}"))
+        if data is None:
+            return None  # It has been removed since the listing.
+        try:
+            manifest = _checked(data, place, where)
+        except DamagedArtifactError as error:
+            logger.warning("%s\n  remedy: building it again", error)
+            return None
+        known.parent.mkdir(parents=True, exist_ok=True)
+        written = known.with_name(f".{known.name}-{uuid.uuid4().hex[:8]}")
+        written.write_bytes(data)
+        written.replace(known)
+        return manifest
+
+
+def _checked(data: bytes, place: str, where: str) -> Manifest:
+    manifest = checked_manifest(data, where)
+    if place_of(manifest) != place:
+        raise DamagedArtifactError(f"{where} is that of another artifact.", got=manifest.address)
+    return manifest

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import uuid
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 from factsmith.artifacts.errors import InputError
@@ -73,8 +73,8 @@ def _remove_expired(upstream: RemoteUpstream, name: str, seconds: float) -> bool
     return seen is None or (seen.age > seconds and remove_version(upstream.location, name, seen.tag))
 
 
-def garbage(upstream: RemoteUpstream) -> dict[str, int]:
-    """Bytes of each file that belongs to nothing: of killed uploads, dead leases, artifacts that were set aside.
+def garbage(upstream: RemoteUpstream) -> dict[str, Entry]:
+    """Each file that belongs to nothing: of killed uploads, dead leases, artifacts that were set aside.
 
     Raises:
         InputError: the location cannot be read.
@@ -82,49 +82,64 @@ def garbage(upstream: RemoteUpstream) -> dict[str, int]:
     location = upstream.location
     before = server_time(location) - _GRACE
     whole = upstream.listing()
-    folders: dict[tuple[str, str], dict[str, Entry]] = {}
+    folders: dict[str, dict[str, dict[str, Entry]]] = {}
     for name, entry in entries(location, FILES).items():
         kind, series, digest, content, file = [*name.split("/", 4), "", "", "", ""][:5]
-        folders.setdefault((f"{kind}/{series}/{digest}", content), {})[file] = entry
-    unnamed = {place for place, _ in folders} - set(whole)
-    contents = {place: [one for there, one in folders if there == place] for place, _ in folders}
-    counted = {place: _content(upstream, place, whole) for place, found in contents.items() if len(found) > 1}
-    found: dict[str, int] = {}
-    for (place, content), files in folders.items():
-        left = place in unnamed or (place in counted and counted[place] not in (None, content))
-        if left and max(entry.modified for entry in files.values()) < before:
-            found |= {f"{FILES}/{place}/{content}/{file}": entry.size for file, entry in files.items()}
+        folders.setdefault(f"{kind}/{series}/{digest}", {}).setdefault(content, {})[file] = entry
+    found: dict[str, Entry] = {}
+    for place, contents in folders.items():
+        # An artifact with one folder has its own there. Which of several it is, its manifest says.
+        named = _content(upstream, place) if place in whole and len(contents) > 1 else None
+        for content, files in contents.items():
+            left = place not in whole or (named is not None and content != named)
+            if left and max(entry.modified for entry in files.values()) < before:
+                found |= {f"{FILES}/{place}/{content}/{file}": entry for file, entry in files.items()}
     for name, entry in entries(location, ARTIFACTS).items():
         if "/".join(name.split("/")[:3]) not in whole and entry.modified < before:
-            found[f"{ARTIFACTS}/{name}"] = entry.size
+            found[f"{ARTIFACTS}/{name}"] = entry
     for folder in ("leases", "damaged"):
         found |= {
-            f"{folder}/{name}": entry.size
+            f"{folder}/{name}": entry
             for name, entry in entries(location, folder).items()
             if entry.modified < before and name != ".lock"
         }
     return found
 
 
-def _content(upstream: RemoteUpstream, place: str, whole: dict[str, dict[str, Entry]]) -> str | None:
-    artifact = upstream.find(place) if place in whole else None
+def _content(upstream: RemoteUpstream, place: str) -> str | None:
+    artifact = upstream.find(place)
     return artifact.manifest.content if artifact else None
 
 
-def remove_garbage(upstream: RemoteUpstream, names: Collection[str], advance: Callable[[int], None]) -> None:
-    """Remove files, and join what many processes have noted of their use to one file.
+def remove_garbage(upstream: RemoteUpstream, found: Mapping[str, Entry], advance: Callable[[int], None]) -> None:
+    """Remove files that ``garbage`` has found, and join what many processes have noted of their use to one file.
+
+    What somebody builds now is left alone.
 
     Raises:
         InputError: the location cannot be written.
     """
-
-    def remove(name: str) -> None:
-        upstream.location.remove(name)
-        advance(1)
-
-    with ThreadPoolExecutor(AT_ONCE) as removers:
-        list(removers.map(remove, names))
+    by_place: dict[str, list[str]] = {}
+    for name in found:
+        folder, *parts = name.split("/")
+        by_place.setdefault("/".join(parts[:3]) if folder in (ARTIFACTS, FILES) else "", []).append(name)
+    for place, names in by_place.items():
+        with contextlib.ExitStack() as stack:
+            if all(_taken(upstream, digest, stack) for digest in place.split("/")[1:]):
+                for name in names:
+                    folder, _, file = name.rpartition("/")
+                    if not place or entries(upstream.location, folder).get(file) == found[name]:
+                        upstream.location.remove(name)
+        advance(len(names))
     _join_uses(upstream)
+
+
+def _taken(upstream: RemoteUpstream, digest: str, stack: contextlib.ExitStack) -> bool:
+    """Whether nobody builds what is called ``digest``, and nobody will until the stack is closed."""
+    lease = Lease(upstream.location, f"leases/{digest}.json", f"the removal of {digest}")
+    if taken := lease.take_at_once():
+        stack.callback(lease.release)
+    return taken
 
 
 def _join_uses(upstream: RemoteUpstream) -> None:

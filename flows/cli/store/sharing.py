@@ -33,8 +33,8 @@ def collect(store: Store, unused_days: float | None, *, dry_run: bool) -> None:
             with progress("remove", len(found)) as advance:
                 remove_garbage(upstream, found, advance)
         number, freed = Counter(name.partition("/")[0] for name in found), Counter[str]()
-        for name, size in found.items():
-            freed[name.partition("/")[0]] += size
+        for name, entry in found.items():
+            freed[name.partition("/")[0]] += entry.size
         for folder, count in number.items():
             typer.echo(f"{count} left in {upstream.url}/{folder}, {freed[folder]:,} bytes")
         if unused_days is not None:
