@@ -50,9 +50,14 @@ class Catalogue:
         self.upstream: Upstream | None = None
 
     @property
+    def url(self) -> str | None:
+        """Where the artifacts are if the store is shared."""
+        return self.upstream.url if self.upstream else None
+
+    @property
     def where(self) -> str:
         """Where the artifacts are, for messages."""
-        return str(self.root) if self.upstream is None else self.upstream.url
+        return self.url or str(self.root)
 
     def look_again(self) -> None:
         """Believe no earlier listing of a shared store: processes elsewhere have published since."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from factsmith.artifacts.errors import FactsmithError
-from factsmith.artifacts.store import Store
+from factsmith.artifacts.remote.shared.opening import store_at
 from factsmith.flows.configuration.grid import Cell
 from factsmith.flows.precompute import Prepared
 from factsmith.flows.reporting.reports import Report
@@ -20,6 +20,7 @@ from factsmith.flows.reporting.sweeps.reports import CellReport
 from factsmith.flows.run import run_part
 from factsmith.flows.sweeps.lender import Lender
 from factsmith.tasks.pipeline.page import continued_flow_run, run_as_task
+from factsmith.tasks.pipeline.progress import progress
 from factsmith.tasks.planning.settings import Settings
 
 __all__ = ["Cells"]
@@ -33,11 +34,13 @@ class Cells:
 
     Attributes:
         home: the folder of the artifact store.
+        url: where its artifacts are if it is shared.
         parent: id of the sweep's run in MLflow.
         flow_run: what another process needs to know of the sweep's flow run in Prefect; ``None`` without Prefect.
     """
 
     home: Path
+    url: str | None
     parent: str
     flow_run: Mapping[str, Any] | None
 
@@ -55,7 +58,7 @@ class Cells:
             yield self._runner(number)
 
     def _runner(self, number: int | None) -> Callable[[tuple[Cell, Settings]], CellReport]:
-        lender = Lender(Store(self.home), number)
+        lender = Lender(store_at(self.home, self.url, progress), number)
 
         def run(given: tuple[Cell, Settings]) -> CellReport:
             cell, settings = given

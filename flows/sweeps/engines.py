@@ -72,7 +72,7 @@ def _in_processes(opened: Sweep, workspace: Workspace, order: Order) -> _Ended:
 
 def _cells(workspace: Workspace) -> Cells:
     flow_run = None if workspace.flow_run is None else flow_run_for_others()
-    return Cells(workspace.store.root, workspace.tracker.run_id, flow_run)
+    return Cells(workspace.store.root, workspace.store.url, workspace.tracker.run_id, flow_run)
 
 
 def _died(cell: Cell, how: Died, workspace: Workspace) -> CellReport:

@@ -9,12 +9,12 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from factsmith.artifacts.errors import InputError
-from factsmith.artifacts.store import Store
 from factsmith.flows.configuration.grid import read_grid
 from factsmith.flows.sweeps.cells import open_sweep
 from factsmith.flows.sweeps.lender import Lender
 from factsmith.flows.sweeps.plan_table import plan_table
 from factsmith.tasks.pipeline.environment import home
+from factsmith.tasks.planning.home import open_store
 from factsmith.tasks.planning.plan import StagePlan, plan
 from factsmith.tasks.planning.precompute_plan import PrecomputePlanner, unstored
 from factsmith.tasks.planning.prediction.gpus import find_gpu
@@ -108,7 +108,7 @@ def plan_sweep(arguments: Sequence[str], wanted: Wanted, *, dataset: bool) -> Pl
             wanted and nothing is known of the device.
     """
     opened = open_sweep(arguments)
-    lender = Lender(Store(home()))
+    lender = Lender(open_store())
     settings = [one for place, (_, one) in enumerate(opened.cells) if place not in opened.refused]
     if len({one.model.model_dump_json() for one in settings}) > 1:
         raise InputError(

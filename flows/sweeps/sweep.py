@@ -9,7 +9,6 @@ from typing import Any
 from prefect import Flow, flow
 
 from factsmith.artifacts.errors import InputError
-from factsmith.artifacts.store import Store
 from factsmith.flows.html.pages import log_sweep_report
 from factsmith.flows.reporting.page import name_flow_run, show_tables
 from factsmith.flows.reporting.sweeps.reports import CellReport, SweepReport
@@ -17,10 +16,10 @@ from factsmith.flows.reporting.sweeps.results import log_sweep, sweep_tables
 from factsmith.flows.sweeps.cells import Sweep, open_sweep
 from factsmith.flows.sweeps.engines import run_cells
 from factsmith.tasks.evaluation.family import load_families
-from factsmith.tasks.pipeline.environment import home
 from factsmith.tasks.pipeline.page import ProgressArtifacts
 from factsmith.tasks.pipeline.progress import progress, published_by
 from factsmith.tasks.pipeline.workspace import Workspace
+from factsmith.tasks.planning.home import open_store
 
 __all__ = ["cells_flow", "run_sweep", "sweep"]
 
@@ -55,7 +54,7 @@ def _report(opened: Sweep) -> SweepReport:
     Raises:
         InputError: every cell failed.
     """
-    store = Store(home())
+    store = open_store()
     first = opened.cells[0][1]
     workspace = Workspace(store, first.runtime)
     name = f"sweep · {opened.grid.name} · {len(opened.cells)} cells"

@@ -13,7 +13,7 @@ from factsmith.artifacts.remote.shared.upstream import RemoteUpstream
 from factsmith.artifacts.remote.transfer import ProgressBar
 from factsmith.artifacts.store import Store, unwritable
 
-__all__ = ["open_shared", "shared_by"]
+__all__ = ["open_shared", "shared_by", "store_at"]
 
 _SHARED = "shared.json"
 """The file in a folder with copies that says what they are copies of."""
@@ -74,3 +74,12 @@ def open_shared(url: str, root: Path, progress: ProgressBar) -> Store:
             raise unwritable(store.root, error) from None
     store.upstream = _upstreams.setdefault((location.url, store.root), RemoteUpstream(store, location, progress))
     return store
+
+
+def store_at(root: Path, url: str | None, progress: ProgressBar) -> Store:
+    """The store that another process has opened: the folder ``root``, or ``open_shared`` if it has a URL.
+
+    Raises:
+        InputError: as in ``open_shared``.
+    """
+    return Store(root) if url is None else open_shared(url, root, progress)
