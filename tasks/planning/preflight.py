@@ -20,7 +20,7 @@ from factsmith.tasks.export.thin import no_rank
 from factsmith.tasks.facts.contexts import CLEAN, Context
 from factsmith.tasks.ledger.ledger import read_ledger
 from factsmith.tasks.model.stage import known_cost
-from factsmith.tasks.pipeline.environment import check_vacant, home
+from factsmith.tasks.pipeline.environment import check_vacant
 from factsmith.tasks.planning.home import open_store
 from factsmith.tasks.planning.method import check_method
 from factsmith.tasks.planning.mirror import check_mirror
