@@ -18,7 +18,7 @@ import torch
 
 from factsmith.artifacts.errors import InputError
 from factsmith.artifacts.manifest import code_versions
-from factsmith.artifacts.store import Store
+from factsmith.artifacts.remote.shared.opening import store_at
 from factsmith.tasks.engine.cluster import check_engine, connected
 from factsmith.tasks.engine.pool import Pool
 from factsmith.tasks.model.cost import model_cost
@@ -26,6 +26,7 @@ from factsmith.tasks.model.gguf_stage import open_chosen
 from factsmith.tasks.model.model import Fingerprint, Model
 from factsmith.tasks.model.settings import ModelSettings
 from factsmith.tasks.pipeline.environment import disable_telemetry
+from factsmith.tasks.pipeline.progress import progress
 from factsmith.tasks.pipeline.resource_errors import resource_errors
 from factsmith.tasks.pipeline.settings import RuntimeSettings
 from factsmith.tasks.pipeline.workspace import Workspace, at_end_of_runs
@@ -48,7 +49,8 @@ class _Job:
 
     Attributes:
         root: folder of the store.
-        mark: file in it that the driver has made.
+        url: the URL of the store if it is shared at one.
+        mark: file in the folder that the driver has made.
         runtime: the runtime settings of the worker.
         model: the settings of the model.
         blocks: the first blocks of it, if no more is needed.
@@ -57,6 +59,7 @@ class _Job:
     """
 
     root: Path
+    url: str | None
     mark: str
     runtime: RuntimeSettings
     model: ModelSettings
@@ -83,7 +86,7 @@ class Worker:
         disable_telemetry()
         self._check_versions(job.versions)
         self._check_shared(job)
-        self.workspace = Workspace(Store(job.root), job.runtime)
+        self.workspace = Workspace(store_at(job.root, job.url, progress), job.runtime)
         self.workspace.limit_threads()
         checkpoint = open_chosen(self.workspace, job.model)
         checksums = self.workspace.store.checksums.sha256_all
@@ -164,12 +167,14 @@ def workers(workspace: Workspace, model: Model) -> Pool | None:
                 workspace.runtime.model_dump(exclude={"engine", "ray"})
                 | {"device": device, "threads": workspace.runtime.threads or max(1, int(settings.cpus))}
             )
+            upstream = workspace.store.upstream
             mark = workspace.store.root / "staging" / f"workers-{uuid.uuid4().hex[:8]}"
             workspace.store.check_writable()
             mark.touch()
             at_end_of_runs(partial(mark.unlink, missing_ok=True))
             job = _Job(
-                workspace.store.root, mark.name, runtime, model.settings, model.needed_blocks, model.fingerprint,
+                workspace.store.root, upstream.url if upstream else None, mark.name, runtime, model.settings,
+                model.needed_blocks, model.fingerprint,
                 {name: one for name, one in code_versions().items() if name in ("factsmith", "torch", "transformers")},
             )  # fmt: skip
             patience = 0 if settings.address == "local" else settings.wait_seconds  # This machine does not grow.
@@ -177,14 +182,24 @@ def workers(workspace: Workspace, model: Model) -> Pool | None:
         return _pools[name]
 
 
-def connect_if_elsewhere(runtime: RuntimeSettings) -> None:
+def connect_if_elsewhere(workspace: Workspace) -> None:
     """Connect to a cluster that should be there. Ray on this machine is started when a stage needs it.
 
     Raises:
-        InputError: as ``workers``.
+        InputError: as ``workers``; or the store is shared at a URL, and workers elsewhere do not see this machine's
+            copies.
     """
-    if runtime.engine == "ray" and runtime.ray.address != "local":
-        _connect(runtime)
+    runtime, upstream = workspace.runtime, workspace.store.upstream
+    if runtime.engine != "ray" or runtime.ray.address == "local":
+        return
+    if upstream is not None:
+        raise InputError(
+            "Workers of a cluster share a folder with the run.",
+            got=f"FACTSMITH_HOME={upstream.url} and runtime.ray.address={runtime.ray.address}",
+            remedy="set FACTSMITH_HOME to a folder that all nodes mount; `factsmith store push` then copies what was "
+            f"made to {upstream.url}",
+        )
+    _connect(runtime)
 
 
 def _connect(runtime: RuntimeSettings) -> Any:

@@ -68,7 +68,7 @@ def open_run(
     run = Run(settings, store)
     with store.in_use():
         check_input(run, dataset=dataset, editing=editing, out=out, form=form, truncated=truncated, past=past)
-        connect_if_elsewhere(run.settings.runtime)
+        connect_if_elsewhere(run.workspace)
         name = title(run, flow, differences, dataset=dataset, editing=editing)
         note = description(run, flow, differences, dataset=dataset, editing=editing)
         unused = frozenset({"trace"}) if editing else frozenset({"method", "corpus", "abilities", "drift"})

@@ -269,6 +269,28 @@ def test_a_cluster_that_does_not_answer_is_refused_before_anything_is_done(refus
     assert address in message
 
 
+def test_workers_of_a_cluster_do_not_see_the_copies_of_a_machine(refused, arguments, tmp_path, monkeypatch):
+    (tmp_path / "shared").mkdir()
+    monkeypatch.setenv("FACTSMITH_HOME", f"file://{tmp_path / 'shared'}")
+    monkeypatch.setenv("FACTSMITH_CACHE", str(tmp_path / "copies"))
+    message = refused("precompute", *arguments("runtime.engine=ray", "runtime.ray.address=127.0.0.1:6379"))
+    assert "share a folder" in message
+
+
+@needs_ray
+@pytest.mark.slow
+def test_workers_of_this_machine_publish_at_the_url_of_the_store(small, arguments, tmp_path, home, monkeypatch):
+    expected, _ = of_one_process(arguments, monkeypatch, home, *UNKEPT)
+    (tmp_path / "shared").mkdir()
+    monkeypatch.setenv("FACTSMITH_HOME", f"file://{tmp_path / 'shared'}")
+    monkeypatch.setenv("FACTSMITH_CACHE", str(tmp_path / "copies"))
+    run(compose(arguments("runtime.engine=ray", "runtime.ray.workers=2", "runtime.ray.memory_mb=100", *UNKEPT)))
+    assert contents(Store(tmp_path / "copies")) == expected
+    published = {"/".join(path.parts[-4:-1]) for path in (tmp_path / "shared").glob("artifacts/*/*/*/manifest.json")}
+    assert {place.split("/")[0] for place in published} == {address.split("/")[0] for address in expected}
+    assert len(published) == len(expected)
+
+
 class Resources:
     """What a connected Ray says about its cluster."""
 
