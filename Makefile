@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
 .DEFAULT_GOAL := run
-.PHONY: run test test-all campaign check bench bench-gpu bench-large pretrain clean docs
+.PHONY: run test test-all campaign check audit bench bench-gpu bench-large pretrain clean docs
 
 run: $(INSTALLED)
 	$(BIN)/factsmith run
@@ -18,7 +18,7 @@ test: $(INSTALLED)
 test-all: $(INSTALLED)
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m 'slow or not slow'
 
-# Random kills and random damage, for MINUTES minutes each, with counts at the end.
+# Random kills, damage, faults and changed files, for MINUTES minutes each, with counts at the end.
 MINUTES ?= 10
 campaign: $(INSTALLED)
 	FACTSMITH_CAMPAIGN=$(MINUTES) $(BIN)/python -m pytest tests/campaigns -m slow --capture=no
@@ -27,6 +27,11 @@ check: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Known vulnerabilities of the versions that were tested. It asks PyPI.
+audit: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt pip-audit
+	$(BIN)/python -m pip_audit --requirement constraints.txt --no-deps --disable-pip
 
 # The site, in build/docs. Warnings are errors, and it needs no network.
 docs: $(INSTALLED)
