@@ -21,7 +21,8 @@ M = TypeVar("M", bound=BaseModel)
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # A model that has collapsed has scores that are infinite. As null they could not be read again.
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
 
 class LedgerFact(_Frozen):

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 import pytest
 
 from factsmith.artifacts.errors import InputError
+from factsmith.tasks.deltas.file import DeltaAbout
 from factsmith.tasks.facts.record import Record
 from factsmith.tasks.facts.request import EditRequest
 from factsmith.tasks.ledger.entries import distinct, facts_of, held, scored, scores_of
@@ -99,6 +100,20 @@ def test_a_file_that_is_no_ledger_is_refused(tmp_path, content):
     (tmp_path / LEDGER).write_text(content)
     with pytest.raises(InputError, match=r"ledger\.json cannot be used"):
         read_ledger(tmp_path)
+
+
+def test_the_scores_of_a_collapsed_model_are_read_again(tmp_path):
+    """A perplexity may be infinite. Also in a delta, which has the edits that it removes."""
+    one = edit("a", fact(0, "A", "{} is", "b")).model_copy(update={"scores": {"perplexity": float("inf")}})
+    write_ledger(tmp_path, ledger(one))
+    json.loads((tmp_path / LEDGER).read_text(), parse_constant=pytest.fail)
+    assert read_ledger(tmp_path).edits == (one,)
+    digest = "0" * 64
+    about = DeltaAbout(
+        base="m", weights="w", dtype="float32", before=digest, after=digest, tensors={}, keeps="entries", adds=0,
+        removes=(one,), sha256=digest,
+    )  # fmt: skip
+    assert DeltaAbout.model_validate_json(about.model_dump_json()).removes == (one,)
 
 
 def test_a_time_needs_a_zone(tmp_path):
