@@ -192,6 +192,7 @@ def _undo_fact(
     line: Line, ledgers: Sequence[Ledger], arguments: list[str], out: Path | None, keep: Keeps | None, as_json: bool
 ) -> None:
     """Say how the edit of a fact is made without it, and make it if there is a folder for the delta."""
+    from factsmith.tasks.ledger.runs_stage import run_ledgers
     from factsmith.tasks.ledger.status import written
     from factsmith.tasks.tracking.runs import find_run
 
@@ -212,6 +213,13 @@ def _undo_fact(
     from factsmith.flows.exports.forget import find_record, forget, written_again
 
     past = find_run(home(), line.edit.run)
+    if line.edit.edit not in {one.edits[-1].edit for one in run_ledgers(past, Store(home()))}:
+        raise InputError(
+            f"{name} is in a part of the edit of run {past.id[:8]}, and cannot be removed from it.",
+            got="a truncated edit, or the first batches of a sequence",
+            expected="the edit as the run made it",
+            remedy=f"remove it from that: `factsmith log {past.id[:8]} --undo ... --out DIR`",
+        )
     settings = compose_again(past.content, arguments)
     run = preflight(settings, dataset=True)
     if run.adds_memory:

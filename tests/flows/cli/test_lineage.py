@@ -164,7 +164,7 @@ def test_deltas_are_stacked_listed_and_undone(write, ok, no, gpt2_folder, tmp_pa
         ),
     ],
 )  # fmt: skip
-def test_one_fact_is_removed_from_its_batch_to_the_bit(write, ok, gpt2_folder, tmp_path, method):
+def test_one_fact_is_removed_from_its_batch_to_the_bit(write, ok, no, gpt2_folder, tmp_path, method):
     """The delta gives the weights of a run without the fact, and is undone to those with it."""
     run = write("all", FACTS, *method)
     ok("export", run, "--out", tmp_path / "edited")
@@ -173,6 +173,8 @@ def test_one_fact_is_removed_from_its_batch_to_the_bit(write, ok, gpt2_folder, t
     report = json.loads(ok("log", tmp_path / "edited", "--undo", "#2", "--out", tmp_path / "less", "--json"))
     assert report["fact"]["subject"] == json.loads(ok("log", run, "--json"))["facts"][1]["subject"]
     ok("apply", tmp_path / "less", "--model", tmp_path / "edited", "--out", tmp_path / "without")
+    ok("export", run, "--rank", 1, "--to", "delta", "--out", tmp_path / "cut")
+    assert "is in a part of the edit" in no("log", tmp_path / "cut", "--undo", "#2", "--out", tmp_path / "less2")
     kept = [one for one in FACTS if one["subject"] != report["fact"]["subject"]]
     ok("export", write("fewer", kept, *method), "--out", tmp_path / "fewer")
     assert tensors(tmp_path / "without") == tensors(tmp_path / "fewer")
