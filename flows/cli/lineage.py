@@ -213,7 +213,7 @@ def _undo_fact(
     from factsmith.flows.exports.forget import find_record, forget, written_again
 
     past = find_run(home(), line.edit.run)
-    if line.edit.edit not in {one.edits[-1].edit for one in run_ledgers(past, Store(home()))}:
+    if line.edit.edit not in {one.edits[-1].edit for one in run_ledgers(past, open_store())}:
         raise InputError(
             f"{name} is in a part of the edit of run {past.id[:8]}, and cannot be removed from it.",
             got="a truncated edit, or the first batches of a sequence",
