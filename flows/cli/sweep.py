@@ -25,7 +25,12 @@ GridArguments = Annotated[
 
 def sweep(
     arguments: GridArguments = None,
-    jobs: Annotated[int, typer.Option(min=1, help="most cells to run at once, each in a process of its own")] = 1,
+    jobs: Annotated[
+        int,
+        typer.Option(
+            min=1, help="most cells to run at once, each in a process of its own (with runtime.engine=ray on a cluster)"
+        ),
+    ] = 1,
     memory_mb: Annotated[
         int | None,
         typer.Option(

@@ -37,6 +37,8 @@ class Sweep:
         refused: why some cells cannot run, by the index of the cell.
         jobs: number of cells to run at once, each in a process of its own.
         arguments: what the user gave.
+        on_ray: whether cells that run at once run on a Ray cluster.
+        memory: most bytes that a cell needs by its plan; 0 if nobody needs to know.
     """
 
     grid: Grid
@@ -44,6 +46,8 @@ class Sweep:
     refused: dict[int, str]
     jobs: int
     arguments: Sequence[str]
+    on_ray: bool = False
+    memory: int = 0
 
 
 def open_sweep(arguments: Sequence[str], *, jobs: int = 1, memory_mb: int | None = None) -> Sweep:
@@ -66,6 +70,7 @@ def open_sweep(arguments: Sequence[str], *, jobs: int = 1, memory_mb: int | None
         unused.append(set(names))
     if common := sorted(set.intersection(*unused) - set(grid.varied)):
         refuse_unread(common, cells[0][1])
+    on_ray = jobs > 1 and _on_ray([settings for _, settings in cells], memory_mb)
     faults: dict[str, InputError | None] = {}
     refused: dict[int, InputError] = {}
     needed = 0
@@ -78,13 +83,13 @@ def open_sweep(arguments: Sequence[str], *, jobs: int = 1, memory_mb: int | None
         error = faults[checked] or _fault(partial(check_preservation, run))
         if error := error or _without_effect(unused[place] & set(cell.place), settings):
             refused[place] = error
-        elif memory_mb is not None:
+        elif memory_mb is not None or on_ray:
             needed = max(needed, *(stage.memory for stage in plan(run)))
     if len(refused) == len(cells):
         raise refused[0]
     jobs = min(jobs, len(cells) - len(refused))
-    if memory_mb is not None and needed and jobs > 1:
-        needed += _OF_A_PROCESS
+    needed += _OF_A_PROCESS
+    if memory_mb is not None and jobs > 1:
         fitting = memory_mb * 2**20 // needed
         if fitting < jobs:
             logger.warning(
@@ -94,7 +99,30 @@ def open_sweep(arguments: Sequence[str], *, jobs: int = 1, memory_mb: int | None
                 max(1, fitting),
             )
         jobs = max(1, min(jobs, fitting))
-    return Sweep(grid, cells, {place: str(error) for place, error in refused.items()}, jobs, arguments)
+    reasons = {place: str(error) for place, error in refused.items()}
+    return Sweep(grid, cells, reasons, jobs, arguments, on_ray, needed)
+
+
+def _on_ray(cells: Sequence[Settings], memory_mb: int | None) -> bool:
+    """Whether cells that run at once run on a Ray cluster.
+
+    Raises:
+        InputError: some would, and others not, or memory is given that is not that of a cell.
+    """
+    engines = {(settings.runtime.engine, settings.runtime.ray.model_dump_json()) for settings in cells}
+    if all(engine == "local" for engine, _ in engines):
+        return False
+    if len(engines) > 1:
+        raise InputError(
+            "Cells that run at once share one engine.",
+            got="several values of runtime.engine or runtime.ray",
+            remedy="leave out --jobs, or make a sweep of each",
+        )
+    if memory_mb is not None:
+        raise InputError(
+            "--memory-mb is the memory of this machine.", got="runtime.engine=ray", remedy="set runtime.ray.memory_mb"
+        )
+    return True
 
 
 def _checked_settings(settings: Settings) -> str:

@@ -1,4 +1,4 @@
-"""Where the cells of a sweep run: in this process one after the other, or at once in processes of their own."""
+"""Where the cells of a sweep run: in this process one after the other, or at once in others, here or on a cluster."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from factsmith.flows.configuration.grid import Cell
 from factsmith.flows.reporting.sweeps.reports import CellReport
 from factsmith.flows.sweeps.cell import Cells
 from factsmith.flows.sweeps.cells import Sweep
+from factsmith.flows.sweeps.on_ray import on_ray
 from factsmith.flows.sweeps.order import Order
 from factsmith.flows.sweeps.processes import Died, in_processes
 from factsmith.tasks.pipeline.page import crash_tasks, flow_run_for_others
@@ -34,8 +35,9 @@ def run_cells(opened: Sweep, workspace: Workspace) -> _Ended:
     """
     waiting = {place: settings for place, (_, settings) in enumerate(opened.cells) if place not in opened.refused}
     order = Order(waiting)
-    engine = _here if opened.jobs == 1 else _in_processes
-    return engine(opened, workspace, order)
+    if opened.jobs == 1:
+        return _here(opened, workspace, order)
+    return _at_once(opened, workspace, order)
 
 
 def _here(opened: Sweep, workspace: Workspace, order: Order) -> _Ended:
@@ -44,28 +46,34 @@ def _here(opened: Sweep, workspace: Workspace, order: Order) -> _Ended:
             yield place, run(opened.cells[place])
 
 
-def _in_processes(opened: Sweep, workspace: Workspace, order: Order) -> _Ended:
+def _at_once(opened: Sweep, workspace: Workspace, order: Order) -> _Ended:
     places: dict[int, int] = {}
 
-    def choose(process: int) -> tuple[Cell, Settings] | None:
-        if process in places:
-            order.ended(places.pop(process))
-        if (place := order(process)) is None:
+    def choose(number: int) -> tuple[Cell, Settings] | None:
+        if number in places:
+            order.ended(places.pop(number))
+        if (place := order(number)) is None:
             return None
-        places[process] = place
+        places[number] = place
         return opened.cells[place]
 
-    threads = max(1, torch.get_num_threads() // opened.jobs)
-    processes = in_processes(opened.jobs, _cells(workspace).elsewhere, choose, threads=threads)
+    cells, runtime = _cells(workspace), opened.cells[0][1].runtime
+    ended: Generator[tuple[int, CellReport | Died | str], None, None]
+    if opened.on_ray:
+        mark = f"runs/{workspace.tracker.run_id}.json"  # The sign of life of the sweep's run.
+        ended = on_ray(runtime, cells, mark, choose, most=opened.jobs, memory=opened.memory)
+    else:
+        threads = max(1, torch.get_num_threads() // opened.jobs)
+        ended = in_processes(opened.jobs, cells.elsewhere, choose, threads=threads)
     any_died = False
-    with closing(processes) as ended:
-        for process, outcome in ended:
-            place = places[process]
-            if isinstance(outcome, Died):
+    with closing(ended):
+        for number, outcome in ended:
+            place = places[number]
+            if isinstance(outcome, CellReport):
+                yield place, outcome
+            else:
                 any_died = True
                 yield place, _died(opened.cells[place][0], outcome, workspace)
-            else:
-                yield place, outcome
     if any_died and workspace.flow_run is not None:
         crash_tasks(workspace.flow_run, "the process of this cell was killed; the same command continues it")
 
@@ -75,7 +83,7 @@ def _cells(workspace: Workspace) -> Cells:
     return Cells(workspace.store.root, workspace.store.url, workspace.tracker.run_id, flow_run)
 
 
-def _died(cell: Cell, how: Died, workspace: Workspace) -> CellReport:
+def _died(cell: Cell, how: Died | str, workspace: Workspace) -> CellReport:
     """The report of a cell whose process died. Its run is marked in MLflow."""
     error = InputError(
         "The process of this cell ended before the cell did.",
