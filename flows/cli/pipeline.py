@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -26,6 +26,9 @@ from factsmith.flows.cli.common import (
 )
 from factsmith.flows.cli.exports import Public, PushTo, Rank, To, check_hub, check_target, show_export
 from factsmith.tasks.pipeline.environment import home
+
+if TYPE_CHECKING:
+    from factsmith.tasks.planning.settings import Settings
 
 __all__ = ["edit", "evaluate", "plan", "precompute", "run"]
 
@@ -59,12 +62,7 @@ def precompute(
     as_json: AsJson = False,
 ) -> None:
     """Prepare a model for editing: tokens, keys, covariance, factor."""
-    from factsmith.flows.configuration.composition import UNUSED_WITHOUT_SCORES
-
-    # A model is prepared before there are facts, and with arguments that name some too.
-    reads = ["dataset", *(["corpus.auto.held_out"] if report else [])]
-    unread = {**UNUSED_WITHOUT_SCORES, "dataset": {"path": None}}
-    settings = compose_arguments(arguments, mirror, stand_ins=unread, reads=reads)
+    settings = _compose_without_facts(arguments, mirror, *(["corpus.auto.held_out"] if report else []))
     checked = preflight(settings, dataset=False)
     if report:
         from factsmith.flows.reporting.conditioning import check_report
@@ -195,7 +193,7 @@ def plan(
     if varies(given):
         found = plan_sweep(given, wanted, dataset=not precompute)
     else:
-        settings = compose_arguments(given)
+        settings = _compose_without_facts(given) if precompute else compose_arguments(given)
         if settings.runtime.mirror is not None:
             raise InputError(
                 "A plan does not look elsewhere for statistics.",
@@ -212,6 +210,14 @@ def plan(
         typer.echo(found.json())
         return
     show(found.table())
+
+
+def _compose_without_facts(arguments: list[str] | None, mirror: str | None = None, *reads: str) -> Settings:
+    """The settings of a run that prepares a model. There need not be facts yet, and arguments may name some too."""
+    from factsmith.flows.configuration.composition import UNUSED_WITHOUT_SCORES
+
+    unread = {**UNUSED_WITHOUT_SCORES, "dataset": {"path": None}}
+    return compose_arguments(arguments, mirror, stand_ins=unread, reads=["dataset", *reads])
 
 
 def _with_facts(arguments: list[str] | None) -> list[str]:

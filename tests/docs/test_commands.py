@@ -103,8 +103,10 @@ def dry(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "preflight", stop)
     monkeypatch.setattr(pipeline, "check_runs", lambda: None)
     monkeypatch.setattr(runs, "find_run", lambda home, run: past)
-    monkeypatch.setattr("factsmith.flows.cli.sweep.start", lambda: None)
-    monkeypatch.setattr("factsmith.flows.sweeps.cells.open_sweep", open_sweep)
+    for module in ("sweep", "pipeline"):
+        monkeypatch.setattr(f"factsmith.flows.cli.{module}.start", lambda: None)
+    for module in ("cells", "plans"):
+        monkeypatch.setattr(f"factsmith.flows.sweeps.{module}.open_sweep", open_sweep)
     monkeypatch.setattr("factsmith.flows.tune.check_tune", stop)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 
 import pytest
@@ -132,3 +133,31 @@ def test_predictions_of_this_machine_hold(size, plain_flows, home, arguments, mo
     assert set(took) == set(predicted) - {"start"}
     assert sum(took.values()) == pytest.approx(sum(predicted.values()) - predicted["start"], rel=0.5)
     assert set(rates.stages) == {*took, LOAD}
+
+
+def test_70_billion_parameters_and_44_million_tokens(hub, factsmith, llama_folder, tmp_path):
+    """From the config alone: the weights, 141 GB, stay on the hub."""
+    folder = tmp_path / "llama-70b"
+    shutil.copytree(llama_folder, folder)
+    config = json.loads((folder / "config.json").read_text())
+    sizes = {"hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80, "num_attention_heads": 64}
+    sizes |= {"num_key_value_heads": 8, "vocab_size": 128256, "head_dim": 128, "tie_word_embeddings": False}
+    (folder / "config.json").write_text(json.dumps({**config, **sizes, "dtype": "bfloat16"}))
+    hub.publish("meta/llama-70b", folder)
+    given = ["model=local", "model.path=meta/llama-70b", "corpus=embedded", "corpus.block_length=32"]
+    given += ["corpus.tokens=44000000", "corpus.keep_keys=false", "method.layers=[4,5,6,7,8]"]
+    given += ["method.preservation_weight=15000", "model.dtype=bfloat16"]
+    told = factsmith("plan", "--precompute", *given, "--nodes", "8", "--gpu", "h100", "--price", "3", "--json")
+    assert told.code == 0, told.err
+    found = json.loads(told.out)["prediction"]
+    seconds = {one["name"]: one["seconds"] for one in found["stages"]}
+    block = 8192 * (2 * 8192 + 2 * 1024) + 3 * 8192 * 28672
+    passes = 44e6 * (9 * (2 * block + 4 * 16 * 8192) - 2 * 8192 * 28672)
+    algebra = 44e6 * 5 * 28672**2
+    assert seconds["covariance"] == pytest.approx((passes / (0.4 * 989e12) + algebra / (0.3 * 67e12)) / 8, rel=0.02)
+    sums = 5 * 8 * 28672**2
+    assert seconds["reduction"] == pytest.approx(8 * sums / 1e9)
+    assert seconds["factor"] == pytest.approx(5 * (28672**3 / 3) / (0.3 * 34e12) + sums / 1e9, rel=0.02)
+    assert found["gpus"] == 4, "141 GB of weights, 72 GB of sums, and what a pass needs, at 72 GB each"
+    assert found["price"] == pytest.approx(3 * 32 * found["seconds"] / 3600)
+    assert hub.sent < 10**6
