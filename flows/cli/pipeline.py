@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -181,19 +182,19 @@ def plan(
     """
     start()
     given = _with_facts(arguments)
-    from factsmith.flows.sweeps.plans import Wanted, plan_run, plan_sweep, varies
-
-    wanted = Wanted(nodes, gpu, price)
-    if measure and (gpu is not None or varies(given)):
+    settings = _settings_of_one_run(given, _compose_without_facts if precompute else compose_arguments)
+    if measure and (gpu is not None or settings is None):
         raise InputError(
             "--measure runs one run's stages on this machine.",
-            got=f"--gpu {gpu}" if gpu is not None else "a sweep",
+            got="a sweep" if settings is None else f"--gpu {gpu}",
             remedy="measure with the settings of one run and without --gpu; predictions of sweeps then use the rates",
         )
-    if varies(given):
+    from factsmith.flows.sweeps.plans import Wanted, plan_run, plan_sweep
+
+    wanted = Wanted(nodes, gpu, price)
+    if settings is None:
         found = plan_sweep(given, wanted, dataset=not precompute)
     else:
-        settings = _compose_without_facts(given) if precompute else compose_arguments(given)
         if settings.runtime.mirror is not None:
             raise InputError(
                 "A plan does not look elsewhere for statistics.",
@@ -210,6 +211,21 @@ def plan(
         typer.echo(found.json())
         return
     show(found.table())
+
+
+def _settings_of_one_run(given: list[str], compose: Callable[[list[str]], Settings]) -> Settings | None:
+    """The settings of a run; ``None`` if the arguments are those of a sweep.
+
+    A value with commas may be one of a run, such as ``runtime.devices=cuda:0,cuda:1``.
+    """
+    from factsmith.flows.configuration.grid import varies
+
+    try:
+        return compose(given)
+    except InputError:
+        if varies(given):
+            return None
+        raise
 
 
 def _compose_without_facts(arguments: list[str] | None, mirror: str | None = None, *reads: str) -> Settings:

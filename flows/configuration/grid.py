@@ -22,7 +22,7 @@ from omegaconf import OmegaConf
 from factsmith.artifacts.errors import InputError
 from factsmith.flows.configuration.choices import EXPERIMENT, load_choice
 
-__all__ = ["MULTIPLIER", "Cell", "Grid", "read_grid"]
+__all__ = ["MULTIPLIER", "Cell", "Grid", "read_grid", "varies"]
 
 MULTIPLIER = "corpus.dynamic_multiplier"
 """The setting that varies in the FastMEMIT paper's tables."""
@@ -126,6 +126,14 @@ def read_grid(arguments: Sequence[str]) -> Grid:
     if count > _MOST_CELLS:
         raise InputError(f"A sweep of {count:,} cells is too large.", expected=f"at most {_MOST_CELLS:,}")
     return Grid(name, settings, tuple(axes))
+
+
+def varies(arguments: Sequence[str]) -> bool:
+    """Whether arguments can be those of a sweep: a setting has several values, or an experiment is named."""
+    try:
+        return bool(read_grid(arguments).axes)
+    except InputError:
+        return False
 
 
 def _length(axis: Mapping[str, tuple[str, ...]]) -> int:

@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from factsmith.artifacts.errors import InputError
-from factsmith.flows.configuration.grid import read_grid
 from factsmith.flows.sweeps.cells import open_sweep
 from factsmith.flows.sweeps.lender import Lender
 from factsmith.flows.sweeps.plan_table import plan_table
@@ -120,14 +119,6 @@ def plan_sweep(arguments: Sequence[str], wanted: Wanted, *, dataset: bool) -> Pl
     title = f"A sweep of {len(runs)} cells on {settings[0].model.name}"
     not_stored = [name for name in ("keys", "factors") if all(name in unstored(run) for run in runs)]
     return Planned(title, stages, not_stored, _predicted(runs[0], stages, fleet, len(runs)))
-
-
-def varies(arguments: Sequence[str]) -> bool:
-    """Whether arguments are those of a sweep: a setting has several values, or an experiment is named."""
-    try:
-        return bool(read_grid(arguments).axes)
-    except InputError:
-        return False
 
 
 def _predicted(run: Run, stages: Sequence[StagePlan], fleet: Fleet | None, cells: int) -> Prediction | None:

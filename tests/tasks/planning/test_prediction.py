@@ -107,7 +107,9 @@ def test_the_command(factsmith, refused, arguments, home):
     shown = factsmith("plan", *arguments("method=memit,emmet"), "--gpu", "a100").out
     assert "A sweep of 2 cells" in shown
     assert "GPU hours" in shown
-    assert "time" not in factsmith("plan", *arguments()).out
+    plain = factsmith("plan", *arguments("runtime.devices=cpu,cpu")).out
+    assert "A run of" in plain, "a value with commas that a run can have"
+    assert "time" not in plain
     assert "--measure" in refused("plan", *arguments(), "--nodes", "2")
     assert "There is no GPU" in refused("plan", *arguments(), "--gpu", "abacus")
     assert "without --gpu" in refused("plan", *arguments(), "--gpu", "h100", "--measure")
