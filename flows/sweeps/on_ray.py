@@ -111,7 +111,7 @@ def on_ray(
         need = _need(ray, runtime, memory)
         room = _room(ray, need, settings)
         environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
-        environment["FACTSMITH_HOME"] = str(cells.home)
+        environment |= {"FACTSMITH_HOME": cells.url or str(cells.home), "FACTSMITH_CACHE": str(cells.home)}
         kind = ray.remote(_CellActor).options(
             num_cpus=need["CPU"],
             num_gpus=need["GPU"],
