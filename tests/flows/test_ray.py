@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -66,7 +67,11 @@ class Nodes:
     @staticmethod
     def workers() -> list[psutil.Process]:
         """The processes of workers, the oldest first."""
-        found = [one for one in psutil.Process().children(recursive=True) if "ray::Actor" in " ".join(one.cmdline())]
+        found = []
+        for one in psutil.Process().children(recursive=True):
+            with suppress(psutil.Error):  # It may have ended meanwhile.
+                if "ray::Actor" in " ".join(one.cmdline()):
+                    found.append(one)
         return sorted(found, key=lambda one: one.create_time())
 
     def stop(self) -> None:
@@ -133,7 +138,7 @@ def test_c0_and_scores_are_those_of_one_process_although_a_worker_is_killed(
     assert contents(store) == expected  # and no section is left
     made = {str(one.manifest.made["device"]) for one in artifacts(store, "covariance")}
     assert made == {"cpu"}
-    assert not nodes.workers()
+    assert not psutil.wait_procs(nodes.workers(), timeout=30)[1]
     assert not list(home.glob("staging/*"))
 
 
