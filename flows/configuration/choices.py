@@ -53,9 +53,9 @@ def load_choice(group: str, name: str) -> tuple[Path, DictConfig]:
     if name in shipped:
         return shipped[name], copy.deepcopy(_load_shipped(shipped[name]))
     path = Path(os.path.expanduser(name))
-    # os.path.exists is also False for a name that no file can have.
+    # Functions of os.path are also False for a name that no file can have.
     if path.suffix not in {".yaml", ".yml"} or not os.path.exists(path):
-        is_model = group == "model" and (path / "config.json").is_file()
+        is_model = group == "model" and os.path.isfile(path / "config.json")
         remedy = f"a folder is given as model=local model.path={name}" if is_model else closest(name, shipped)
         raise InputError(f"There is no {group} {name!r}.", remedy=remedy)
     return path, load_yaml(path)
