@@ -11,8 +11,9 @@ INSTALLED := $(VENV)/installed
 run: $(INSTALLED)
 	$(BIN)/factsmith run
 
+# Of three processes on two cores, one often waits for a server.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+	$(BIN)/python -m pytest --numprocesses 3 --dist worksteal
 
 # Also the slow tests, which repeat in every case what others show in one.
 test-all: $(INSTALLED)

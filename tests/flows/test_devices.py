@@ -60,7 +60,7 @@ def same(found, expected) -> bool:
 
 
 @pytest.mark.parametrize("devices", DEVICES)
-@pytest.mark.parametrize("products", ["float64", "float32"])
+@pytest.mark.parametrize("products", ["float64", pytest.param("float32", marks=pytest.mark.slow)])
 def test_c0_is_that_of_one_device(covariances, devices, products):
     given = [*UNKEPT, f"runtime.products={products}"]
     assert same(covariances(*given, devices), covariances(*given))
@@ -98,7 +98,14 @@ def test_kept_keys_have_the_same_bytes(arguments, home, tmp_path, monkeypatch, d
     assert set(made) == {devices.partition("=")[2]}
 
 
-@pytest.mark.parametrize(("first", "then"), [(DEVICES[1:], []), ([], DEVICES[:1]), (DEVICES[:1], DEVICES[1:])])
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [
+        (DEVICES[:1], DEVICES[1:]),
+        pytest.param(DEVICES[1:], [], marks=pytest.mark.slow),
+        pytest.param([], DEVICES[:1], marks=pytest.mark.slow),
+    ],
+)
 def test_an_interrupted_run_continues_on_another_number_of_devices(covariances, tmp_path, monkeypatch, first, then):
     given = [*UNKEPT, "runtime.checkpoint_seconds=0"]
     rows: list[int] = []

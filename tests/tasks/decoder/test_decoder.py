@@ -74,7 +74,7 @@ def test_right_padding_changes_nothing(decoder):
         assert torch.allclose(row[: len(block)], alone[0], atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("most_tokens", [1, 20, 10_000])
+@pytest.mark.parametrize("most_tokens", [20, *(pytest.param(one, marks=pytest.mark.slow) for one in (1, 10_000))])
 def test_keys_are_those_of_transformers_whatever_the_batch(decoder, plain, most_tokens):
     blocks = blocks_of(decoder)
     keys = block_keys(decoder, blocks, LAYERS, most_tokens=most_tokens)

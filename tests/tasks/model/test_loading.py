@@ -49,8 +49,8 @@ def sharded(folder: Path, target: Path, dtype: torch.dtype) -> Path:
     [
         (torch.float32, "float32"),
         (torch.bfloat16, "bfloat16"),
-        (torch.bfloat16, "float32"),
-        (torch.float32, "float16"),
+        pytest.param(torch.bfloat16, "float32", marks=pytest.mark.slow),
+        pytest.param(torch.float32, "float16", marks=pytest.mark.slow),
     ],
 )
 def test_weights_and_buffers_are_those_of_transformers(folder, tmp_path, stored, dtype):
