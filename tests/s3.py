@@ -8,8 +8,12 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    import s3fs
 
 __all__ = ["SECRET", "counted", "failing", "s3_server", "use_s3", "with_authentication"]
 
@@ -39,6 +43,18 @@ def use_s3(monkeypatch: pytest.MonkeyPatch, url: str, secret: str = SECRET) -> N
     for name, value in {**names, "AWS_DEFAULT_REGION": "us-east-1"}.items():
         monkeypatch.setenv(name, value)
     s3fs.S3FileSystem.clear_instance_cache()
+
+
+@contextmanager
+def empty_bucket(monkeypatch: pytest.MonkeyPatch, url: str, name: str) -> Iterator[s3fs.S3FileSystem]:
+    """The file system of a new bucket of the server at ``url``, which S3's clients use from now on."""
+    import s3fs
+
+    use_s3(monkeypatch, url)
+    filesystem = s3fs.S3FileSystem(use_listings_cache=False)
+    filesystem.mkdir(name)
+    yield filesystem
+    filesystem.rm(name, recursive=True)
 
 
 @contextmanager

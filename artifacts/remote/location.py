@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +15,7 @@ from urllib.parse import urlsplit
 import fsspec
 
 from factsmith.artifacts.errors import FactsmithError, InputError, causes, first_line
-from factsmith.artifacts.remote.messages import message, plain
+from factsmith.artifacts.remote.messages import LATER, message, plain, remedy
 
 __all__ = ["AT_ONCE", "Location", "UnreachableError"]
 
@@ -26,19 +25,11 @@ AT_ONCE = 8
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
 """The extra of Factsmith that installs what a protocol needs."""
 
-_CREDENTIALS = {
-    "s3": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE",
-    "gs": "set GOOGLE_APPLICATION_CREDENTIALS, or run `gcloud auth application-default login`",
-    "hf": "set HF_TOKEN, or run `hf auth login`",
-}
-
 _TIMEOUT = 20
 """Seconds that a server may take to answer."""
 
 _ATTEMPTS = 2
 """How often a request is made before it counts as failed."""
-
-_LATER = "check that it can be reached, then run the same command again: what is there already is kept"
 
 _LIBRARIES = {
     "aiobotocore", "aiohttp", "asyncio", "botocore", "fsspec", "gcsfs", "google", "httpx", "huggingface_hub",
@@ -170,6 +161,14 @@ class Location:
         Raises:
             InputError: the location cannot be read.
         """
+        return {name: int(info["size"] or 0) for name, info in self.found(folder).items()}
+
+    def found(self, folder: str) -> dict[str, dict[str, Any]]:
+        """What fsspec knows of each file below ``folder``, by its name in the folder. Empty if there is none.
+
+        Raises:
+            InputError: the location cannot be read.
+        """
         below = self.join(folder)
         with self.explained("read"):
             try:
@@ -177,7 +176,7 @@ class Location:
             except (FileNotFoundError, NotADirectoryError):
                 return {}
         start = len(self.fs._strip_protocol(below)) + 1
-        return {str(path)[start:]: int(info["size"] or 0) for path, info in found.items()}
+        return {str(path)[start:]: info for path, info in found.items()}
 
     def folders(self, folder: str) -> list[str]:
         """The names of the folders in ``folder``, sorted. Empty if there is no such folder.
@@ -311,19 +310,10 @@ class Location:
             full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
             if full or not (isinstance(error, OSError) or names & _LIBRARIES):
                 raise
-            remedy = self._remedy(error)
-            kind = UnreachableError if remedy == _LATER else InputError
-            raise kind(f"{self.url} cannot be {verb}.", got=plain(message(error)), remedy=remedy) from None
+            what = remedy(error, self.protocol)
+            kind = UnreachableError if what == LATER else InputError
+            raise kind(f"{self.url} cannot be {verb}.", got=plain(message(error)), remedy=what) from None
 
     def join(self, name: str) -> str:
         """The path of a file or folder in the file system."""
         return f"{self._path}/{name}" if name else self._path
-
-    def _remedy(self, error: Exception) -> str:
-        said = f"{type(error).__name__} {error}"
-        if isinstance(error, PermissionError) or re.search("[Cc]redential|\\b40[13]\\b|Unauthorized|Forbidden", said):
-            credentials = _CREDENTIALS.get({"s3a": "s3", "gcs": "gs"}.get(self.protocol, self.protocol))
-            return credentials or "check who may read and write it"
-        if isinstance(error, FileNotFoundError):
-            return "check the name, or create it first"
-        return _LATER

@@ -7,7 +7,16 @@ import re
 
 from factsmith.artifacts.errors import first_line
 
-__all__ = ["message", "plain"]
+__all__ = ["LATER", "message", "plain", "remedy"]
+
+LATER = "check that it can be reached, then run the same command again: what is there already is kept"
+"""The remedy for whatever may pass by itself."""
+
+_CREDENTIALS = {
+    "s3": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE",
+    "gs": "set GOOGLE_APPLICATION_CREDENTIALS, or run `gcloud auth application-default login`",
+    "hf": "set HF_TOKEN, or run `hf auth login`",
+}
 
 
 def message(error: Exception) -> str:
@@ -26,3 +35,14 @@ def plain(text: str) -> str:
     for value in sorted(values, key=len, reverse=True):
         text = text.replace(value, "***")
     return text
+
+
+def remedy(error: Exception, protocol: str) -> str:
+    """What to do about an error of a file system of fsspec with this protocol."""
+    said = f"{type(error).__name__} {error}"
+    if isinstance(error, PermissionError) or re.search("[Cc]redential|\\b40[13]\\b|Unauthorized|Forbidden", said):
+        credentials = _CREDENTIALS.get({"s3a": "s3", "gcs": "gs"}.get(protocol, protocol))
+        return credentials or "check who may read and write it"
+    if isinstance(error, FileNotFoundError):
+        return "check the name, or create it first"
+    return LATER

@@ -65,10 +65,8 @@ def create(location: Location, name: str, data: bytes) -> str | None:
             if location.is_local:
                 return _link(Path(location.join(name)), data)
             location.fs.pipe_file(location.join(name), data, mode="create")
-        except FileExistsError:
-            return None
         except Exception as error:
-            if _refused(error):
+            if isinstance(error, FileExistsError) or _refused(error):
                 return None
             raise
     return _look(location, name).tag
@@ -91,10 +89,8 @@ def replace(location: Location, name: str, data: bytes, tag: str) -> str | None:
             if _look(location, name).tag != tag:
                 return None
             location.fs.pipe_file(location.join(name), data)
-        except FileNotFoundError:
-            return None
         except Exception as error:
-            if _refused(error):
+            if isinstance(error, FileNotFoundError) or _refused(error):
                 return None
             raise
     return _look(location, name).tag
@@ -114,10 +110,8 @@ def remove_version(location: Location, name: str, tag: str) -> bool:
                 return False
             else:
                 location.fs.rm_file(location.join(name))
-        except FileNotFoundError:
-            return False
         except Exception as error:
-            if _refused(error):
+            if isinstance(error, FileNotFoundError) or _refused(error):
                 return False
             raise
     return True
@@ -168,14 +162,7 @@ def entries(location: Location, folder: str) -> dict[str, Entry]:
     Raises:
         InputError: the location cannot be read.
     """
-    below = location.join(folder)
-    with location.explained("read"):
-        try:
-            found = location.fs.find(below, detail=True)
-        except (FileNotFoundError, NotADirectoryError):
-            return {}
-    start = len(location.fs._strip_protocol(below)) + 1
-    return {str(path)[start:]: _entry(info) for path, info in found.items()}
+    return {name: _entry(info) for name, info in location.found(folder).items()}
 
 
 def checksum(location: Location, name: str) -> str | None:

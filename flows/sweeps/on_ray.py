@@ -17,6 +17,7 @@ from factsmith.flows.reporting.sweeps.reports import CellReport
 from factsmith.flows.sweeps.cell import Cells
 from factsmith.tasks.engine.actor import Answer
 from factsmith.tasks.engine.cluster import connected, places
+from factsmith.tasks.engine.node import check_sees, own_runtime, resources
 from factsmith.tasks.pipeline.environment import prepare_command_line
 from factsmith.tasks.pipeline.settings import RaySettings, RuntimeSettings
 from factsmith.tasks.planning.settings import Settings
@@ -28,9 +29,6 @@ _LONGEST_WAIT = 1.0
 
 _PASSED_ON = ("MLFLOW_TRACKING_URI", "HF_HOME", "HF_HUB_OFFLINE")
 """Variables of the environment that cells have wherever they run, if the sweep has them."""
-
-_SECONDS_TO_SEE = 10.0
-"""How long a file of another machine may take to be seen in a shared folder. NFS remembers what is not there."""
 
 
 class _CellActor:
@@ -57,31 +55,14 @@ class _CellActor:
         if self._run is None:
             os.environ.update(self._environment)
             prepare_command_line()
-            _check_shared(self._cells, self._mark)
+            check_sees(self._cells.home, self._mark)
             self._run = self._open.enter_context(self._cells.elsewhere(0))
         return self._run
 
 
-def _check_shared(cells: Cells, mark: str) -> None:
-    until = time.monotonic() + _SECONDS_TO_SEE
-    while not (cells.home / mark).exists():
-        if time.monotonic() > until:
-            raise InputError(
-                f"A worker does not see the store {cells.home}.",
-                got=f"no such file on {os.uname().nodename}: {cells.home / mark}",
-                expected="a folder that all nodes share at the same path",
-                remedy="set FACTSMITH_HOME to one",
-            )
-        time.sleep(0.2)
-
-
 def _for_one_process(settings: Settings) -> Settings:
     """The settings of a cell that is computed by one actor: on what Ray has given it."""
-    runtime = settings.runtime
-    here = RuntimeSettings.model_validate(
-        runtime.model_dump(exclude={"engine", "ray"}) | {"threads": runtime.threads or max(1, int(runtime.ray.cpus))}
-    )
-    return settings.model_copy(update={"runtime": here})
+    return settings.model_copy(update={"runtime": own_runtime(settings.runtime)})
 
 
 def on_ray(
@@ -108,7 +89,7 @@ def on_ray(
     """
     settings = runtime.ray
     with connected(settings) as ray, ExitStack() as actors:
-        need = _need(ray, runtime, memory)
+        need = resources(ray, runtime, lambda: memory)
         room = _room(ray, need, settings)
         environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
         environment |= {"FACTSMITH_HOME": cells.url or str(cells.home), "FACTSMITH_CACHE": str(cells.home)}
@@ -153,15 +134,6 @@ def _kill(ray: Any, actor: Any) -> None:
 
 def _why(error: Exception) -> str:
     return next((line.strip() for line in str(error).splitlines() if "exit" in line.lower()), str(error).strip())
-
-
-def _need(ray: Any, runtime: RuntimeSettings, memory: int) -> dict[str, float]:
-    """What an actor needs, by Ray's names of resources."""
-    settings = runtime.ray
-    gpus = settings.gpus
-    if gpus is None:
-        gpus = 0 if runtime.device == "cpu" else min(1, ray.cluster_resources().get("GPU", 0))
-    return {"CPU": settings.cpus, "GPU": gpus, "memory": settings.memory_mb * 2**20 if settings.memory_mb else memory}
 
 
 def _room(ray: Any, need: dict[str, float], settings: RaySettings) -> int:

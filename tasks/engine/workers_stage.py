@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import os
-import time
 import uuid
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, ExitStack
@@ -20,6 +18,7 @@ from factsmith.artifacts.errors import InputError
 from factsmith.artifacts.manifest import code_versions
 from factsmith.artifacts.remote.shared.opening import store_at
 from factsmith.tasks.engine.cluster import check_engine, connected
+from factsmith.tasks.engine.node import check_sees, own_runtime, resources
 from factsmith.tasks.engine.pool import Pool
 from factsmith.tasks.model.cost import model_cost
 from factsmith.tasks.model.gguf_stage import open_chosen
@@ -35,9 +34,6 @@ __all__ = ["Worker", "connect_if_elsewhere", "workers"]
 
 _SPARE_MEMORY = 2 * 2**30
 """Bytes that a worker has beside the weights: Python with its libraries, and the activations of a pass."""
-
-_SECONDS_TO_SEE = 10.0
-"""How long a file of another machine may take to be seen in a shared folder. NFS remembers what is not there."""
 
 
 # ------------------------------------------------------------------------------------------------ in a worker's process
@@ -85,7 +81,7 @@ class Worker:
     def __init__(self, job: _Job) -> None:
         disable_telemetry()
         self._check_versions(job.versions)
-        self._check_shared(job)
+        check_sees(job.root, job.mark)
         self.workspace = Workspace(store_at(job.root, job.url, progress), job.runtime)
         self.workspace.limit_threads()
         checkpoint = open_chosen(self.workspace, job.model)
@@ -123,19 +119,6 @@ class Worker:
                     remedy="install the same packages on every node",
                 )
 
-    @staticmethod
-    def _check_shared(job: _Job) -> None:
-        mark, until = job.root / "staging" / job.mark, time.monotonic() + _SECONDS_TO_SEE
-        while not mark.exists():
-            if time.monotonic() > until:
-                raise InputError(
-                    f"A worker does not see the store {job.root}.",
-                    got=f"no such file on {os.uname().nodename}: {mark}",
-                    expected="a folder that all nodes share at the same path",
-                    remedy="set FACTSMITH_HOME to one",
-                )
-            time.sleep(0.2)
-
 
 # ------------------------------------------------------------------------------------------------- in the driver's
 
@@ -163,17 +146,14 @@ def workers(workspace: Workspace, model: Model) -> Pool | None:
         if name not in _pools:
             need = _need(ray, workspace.runtime, model)
             device = "cuda" if need.get("GPU") else "cpu"
-            runtime = RuntimeSettings.model_validate(
-                workspace.runtime.model_dump(exclude={"engine", "ray"})
-                | {"device": device, "threads": workspace.runtime.threads or max(1, int(settings.cpus))}
-            )
+            runtime = own_runtime(workspace.runtime, device=device)
             upstream = workspace.store.upstream
-            mark = workspace.store.root / "staging" / f"workers-{uuid.uuid4().hex[:8]}"
+            mark = f"staging/workers-{uuid.uuid4().hex[:8]}"
             workspace.store.check_writable()
-            mark.touch()
-            at_end_of_runs(partial(mark.unlink, missing_ok=True))
+            (workspace.store.root / mark).touch()
+            at_end_of_runs(partial((workspace.store.root / mark).unlink, missing_ok=True))
             job = _Job(
-                workspace.store.root, upstream.url if upstream else None, mark.name, runtime, model.settings,
+                workspace.store.root, upstream.url if upstream else None, mark, runtime, model.settings,
                 model.needed_blocks, model.fingerprint,
                 {name: one for name, one in code_versions().items() if name in ("factsmith", "torch", "transformers")},
             )  # fmt: skip
@@ -230,12 +210,9 @@ def _disconnect() -> None:
 
 def _need(ray: Any, runtime: RuntimeSettings, model: Model) -> dict[str, float]:
     """What a worker needs, by Ray's names of resources."""
-    settings = runtime.ray
-    gpus = settings.gpus
-    if gpus is None:
-        gpus = 0 if runtime.device == "cpu" else min(1, ray.cluster_resources().get("GPU", 0))
-    memory = settings.memory_mb and settings.memory_mb * 2**20
-    if memory is None:
+
+    def memory() -> int:
         item = getattr(torch, model.dtype).itemsize
-        memory = int(item * model_cost(model.checkpoint).parameters + _SPARE_MEMORY)
-    return {"CPU": settings.cpus, "GPU": gpus, "memory": memory}
+        return int(item * model_cost(model.checkpoint).parameters + _SPARE_MEMORY)
+
+    return resources(ray, runtime, memory)

@@ -10,7 +10,7 @@ import pytest
 from factsmith.artifacts.remote.location import Location
 from tests.processes import count_what_is_built, start
 from tests.runs import KINDS
-from tests.s3 import counted, s3_server, use_s3
+from tests.s3 import counted, empty_bucket, s3_server
 
 URL = "s3://team/store"
 
@@ -24,14 +24,9 @@ def endpoint():
 @pytest.fixture
 def bucket(endpoint, monkeypatch):
     """The file system of an empty bucket, which is the home."""
-    import s3fs
-
-    use_s3(monkeypatch, endpoint)
-    filesystem = s3fs.S3FileSystem(use_listings_cache=False)
-    filesystem.mkdir("team")
-    monkeypatch.setenv("FACTSMITH_HOME", URL)
-    yield filesystem
-    filesystem.rm("team", recursive=True)
+    with empty_bucket(monkeypatch, endpoint, "team") as filesystem:
+        monkeypatch.setenv("FACTSMITH_HOME", URL)
+        yield filesystem
 
 
 @pytest.fixture

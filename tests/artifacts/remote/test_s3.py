@@ -7,18 +7,17 @@ import signal
 import subprocess
 import sys
 import time
-from types import SimpleNamespace
 
-import fsspec
 import pytest
 
 from factsmith.artifacts.manifest import MANIFEST_NAME
 from factsmith.artifacts.remote import location
 from factsmith.artifacts.remote.location import Location
+from factsmith.artifacts.remote.messages import remedy
 from factsmith.artifacts.remote.mirror import Mirror
 from tests.artifacts.remote.conftest import FACTOR
 from tests.runs import contents
-from tests.s3 import SECRET, failing, s3_server, use_s3, with_authentication
+from tests.s3 import SECRET, empty_bucket, failing, s3_server, use_s3, with_authentication
 
 URL = "s3://bucket/some/statistics"
 
@@ -32,13 +31,8 @@ def endpoint():
 @pytest.fixture
 def s3(endpoint, monkeypatch):
     """The file system of an empty bucket."""
-    import s3fs
-
-    use_s3(monkeypatch, endpoint)
-    filesystem = s3fs.S3FileSystem(use_listings_cache=False)
-    filesystem.mkdir("bucket")
-    yield filesystem
-    filesystem.rm("bucket", recursive=True)
+    with empty_bucket(monkeypatch, endpoint, "bucket") as filesystem:
+        yield filesystem
 
 
 KILLED = """
@@ -120,9 +114,6 @@ def test_a_server_that_fails_or_never_answers_is_given_up(cli, store, monkeypatc
 
 
 def test_a_port_that_looks_like_a_refusal_is_none():
-    there = location.Location("s3://bucket", fsspec.filesystem("memory"), "bucket")
     unreachable = ConnectionError('Read timeout on endpoint URL: "http://127.0.0.1:44019/bucket"')
-    assert "run the same command again" in there._remedy(unreachable)
-    assert "AWS_ACCESS_KEY_ID" in location.Location("s3://b", SimpleNamespace(protocol="s3"), "b")._remedy(
-        OSError("403")
-    )
+    assert "run the same command again" in remedy(unreachable, "s3")
+    assert "AWS_ACCESS_KEY_ID" in remedy(OSError("403"), "s3")

@@ -11,7 +11,7 @@ from factsmith.artifacts.remote.location import Location
 from factsmith.artifacts.remote.shared.upstream import RemoteUpstream
 from factsmith.artifacts.store import Store
 from factsmith.tasks.pipeline.progress import progress
-from tests.s3 import s3_server, use_s3
+from tests.s3 import empty_bucket, s3_server
 
 SERIES = Series("things", 1, {})
 
@@ -60,10 +60,5 @@ def endpoint():
 @pytest.fixture
 def s3(endpoint, monkeypatch):
     """The file system of an empty bucket, at ``s3://team``."""
-    import s3fs
-
-    use_s3(monkeypatch, endpoint)
-    filesystem = s3fs.S3FileSystem(use_listings_cache=False)
-    filesystem.mkdir("team")
-    yield filesystem
-    filesystem.rm("team", recursive=True)
+    with empty_bucket(monkeypatch, endpoint, "team") as filesystem:
+        yield filesystem
