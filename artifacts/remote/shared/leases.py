@@ -1,9 +1,10 @@
 """Leases: locks at a location, which end by themselves if their holder dies.
 
 A lease is a file. Who holds it writes it anew at a third of its length. Who waits for it looks at its age, by the
-server's clock, and takes it over if it is older than its length. No machine's own clock counts. A holder who was
-suspended for longer learns at the next renewal that the lease is lost. Leases only save work: what two holders build
-and publish is right all the same.
+server's clock, and takes it over if it is older than its length. No machine's own clock counts. The lease of a
+process that has ended on the same machine is taken over at once. A holder who was suspended for longer than the length
+learns at the next renewal that the lease is lost. Leases only save work: what two holders build and publish is right
+all the same.
 """
 
 from __future__ import annotations
@@ -21,10 +22,11 @@ from threading import Event, Thread
 from typing import Any
 
 from factsmith.artifacts.errors import InputError
+from factsmith.artifacts.processes.machine import machine
 from factsmith.artifacts.remote.location import Location
 from factsmith.artifacts.remote.versions import create, look, remove_version, replace
 
-__all__ = ["LENGTH", "Lease", "holder", "is_live", "read_lease"]
+__all__ = ["LENGTH", "Lease", "has_ended", "holder", "is_live", "read_lease"]
 
 logger = logging.getLogger(__name__)
 
@@ -99,11 +101,11 @@ class Lease:
                 if not said:
                     logger.info("waiting for %s at %s (%s)", self._what, self._location.url, holder(other))
                     said = True
-            if seen.age > other["seconds"]:
+            if (ended := has_ended(other)) or seen.age > other["seconds"]:
                 if self._take_over(seen.tag):
                     logger.warning(
-                        "took over the lease of %s, which %s has not renewed for %.0f s",
-                        self._what, holder(other), seen.age,
+                        "took over the lease of %s: %s %s",
+                        self._what, holder(other), "has ended" if ended else f"has not renewed it for {seen.age:.0f} s",
                     )  # fmt: skip
                     return
                 continue
@@ -190,6 +192,7 @@ class Lease:
         content = {
             "owner": self._owner,
             "machine": socket.gethostname(),
+            "boot": machine(),
             "process": os.getpid(),
             "since": self._since,
             "seconds": LENGTH,
@@ -231,4 +234,20 @@ def is_live(location: Location, name: str) -> dict[str, Any] | None:
     if seen is None:
         return None
     content = read_lease(location, name)
-    return None if content.get("ended") or seen.age > content["seconds"] else content
+    return None if has_ended(content) or seen.age > content["seconds"] else content
+
+
+def has_ended(content: Mapping[str, Any]) -> bool:
+    """Whether the holder says that it has ended, or was a process of this machine that no longer runs."""
+    if content.get("ended"):
+        return True
+    process = content.get("process")
+    if content.get("boot") != machine() or not isinstance(process, int) or process <= 0:
+        return False
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return True
+    except (PermissionError, OverflowError):
+        pass
+    return False

@@ -17,7 +17,7 @@ from typing import Any
 
 from factsmith.artifacts.errors import InputError
 from factsmith.artifacts.remote.location import Location, UnreachableError
-from factsmith.artifacts.remote.shared.leases import Lease, holder, is_live, read_lease
+from factsmith.artifacts.remote.shared.leases import Lease, has_ended, holder, is_live, read_lease
 from factsmith.artifacts.remote.shared.patience import patiently
 from factsmith.artifacts.remote.versions import Entry, entries, server_time
 
@@ -127,7 +127,7 @@ def live_users(location: Location, *, without: str = "") -> list[str]:
     for name, entry in entries(location, USERS).items():
         if name != without and name.endswith(".json") and not name.startswith("."):
             content = read_lease(location, f"{USERS}/{name}")
-            if not content.get("ended") and now - entry.modified <= content["seconds"]:
+            if not has_ended(content) and now - entry.modified <= content["seconds"]:
                 found.append(holder(content))
     return found
 

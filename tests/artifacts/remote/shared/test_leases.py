@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import logging
 import os
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
 
 import pytest
 
+from factsmith.artifacts.processes.machine import machine as machine_name
 from factsmith.artifacts.remote.location import Location, UnreachableError
 from factsmith.artifacts.remote.shared import leases
-from factsmith.artifacts.remote.shared.leases import Lease
+from factsmith.artifacts.remote.shared.leases import Lease, has_ended, is_live
 from factsmith.artifacts.remote.versions import create, entries, look, remove_version, replace, server_time
 from tests.artifacts.remote.shared.conftest import SERIES, machine, write
 
@@ -80,7 +83,20 @@ def test_a_dead_machine_s_lease_is_taken_over_whatever_clocks_say(tmp_path, monk
     then = file.stat().st_mtime - 101
     os.utime(file, (then, then))
     with Lease(location, NAME, "a build").held():
-        assert "took over the lease of a build, which machine gone, process 7" in caplog.text
+        assert "took over the lease of a build: machine gone, process 7" in caplog.text
+
+
+def test_a_killed_process_s_lease_is_taken_over_at_once_on_its_machine(tmp_path, caplog):
+    location = Location.open(f"file://{tmp_path}/store")
+    killed = subprocess.Popen([sys.executable, "-c", ""])
+    killed.wait()
+    left = {"owner": "x", "machine": "m", "boot": machine_name(), "process": killed.pid, "seconds": 100}
+    for other in ({"process": os.getpid()}, {"process": "x"}, {"process": 10**30}, {"boot": "other"}, {"boot": None}):
+        assert not has_ended({**left, **other})
+    create(location, NAME, json.dumps(left).encode())
+    assert is_live(location, NAME) is None
+    with Lease(location, NAME, "a build").held():
+        assert f"took over the lease of a build: machine m, process {killed.pid} has ended" in caplog.text
 
 
 def test_a_lease_is_renewed_while_it_is_held_and_a_failure_in_between_does_no_harm(tmp_path, monkeypatch, caplog):
