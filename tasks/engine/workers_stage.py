@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import uuid
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, dataclass
@@ -18,7 +17,7 @@ from factsmith.artifacts.errors import InputError
 from factsmith.artifacts.manifest import code_versions
 from factsmith.artifacts.remote.shared.opening import store_at
 from factsmith.tasks.engine.cluster import check_engine, connected
-from factsmith.tasks.engine.node import check_sees, own_runtime, resources
+from factsmith.tasks.engine.node import check_sees, marked, own_runtime, resources
 from factsmith.tasks.engine.pool import Pool
 from factsmith.tasks.model.cost import model_cost
 from factsmith.tasks.model.gguf_stage import open_chosen
@@ -148,10 +147,8 @@ def workers(workspace: Workspace, model: Model) -> Pool | None:
             device = "cuda" if need.get("GPU") else "cpu"
             runtime = own_runtime(workspace.runtime, device=device)
             upstream = workspace.store.upstream
-            mark = f"staging/workers-{uuid.uuid4().hex[:8]}"
             workspace.store.check_writable()
-            (workspace.store.root / mark).touch()
-            at_end_of_runs(partial((workspace.store.root / mark).unlink, missing_ok=True))
+            mark = _connection.enter_context(marked(workspace.store.root))
             job = _Job(
                 workspace.store.root, upstream.url if upstream else None, mark, runtime, model.settings,
                 model.needed_blocks, model.fingerprint,

@@ -10,13 +10,15 @@ import time
 from collections.abc import Callable
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+from typing import Any
 
 from factsmith.artifacts.checksums import Checksums
 from factsmith.artifacts.store import Store
+from tests.campaigns.campaign import Campaign
 from tests.processes import start
 from tests.runs import contents
 
-__all__ = ["begin", "finish", "kill", "left"]
+__all__ = ["begin", "finish", "kill_at_random", "left"]
 
 _OF_A_RUN = re.compile(r"[0-9a-f]{32}|\d{4}-\d\d-\d\d(T[0-9:.]+Z?)?|\b[0-9a-f]{8}\b")
 """Names of runs in MLflow and times, which differ from run to run."""
@@ -48,16 +50,38 @@ def _command(arguments: list[str], said: Path, before: Callable[..., None] | Non
     main()
 
 
-def finish(arguments: list[str]) -> float:
-    """Run a command to its end. Returns the seconds that it took."""
+def finish(arguments: list[str], **given: Any) -> float:
+    """Run a command to its end, with the arguments of ``begin``. Returns the seconds that it took."""
     started = time.monotonic()
-    process = begin(arguments)
+    process = begin(arguments, **given)
     process.join(600)
     assert process.exitcode == 0, arguments
     return time.monotonic() - started
 
 
-def kill(process: ForkServerProcess) -> None:
+def kill_at_random(campaign: Campaign, arguments: list[str], seconds: float, **given: Any) -> None:
+    """Run a command that takes so many seconds, kill it at a random moment, once or more, and then let it end.
+
+    Args:
+        campaign: counts the kills.
+        given: further arguments of ``begin``.
+    """
+    killed, ended = 0, False
+    while not ended and (killed == 0 or campaign.random.random() < 0.5):
+        process = begin(arguments, **given)
+        process.join(campaign.random.uniform(0, seconds))
+        if ended := process.exitcode is not None:
+            assert process.exitcode == 0
+            campaign.counts["ended before the kill"] += 1
+        else:
+            _kill(process)
+            killed += 1
+    campaign.counts["kills"] += killed
+    if not ended:
+        finish(arguments, **given)
+
+
+def _kill(process: ForkServerProcess) -> None:
     """Kill a command and all that it has started. It cannot clean up."""
     try:
         os.killpg(process.pid, signal.SIGKILL)

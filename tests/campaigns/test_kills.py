@@ -10,9 +10,11 @@ import pytest
 
 from factsmith.artifacts.store import Store
 from tests.campaigns.campaign import Campaign
-from tests.campaigns.commands import begin, finish, kill, left
+from tests.campaigns.commands import finish, kill_at_random, left
 
 SEQUENCE = ["method.batch_size=1", "dataset.batches=4", "method.sequence.evaluate_at=[2,4]"]
+
+ON_RAY = ["runtime.engine=ray", "runtime.ray.workers=2", "runtime.ray.cpus=0.5", "runtime.ray.memory_mb=100"]
 
 EDIT = ["edit", "method.batch_size=6", "dataset.batches=1"]
 
@@ -21,6 +23,8 @@ COMMANDS = {
     "sequence": [["run", *SEQUENCE, "method.sequence.history=full", "method.sequence.checkpoint_every=1"]],
     "sequence of an editor": [["run", "method=grace", "method.layers=[1]", *SEQUENCE, "method.sequence.history=none"]],
     "sweep": [["sweep", "method.preservation_weight=1,10"]],
+    "sweep --jobs": [["sweep", "method.preservation_weight=1,10", "--jobs", "2"]],
+    "run on Ray": [["run", *ON_RAY]],
     "edit --out": [[*EDIT, "--out", "OUT/model"]],
     "export --to checkpoint": [EDIT, ["export", "latest", "--to", "checkpoint", "--out", "OUT/model"]],
     "export --to adapter": [EDIT, ["export", "latest", "--to", "adapter", "--out", "OUT/adapter"]],
@@ -69,23 +73,11 @@ def test_killed_at_any_moment(name, arguments, gpt2_folder, tmp_path, monkeypatc
     for case in campaign.cases():
         folder = shutil.copytree(tmp_path / "before", tmp_path / str(case))
         command = commands(folder)[-1]
-        killed, ended = 0, False
-        while not ended and (killed == 0 or campaign.random.random() < 0.5):
-            process = begin(command)
-            process.join(campaign.random.uniform(0, seconds))
-            if ended := process.exitcode is not None:
-                assert process.exitcode == 0
-                campaign.counts["ended before the kill"] += 1
-            else:
-                kill(process)
-                killed += 1
-        campaign.counts["kills"] += killed
-        if not ended:
-            finish(command)
+        kill_at_random(campaign, command, seconds)
         store = Store(folder / "home")
         assert left(folder) == wanted
         assert not [fault for path in store.all_paths() for fault in store.verify(path)]
-        assert not list((store.root / "staging").iterdir())
+        assert not [*store.root.glob("staging/*"), *store.root.glob("locks/*.json")]
         assert {path.name for path in folder.iterdir()} <= {"home", "out"}
         campaign.counts["ended as if never killed"] += 1
         shutil.rmtree(folder)
