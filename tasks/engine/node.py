@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import os
 import time
-import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from factsmith.artifacts.errors import InputError
-from factsmith.artifacts.processes.signs_of_life import dead, sign_of_life
 from factsmith.tasks.pipeline.settings import RuntimeSettings
 
-__all__ = ["check_sees", "marked", "own_runtime", "resources"]
+__all__ = ["check_sees", "own_runtime", "resources"]
 
 _SECONDS_TO_SEE = 10.0
 """How long a file of another machine may take to be seen in a shared folder. NFS remembers what is not there."""
@@ -39,21 +36,6 @@ def own_runtime(runtime: RuntimeSettings, **given: Any) -> RuntimeSettings:
     kept = runtime.model_dump(exclude={"engine", "ray"})
     threads = runtime.threads or max(1, int(runtime.ray.cpus))
     return RuntimeSettings.model_validate(kept | {"threads": threads} | given)
-
-
-@contextmanager
-def marked(root: Path) -> Iterator[str]:
-    """Make a file in the folder ``root`` of the store, for ``check_sees``. Gives its path in the folder.
-
-    Files of processes that were killed are removed.
-    """
-    for left in dead(root / "locks"):
-        left.remove()
-    with sign_of_life(root / (mark := f"locks/workers-{uuid.uuid4().hex}.json"), {}) as sign:
-        try:
-            yield mark
-        finally:
-            sign.remove()
 
 
 def check_sees(root: Path, mark: str) -> None:

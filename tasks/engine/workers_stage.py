@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import atexit
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, ExitStack
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -15,9 +16,10 @@ import torch
 
 from factsmith.artifacts.errors import InputError
 from factsmith.artifacts.manifest import code_versions
+from factsmith.artifacts.processes.signs_of_life import dead, sign_of_life
 from factsmith.artifacts.remote.shared.opening import store_at
 from factsmith.tasks.engine.cluster import check_engine, connected
-from factsmith.tasks.engine.node import check_sees, marked, own_runtime, resources
+from factsmith.tasks.engine.node import check_sees, own_runtime, resources
 from factsmith.tasks.engine.pool import Pool
 from factsmith.tasks.model.cost import model_cost
 from factsmith.tasks.model.gguf_stage import open_chosen
@@ -148,7 +150,7 @@ def workers(workspace: Workspace, model: Model) -> Pool | None:
             runtime = own_runtime(workspace.runtime, device=device)
             upstream = workspace.store.upstream
             workspace.store.check_writable()
-            mark = _connection.enter_context(marked(workspace.store.root))
+            mark = _connection.enter_context(_marked(workspace.store.root))
             job = _Job(
                 workspace.store.root, upstream.url if upstream else None, mark, runtime, model.settings,
                 model.needed_blocks, model.fingerprint,
@@ -157,6 +159,21 @@ def workers(workspace: Workspace, model: Model) -> Pool | None:
             patience = 0 if settings.address == "local" else settings.wait_seconds  # This machine does not grow.
             _pools[name] = Pool(ray, partial(Worker, job), need, settings.workers, patience)
         return _pools[name]
+
+
+@contextmanager
+def _marked(root: Path) -> Iterator[str]:
+    """Make a file in the folder ``root`` of the store, for ``check_sees``. Gives its path in the folder.
+
+    Files of processes that were killed are removed.
+    """
+    for left in dead(root / "locks"):
+        left.remove()
+    with sign_of_life(root / (mark := f"locks/workers-{uuid.uuid4().hex}.json"), {}) as sign:
+        try:
+            yield mark
+        finally:
+            sign.remove()
 
 
 def connect_if_elsewhere(workspace: Workspace) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Literal
@@ -53,7 +53,11 @@ class FactBatches:
         A batch of this record alone is left out. A sequence is then scored at its end.
         """
         batches = self.batches if self.in_sequence else [batch for batch in self.batches if record in batch]
-        left = [[one for one in batch if one.request.digest != record.request.digest] for batch in batches]
+        return self.holding({one.request.digest for batch in batches for one in batch} - {record.request.digest})
+
+    def holding(self, facts: Collection[str]) -> FactBatches:
+        """The records whose requests have these digests, in their batches. A sequence is then scored at its end."""
+        left = [[one for one in batch if one.request.digest in facts] for batch in self.batches]
         left = [batch for batch in left if batch]
         return FactBatches(left, [len(left)] if self.in_sequence else None)
 

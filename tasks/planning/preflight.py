@@ -9,15 +9,17 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from factsmith.artifacts.errors import InputError
+from factsmith.artifacts.formats import load_json
 from factsmith.artifacts.store import Store
 from factsmith.tasks.edit.refiners import load_refiner
-from factsmith.tasks.edit.stage import past_edits, stored_edits
+from factsmith.tasks.edit.stage import REQUESTS, past_edits, stored_edits
 from factsmith.tasks.editors.memory.whole_model import Reader, check_counterfactual
 from factsmith.tasks.engine.cluster import check_engine
 from factsmith.tasks.engine.workers_stage import connect_if_elsewhere
 from factsmith.tasks.export.form import Form, no_memory, not_thin
 from factsmith.tasks.export.thin import no_rank
 from factsmith.tasks.facts.contexts import CLEAN, Context
+from factsmith.tasks.facts.request import EditRequest
 from factsmith.tasks.ledger.ledger import read_ledger
 from factsmith.tasks.model.stage import known_cost
 from factsmith.tasks.pipeline.environment import check_vacant
@@ -108,6 +110,8 @@ def check_input(
         if editing:
             _check_harness(run)
             _ = run.abilities, run.lm_eval
+    if dataset and past is not None and past.flow == "forget":
+        run.batches = run.batches.holding(_written(run, past))
     if dataset and (editing or past is not None):
         for family in run.families:
             family.check(model.tokenizer, run.batches.records)
@@ -208,6 +212,12 @@ def _check_method(run: Run) -> None:
         Reader(one.tokenizer, int(one.checkpoint.config.vocab_size), one.context_length) for one in (run.model, other)
     )
     check_counterfactual(other.name, own, its)
+
+
+def _written(run: Run, past: PastRun) -> set[str]:
+    """The digests of the facts that a run wrote which left out one that its settings select."""
+    edits = stored_edits(run.workspace.store, past, run.model)
+    return {EditRequest(**fact).digest for edit in edits for fact in load_json(edit.path / REQUESTS)}
 
 
 def _check_past(run: Run, past: PastRun, *, dataset: bool) -> None:

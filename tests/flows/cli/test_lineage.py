@@ -182,6 +182,7 @@ def test_one_fact_is_removed_from_its_batch_to_the_bit(write, ok, no, gpt2_folde
     assert subjects == {one["subject"] for one in kept}
     again = json.loads(ok("log", tmp_path / "without", "--undo", "#1", "--out", tmp_path / "one", "--json"))
     assert (again["left"], again["fact"]["subject"] in subjects) == (1, True)
+    ok("export", report["mlflow_run_id"], "--rank", 1, "--to", "delta", "--out", tmp_path / "thin")
     ok("undo", tmp_path / "without", tmp_path / "less", "--out", tmp_path / "again")
     assert tensors(tmp_path / "again") == tensors(tmp_path / "edited")
 
