@@ -60,8 +60,12 @@ def check_writable(file: Path) -> None:
         raise InputError(f"{file} cannot be written.", got=f"{parent} is not a writable folder")
 
 
-def check_vacant(folder: Path) -> None:
+def check_vacant(folder: Path, known: str | None = None) -> None:
     """Check that a finished folder can take the place of ``folder``, which is resolved.
+
+    Args:
+        folder: the folder.
+        known: what is in it, for the message, if that is known.
 
     Raises:
         InputError: it has files, or is a folder that cannot be replaced.
@@ -69,7 +73,12 @@ def check_vacant(folder: Path) -> None:
     if not folder.exists():
         return
     if not folder.is_dir() or any(folder.iterdir()):
-        raise InputError(f"{folder} exists already.", expected="a new or an empty folder")
+        raise InputError(
+            f"{folder} exists already.",
+            got=known,
+            expected="a new or an empty folder",
+            remedy="use it, or give another folder" if known else None,
+        )
     current = folder == Path.cwd()
     if current or folder.is_mount():
         raise InputError(

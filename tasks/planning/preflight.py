@@ -17,6 +17,7 @@ from factsmith.tasks.editors.memory.whole_model import Reader, check_counterfact
 from factsmith.tasks.engine.cluster import check_engine
 from factsmith.tasks.engine.workers_stage import connect_if_elsewhere
 from factsmith.tasks.export.form import Form, no_memory, not_thin
+from factsmith.tasks.export.stage import ABOUT
 from factsmith.tasks.export.thin import no_rank
 from factsmith.tasks.facts.contexts import CLEAN, Context
 from factsmith.tasks.facts.request import EditRequest
@@ -247,13 +248,23 @@ def check_new_folder(out: Path, store: Store) -> None:
             f"{out} is in the folder of the artifacts, where `factsmith store gc` removes what it does not know.",
             expected=f"a folder outside {store.root}",
         )
-    check_vacant(out)
+    check_vacant(out, _export_in(out))
+
     parent = next(folder for folder in out.absolute().parents if folder.exists())
     try:
         with tempfile.TemporaryDirectory(dir=parent):
             pass
     except OSError:
         raise InputError(f"{out} cannot be created.", got=f"{parent} is not a writable folder") from None
+
+
+def _export_in(folder: Path) -> str | None:
+    """What an earlier command has exported to a folder, if it has. It may have been killed right after that."""
+    try:
+        about = load_json(folder / ABOUT)
+        return f"an export: the {about['form']} of {str(about['edit'])[:17]}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _check_export(run: Run, out: Path, form: Form | None, *, truncated: bool) -> None:

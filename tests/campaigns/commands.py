@@ -59,26 +59,34 @@ def finish(arguments: list[str], **given: Any) -> float:
     return time.monotonic() - started
 
 
-def kill_at_random(campaign: Campaign, arguments: list[str], seconds: float, **given: Any) -> None:
+def kill_at_random(campaign: Campaign, arguments: list[str], seconds: float, said: Path) -> None:
     """Run a command that takes so many seconds, kill it at a random moment, once or more, and then let it end.
+
+    If it was killed after it had given a folder its name, it then says that the folder exists.
 
     Args:
         campaign: counts the kills.
-        given: further arguments of ``begin``.
+        arguments: the words of the command.
+        seconds: how long it takes.
+        said: the file that its output goes to.
     """
     killed, ended = 0, False
     while not ended and (killed == 0 or campaign.random.random() < 0.5):
-        process = begin(arguments, **given)
+        process = begin(arguments, said)
         process.join(campaign.random.uniform(0, seconds))
         if ended := process.exitcode is not None:
-            assert process.exitcode == 0
             campaign.counts["ended before the kill"] += 1
         else:
             _kill(process)
             killed += 1
     campaign.counts["kills"] += killed
     if not ended:
-        finish(arguments, **given)
+        process = begin(arguments, said)
+        process.join(600)
+    if process.exitcode == 2 and killed and "got: an export" in said.read_text():
+        campaign.counts["of them after the folder was complete"] += 1
+    else:
+        assert process.exitcode == 0, said.read_text()[-3000:]
 
 
 def _kill(process: ForkServerProcess) -> None:

@@ -73,7 +73,7 @@ def test_killed_at_any_moment(name, arguments, gpt2_folder, tmp_path, monkeypatc
     for case in campaign.cases():
         folder = shutil.copytree(tmp_path / "before", tmp_path / str(case))
         command = commands(folder)[-1]
-        kill_at_random(campaign, command, seconds)
+        kill_at_random(campaign, command, seconds, tmp_path / f"{case}.txt")
         store = Store(folder / "home")
         assert left(folder) == wanted
         assert not [fault for path in store.all_paths() for fault in store.verify(path)]

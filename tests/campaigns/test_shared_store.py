@@ -72,7 +72,7 @@ def test_killed_at_any_moment(whole, use, tmp_path):
     campaign = Campaign("kills of `run` in a bucket", few=2)
     for case in campaign.cases():
         there = use(name := f"case-{case}")
-        kill_at_random(campaign, words, seconds)
+        kill_at_random(campaign, words, seconds, tmp_path / f"{case}.txt")
         assert there() == wanted
         campaign.counts["ended as if never killed"] += 1
         shutil.rmtree(tmp_path / name)

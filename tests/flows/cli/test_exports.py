@@ -182,4 +182,7 @@ def test_what_is_not_there_is_refused(factsmith, refused, plain_flows, arguments
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").touch()
     assert "exists already" in refused("export", "latest", *out, clean=False)
+    about = {"form": "delta", "edit": "edit/0123456789abcdef0123456789abcdef"}
+    (tmp_path / "out" / "factsmith.json").write_text(json.dumps(about))
+    assert "got: an export: the delta of edit/0123456789ab\n" in refused("export", "latest", *out, clean=False)
     assert {file.name for file in tmp_path.iterdir()} == {"home", "out"}
