@@ -15,7 +15,7 @@ from factsmith.tasks.export.forms.delta import DeltaForm
 from factsmith.tasks.facts.batches import FactBatches
 from factsmith.tasks.planning.home import open_store
 from factsmith.tasks.planning.run import Run
-from factsmith.tasks.tracking.runs import PastRun, find_run, past_runs
+from factsmith.tasks.tracking.runs import LATEST, PastRun, find_run, past_runs
 
 __all__ = ["EXPORTED", "Chosen", "Source", "choose", "chosen_edit", "chosen_form", "find_source"]
 
@@ -72,6 +72,8 @@ def find_source(home: Path, name: str) -> Source:
     """
     if not name.startswith(_EDIT):
         run = find_run(home, name)
+        if name == LATEST and run.flow == "export" and not run.has(EXPORTED):  # It was killed before it said of what.
+            run = next((one for one in past_runs(home) if one.flow != "export"), run)
         # An export is a run too, and the last one after itself.
         return Source(find_run(home, run.document(EXPORTED)["run"]) if run.flow == "export" else run)
     places = open_store().resolve(name)

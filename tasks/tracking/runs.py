@@ -123,9 +123,20 @@ class PastRun:
         """A JSON file of the run.
 
         Raises:
-            InputError: the run has no such file.
+            InputError: the run has no such file, or was killed while it wrote it.
         """
-        return json.loads(self._text(name))
+        try:
+            return json.loads(self._text(name))
+        except ValueError:
+            raise InputError(f"{name} of run {self.id} cannot be read.", got=f"{self.name}, {self.status}") from None
+
+    def has(self, name: str) -> bool:
+        """Whether the run has a JSON file of this name."""
+        try:
+            self.document(name)
+        except InputError:
+            return False
+        return True
 
     @property
     def report(self) -> str:
