@@ -4,16 +4,19 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
+COMPILE := $(if $(PYTHONDONTWRITEBYTECODE),--compile,--no-compile)
 
 .DEFAULT_GOAL := run
-.PHONY: run test test-all campaign check audit bench bench-gpu bench-large pretrain clean docs
+.PHONY: run install test test-all campaign check audit bench bench-gpu bench-large pretrain clean docs
 
 run: $(INSTALLED)
 	$(BIN)/factsmith run
 
-# Of three processes on two cores, one often waits for a server.
+install: $(INSTALLED)
+
+# Each process imports everything and starts servers of its own, so that more than cores cost more than they gain.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest --numprocesses 3 --dist worksteal
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 # Also the slow tests, which repeat in every case what others show in one.
 test-all: $(INSTALLED)
@@ -58,9 +61,10 @@ clean:
 	rm -rf $(VENV) build dist *.egg-info
 
 # constraints.txt holds the versions that were tested. On Linux, PyPI's torch brings several gigabytes of CUDA. The
-# README shows how to install the CPU build first.
+# README shows how to install the CPU build first. Pip would compile every module, which takes longer than the rest.
+# Python compiles those that it imports, and keeps what it compiled unless PYTHONDONTWRITEBYTECODE forbids it.
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Factsmith needs Python 3.11 or newer: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(COMPILE) --constraint constraints.txt --editable '.[dev]'
 	touch $@

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import gc
 import os
 import shutil
 import signal
@@ -19,8 +21,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 # What Prefect logs, at the level that the command line has, is read by nobody here. It looks when it is imported.
 os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")
 os.environ.setdefault("PREFECT_LOGGING_TO_API_ENABLED", "false")
+# What is imported stays. To look for garbage in it, again and again, took a twelfth of the time of the tests.
+gc.disable()
 
-import torch
+import torch  # noqa: E402
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))]
 """The devices on which what is computed on a device is tested."""
@@ -38,11 +42,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """
     for item in items:
         family = item.callspec.params.get("model_folder") if hasattr(item, "callspec") else None
+        alike = item.path.stem in ALIKE or item.get_closest_marker("one_family") is not None
         compared = "decoder" in item.path.parts and item.path.stem != "test_placement"
         written = family == NORMALISED and not {"edit", "values"}.isdisjoint(item.path.parts)
         needed = family in KINDS_OF_BLOCKS or compared or written
-        if family is not None and (family != "gpt2" if item.path.stem in ALIKE else not needed):
+        if family is not None and (family != "gpt2" if alike else not needed):
             item.add_marker(pytest.mark.slow)
+
+
+def pytest_collection_finish() -> None:
+    """Look for garbage only among what tests make."""
+    gc.freeze()
+    gc.set_threshold(50_000)
+    gc.enable()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -79,7 +91,20 @@ def prefect_server(_quiet: None, _mlflow_tables: None) -> Iterator[None]:
 
 
 @pytest.fixture
-def plain_flows(_mlflow_tables: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def stages_in_mlflow() -> None:
+    """Runs in this process log their stages to MLflow, for tests that look at these. Other tests do without."""
+
+
+@pytest.fixture
+def _light_mlflow(request: pytest.FixtureRequest, _mlflow_tables: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tests.runs import without_stages_in_mlflow
+
+    if "stages_in_mlflow" not in request.fixturenames:
+        without_stages_in_mlflow(monkeypatch)
+
+
+@pytest.fixture
+def plain_flows(_light_mlflow: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Flows and stages as plain functions, for tests of what a run computes and stores.
 
     On a tiny model Prefect takes as long as the run itself.
@@ -237,8 +262,16 @@ def hidden_of(output):
 
 @pytest.fixture
 def decoder(model_folder: Path):
-    """Each of the tiny models in memory."""
-    return load(model_folder)
+    """Each of the tiny models in memory. It is loaded once, and each test has a copy."""
+    from factsmith.tasks.decoder.decoder import Decoder
+
+    loaded = _loaded(model_folder)
+    return Decoder(copy.deepcopy(loaded.model), copy.deepcopy(loaded.tokenizer), loaded.layout)
+
+
+@cache
+def _loaded(folder: Path):
+    return load(folder)
 
 
 @pytest.fixture
@@ -367,6 +400,36 @@ def pipeline(plain_flows: None, home: Path, arguments: Callable[..., list[str]])
     return lambda *more: run(compose(arguments(*more)))
 
 
+@pytest.fixture(scope="session")
+def _run_once(tmp_path_factory: pytest.TempPathFactory, gpt2_folder: Path, _mlflow_tables: None):
+    """A home with the run that ``pipeline()`` does, and its report."""
+    from factsmith.flows.configuration.composition import compose
+    from factsmith.flows.run import run
+    from tests.runs import run_as_functions, tiny_arguments, without_stages_in_mlflow
+
+    path = tmp_path_factory.mktemp("once") / "home"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FACTSMITH_HOME", str(path))
+        run_as_functions(patch)
+        without_stages_in_mlflow(patch)
+        return path, run(compose(tiny_arguments(gpt2_folder)))
+
+
+@pytest.fixture
+def ran(_run_once, home: Path):
+    """The report of ``pipeline()``. The test's home is a copy of the one where it ran."""
+    path, report = _run_once
+    shutil.copytree(path, home)
+    return report
+
+
+@pytest.fixture
+def precomputed(_run_once, home: Path) -> None:
+    """The statistics and contexts of the tiny model are in the test's home, as ``pipeline`` would make them."""
+    for kind in ("model", "tokens", "keys", "covariance", "factor", "contexts"):
+        shutil.copytree(_run_once[0] / "artifacts" / kind, home / "artifacts" / kind)
+
+
 @pytest.fixture
 def store(home: Path):
     """The artifact store of the test's home."""
@@ -376,7 +439,7 @@ def store(home: Path):
 
 
 @pytest.fixture
-def factsmith(monkeypatch: pytest.MonkeyPatch, capsys, home: Path, _mlflow_tables: None) -> Callable[..., Any]:
+def factsmith(monkeypatch: pytest.MonkeyPatch, capsys, home: Path, _light_mlflow: None) -> Callable[..., Any]:
     """Runs the command line in this process, in a home of its own."""
     from factsmith.flows.cli.main import main
     from tests.runs import Result

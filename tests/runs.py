@@ -25,6 +25,7 @@ __all__ = [
     "run_as_functions",
     "states",
     "tiny_arguments",
+    "without_stages_in_mlflow",
 ]
 
 
@@ -72,6 +73,13 @@ _UNREAD = {
 
 def _method(arguments: Sequence[str]) -> str:
     return next((one.partition("=")[2] for one in reversed(arguments) if one.startswith("method=")), "memit")
+
+
+def without_stages_in_mlflow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Log a run to MLflow without its stages, which take longer than a cached run itself."""
+    from factsmith.tasks.tracking.tracker import Tracker
+
+    monkeypatch.setattr(Tracker, "stage", lambda *_, **__: None)
 
 
 def run_as_functions(monkeypatch: pytest.MonkeyPatch) -> None:

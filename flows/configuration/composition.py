@@ -165,7 +165,9 @@ def _composed(
     editing, by_method = _part(model, "editing"), _part(model, "methods")
     try:
         parts["method"] = _merge(parts["method"], editing, _part(by_method, str(parts["method"].get("name"))))
-        base = OmegaConf.create({"model": model, **parts})
+        # Nothing else uses the parts, so that they need not be copied.
+        base = OmegaConf.create({"model": model, **parts}, flags={"no_deepcopy_set_nodes": True})
+        before = OmegaConf.to_container(base)
         composed = _merge(base, OmegaConf.create(dict(given)))
         for group, stand_in in (stand_ins or {}).items():
             for name, value in stand_in.items():
@@ -178,7 +180,6 @@ def _composed(
     except _UNUSABLE as error:
         raise _cannot_be_composed(error) from None
     check_values(content)
-    before = OmegaConf.to_container(base)
     assert isinstance(before, dict)
     changed = given_settings(given, {str(name): value for name, value in before.items()})
     settings = validated(content)
@@ -299,7 +300,8 @@ def _part(config: DictConfig, name: str) -> DictConfig:
 
 
 def _merge(*configs: DictConfig) -> DictConfig:
-    merged = OmegaConf.merge(*configs)
+    """The settings in ``configs``, later ones winning. The first of them must not be used any more."""
+    merged = OmegaConf.unsafe_merge(*configs)
     if not isinstance(merged, DictConfig):
         raise TypeError("the settings of a choice are not key: value")
     return merged

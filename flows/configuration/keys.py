@@ -30,13 +30,16 @@ def describe_settings() -> Iterator[tuple[str, str]]:
         yield name, field.description or ""
 
 
-def _fields(model: type[BaseModel] = Settings, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+@cache
+def _fields(model: type[BaseModel] = Settings, prefix: str = "") -> tuple[tuple[str, FieldInfo], ...]:
+    found: list[tuple[str, FieldInfo]] = []
     for name, field in model.model_fields.items():
         inner = field.annotation
         if isinstance(inner, type) and issubclass(inner, BaseModel):
-            yield from _fields(inner, f"{prefix}{name}.")
+            found += _fields(inner, f"{prefix}{name}.")
         else:
-            yield prefix + name, field
+            found.append((prefix + name, field))
+    return tuple(found)
 
 
 def check_key(name: str, groups: Iterable[str]) -> None:
@@ -50,7 +53,7 @@ def check_key(name: str, groups: Iterable[str]) -> None:
         InputError: there is no such setting; the message suggests the one that may be meant.
     """
     check_renamed([name])
-    known = {key for key, _ in describe_settings()}
+    known = setting_types()
     if name not in known:
         parent, _, last = name.rpartition(".")
         same_last = sorted(key for key in known if key.rpartition(".")[2] == last)

@@ -23,8 +23,8 @@ def again(home, *arguments: str):
     return evaluate(compose_again(past.content, list(arguments)), past.id)
 
 
-def test_the_edits_of_a_run_are_scored_and_not_made_again(pipeline, home, store, monkeypatch):
-    first = pipeline()
+def test_the_edits_of_a_run_are_scored_and_not_made_again(plain_flows, ran, home, store, monkeypatch):
+    first = ran
     for kind in ("keys", "covariance", "factor", "contexts", "values", "evaluation", "tokens"):
         for artifact in artifacts(store, kind):
             shutil.rmtree(artifact.path)
@@ -39,7 +39,7 @@ def test_the_edits_of_a_run_are_scored_and_not_made_again(pipeline, home, store,
     assert set(states(again(home)).values()) == {"cached"}  # an evaluation can be scored again
 
 
-def test_more_records_run_exactly_theirs(pipeline, store, monkeypatch):
+def test_more_records_run_exactly_theirs(precomputed, pipeline, store, monkeypatch):
     seen = count_positions(monkeypatch)
 
     def scored(report) -> float:
@@ -61,8 +61,7 @@ def test_more_records_run_exactly_theirs(pipeline, store, monkeypatch):
     assert grown > 0
 
 
-def test_a_metric_of_another_version_is_scored_again_and_no_other(pipeline, home, store, monkeypatch):
-    pipeline()
+def test_a_metric_of_another_version_is_scored_again_and_no_other(plain_flows, ran, home, store, monkeypatch):
     calls = count_scoring(monkeypatch)
     monkeypatch.setattr(CounterFact, "version", FAMILY.version + 1)
     report = again(home)
@@ -73,16 +72,15 @@ def test_a_metric_of_another_version_is_scored_again_and_no_other(pipeline, home
     assert not calls
 
 
-def test_a_run_whose_edits_are_gone_says_so(pipeline, home, store):
-    pipeline()
+def test_a_run_whose_edits_are_gone_says_so(plain_flows, ran, home, store):
     victim = artifacts(store, "edit")[0]
     shutil.rmtree(victim.path)
     with pytest.raises(InputError, match=r"1 of 2 edits of run .* are not in the store"):
         again(home)
 
 
-def test_a_run_is_found_by_its_id(pipeline, home):
-    first, second = (pipeline(f"method={name}", "dataset.batches=1") for name in ("memit", "emmet"))
+def test_a_run_is_found_by_its_id(ran, pipeline, home):
+    first, second = ran, pipeline("method=emmet", "dataset.batches=1")
     assert find_run(home, first.mlflow_run_id[:8]).id == first.mlflow_run_id
     assert find_run(home, "latest").id == second.mlflow_run_id
     assert [run.flow for run in past_runs(home)] == ["run", "run"]
@@ -101,8 +99,8 @@ def test_what_the_edit_depends_on_cannot_be_changed_any_more(arguments):
         compose_again(content, ["dataset.metrics=7"])
 
 
-def test_the_command_line(pipeline, factsmith, plain_flows, refused, home):
-    report = pipeline("dataset.batches=1")
+def test_the_command_line(ran, factsmith, plain_flows, refused, home):
+    report = ran
     found = factsmith("evaluate", report.mlflow_run_id[:6], "--json")
     assert found.code == 0, found.err
     assert json.loads(found.out)["metrics"] == report.metrics
@@ -116,7 +114,7 @@ def test_no_runs_yet(refused):
 
 
 @pytest.mark.parametrize("history", [None, "full"])
-def test_an_edit_is_not_scored_on_another_model(pipeline, home, gpt2_folder, tmp_path, history):
+def test_an_edit_is_not_scored_on_another_model(precomputed, pipeline, home, gpt2_folder, tmp_path, history):
     folder = tmp_path / "model"
     shutil.copytree(gpt2_folder, folder)
     more = [f"method.sequence.history={history}"] if history else []
@@ -146,19 +144,18 @@ def test_an_edit_is_not_scored_on_another_model(pipeline, home, gpt2_folder, tmp
     refused(folder, "other weights")
 
 
-def test_an_edit_is_scored_wherever_its_model_has_moved(pipeline, home, gpt2_folder, tmp_path):
-    first = pipeline("dataset.batches=1")
+def test_an_edit_is_scored_wherever_its_model_has_moved(plain_flows, ran, home, gpt2_folder, tmp_path):
     moved = shutil.copytree(gpt2_folder, tmp_path / "moved")
-    assert again(home, f"model.path={moved}").metrics == first.metrics
+    assert again(home, f"model.path={moved}").metrics == ran.metrics
 
 
-def test_a_home_may_be_moved(pipeline, home, tmp_path, monkeypatch, arguments):
-    first = pipeline("dataset.batches=1")
+def test_a_home_may_be_moved(ran, pipeline, home, tmp_path, monkeypatch, arguments):
+    first = ran
     moved = tmp_path / "moved"
     home.rename(moved)
     monkeypatch.setenv("FACTSMITH_HOME", str(moved))
     assert again(moved).metrics == first.metrics
-    pipeline("dataset.batches=1")
+    pipeline()
     assert not home.exists()
     for run in past_runs(moved):
         assert run.edits

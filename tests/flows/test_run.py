@@ -342,7 +342,7 @@ def test_of_two_models_for_one_folder_the_second_is_refused(plain_flows, argumen
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
-def test_runs_are_logged_with_the_same_names(pipeline, home):
+def test_runs_are_logged_with_the_same_names(stages_in_mlflow, pipeline, home):
     from mlflow import MlflowClient
 
     client = MlflowClient(f"sqlite:///{home / 'mlflow.db'}")

@@ -180,7 +180,9 @@ def test_a_fact_longer_than_the_model_takes(refused, plain_flows, arguments, tmp
     assert "in context" in message
 
 
-def test_prompts_longer_than_the_model_takes_are_reported(factsmith, plain_flows, arguments, tmp_path, home, caplog):
+def test_prompts_longer_than_the_model_takes_are_reported(
+    stages_in_mlflow, factsmith, plain_flows, arguments, tmp_path, home, caplog
+):
     from mlflow import MlflowClient
 
     given = [word for word in arguments() if "dataset" not in word]
@@ -399,7 +401,7 @@ def test_a_mistake_of_ours_keeps_its_traceback(factsmith, prefect_server, argume
         factsmith("run", *arguments())
 
 
-def test_a_failed_run_is_logged_as_failed(refused, prefect_server, arguments, home):
+def test_a_failed_run_is_logged_as_failed(stages_in_mlflow, refused, prefect_server, arguments, home):
     from mlflow import MlflowClient
 
     refused("run", *arguments("method=alphaedit", "method.null_space.threshold=1e-12"), clean=False)

@@ -15,7 +15,9 @@ from tests.runs import artifacts, contents, states
 NAME = "somebody/tiny-gpt2"
 
 
-def test_where_a_model_comes_from_changes_nothing_but_is_remembered(hub, pipeline, store, gpt2_folder):
+def test_where_a_model_comes_from_changes_nothing_but_is_remembered(
+    stages_in_mlflow, hub, pipeline, store, gpt2_folder
+):
     commit = hub.publish(NAME, gpt2_folder)
     report = pipeline(f"model.path={NAME}")
     (model,) = artifacts(store, "model")
@@ -31,7 +33,7 @@ def test_where_a_model_comes_from_changes_nothing_but_is_remembered(hub, pipelin
     assert again.metrics == report.metrics
 
 
-@pytest.mark.parametrize("offline", [False, True])
+@pytest.mark.parametrize("offline", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_the_command_line_respects_the_environment(hub, tmp_path, offline):
     environment = {
         **os.environ,
@@ -40,7 +42,7 @@ def test_the_command_line_respects_the_environment(hub, tmp_path, offline):
         "HF_HUB_OFFLINE": str(int(offline)),
         "FACTSMITH_HOME": str(tmp_path / "home"),
     }
-    given = ["run", "model=local", f"model.path={NAME}", "corpus=embedded", "dataset=embedded", "method.layers=[0]"]
+    given = ["plan", "model=local", f"model.path={NAME}", "corpus=embedded", "dataset=embedded", "method.layers=[0]"]
     done = subprocess.run(
         [sys.executable, "-m", "factsmith.flows.cli", *given],
         env=environment,

@@ -12,18 +12,21 @@ import pytest
 HEAVY = ["torch", "transformers", "prefect", "mlflow", "zarr", "matplotlib", "pandas", "datasets"]
 
 _PROGRAM = """
-import sys
+import json, sys
 from factsmith.flows.cli.main import main
-try:
-    main()
-finally:
-    print("HEAVY", *sorted(set({heavy}) & set(sys.modules)), file=sys.stderr)
+for words in json.loads(sys.argv[1]):
+    sys.argv = ["factsmith", *words]
+    try:
+        main()
+    except SystemExit as left:
+        assert not left.code, words
+    print("END", json.dumps([words, sorted(set({heavy}) & set(sys.modules))]))
 """
 
 
 @pytest.fixture
 def imported(factsmith, plain_flows, arguments, home):
-    """Runs a command in a process of its own, in a home with two runs. Returns what it says and what it imports."""
+    """Runs commands in a process of their own, in a home with two runs. Returns what each says and what is imported."""
     first, second = (
         json.loads(factsmith("run", *arguments(f"method.slack={slack}"), "--json").out)["mlflow_run_id"]
         for slack in (1, 2)
@@ -31,24 +34,35 @@ def imported(factsmith, plain_flows, arguments, home):
     artifact = json.loads(factsmith("store", "ls", "--json").out)[0]
     known = {"first": first, "second": second, "artifact": f"{artifact['kind']}/{artifact['digest']}"}
 
-    def call(words):
+    def call(*commands):
+        given = [[word.format(**known) for word in words] for words in commands]
         done = subprocess.run(
-            [sys.executable, "-c", _PROGRAM.format(heavy=HEAVY), *(word.format(**known) for word in words)],
+            [sys.executable, "-c", _PROGRAM.replace("{heavy}", repr(HEAVY)), json.dumps(given)],
             env={**os.environ, "FACTSMITH_HOME": str(home)},
             capture_output=True,
             text=True,
             check=False,
         )
-        said, _, heavy = done.stderr.partition("HEAVY")
-        assert not said
+        assert not done.stderr
         assert done.returncode == 0
-        return done.stdout, heavy.split()
+        said, found = "", []
+        for line in done.stdout.splitlines(keepends=True):
+            if line.startswith("END "):
+                words, heavy = json.loads(line.removeprefix("END "))
+                assert said, words
+                found.append((words, said, heavy))
+                said = ""
+            else:
+                said += line
+        assert len(found) == len(given)
+        return found
 
     return call
 
 
 def test_light_commands_import_nothing_heavy_and_a_plan_neither_prefect_nor_mlflow(imported, arguments):
-    for words in (
+    """One after the other in one process. What one of them imports, those after it have too."""
+    *light, plan = imported(
         ["conf"],
         ["conf", "--json"],
         ["store", "ls"],
@@ -56,10 +70,10 @@ def test_light_commands_import_nothing_heavy_and_a_plan_neither_prefect_nor_mlfl
         ["runs"],
         ["runs", "{first}"],
         ["compare", "{first}", "{second}"],
-    ):
-        out, heavy = imported(words)
-        assert out, words
+        ["plan", *arguments()],
+    )
+    for words, _, heavy in light:
         assert not heavy, words
-    out, heavy = imported(["plan", *arguments()])
-    assert "cached" in out
+    _, said, heavy = plan
+    assert "cached" in said
     assert set(heavy) <= {"torch", "transformers"}

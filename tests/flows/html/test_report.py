@@ -66,7 +66,9 @@ class Text(HTMLParser):
             self.tables[self._section][-1][-1] += data.strip()
 
 
-def test_a_command_writes_a_report_of_all_that_a_run_did(factsmith, plain_flows, arguments, home, tmp_path):
+def test_a_command_writes_a_report_of_all_that_a_run_did(
+    factsmith, stages_in_mlflow, plain_flows, arguments, home, tmp_path
+):
     (tmp_path / "facts.json").write_text(json.dumps(FACTS))
     given = [word for word in arguments() if not word.startswith("dataset")]
     given = [word for word in given if not word.startswith("method.batch_size")]

@@ -100,7 +100,7 @@ def test_serve_alone_is_enough(gpt2_folder: Path, tmp_path: Path):
     prefect = Prefect(own)
     # The home is relative, as the model's path.
     environment = clean_environment(FACTSMITH_HOME="home", PREFECT_RUNNER_POLL_FREQUENCY="1", OMP_NUM_THREADS="1")
-    when = ["--only", "evaluate", "--interval", "5", "--name", "tiny"]
+    when = ["--only", "evaluate", "--interval", "15", "--name", "tiny"]
     where = ["--port", str(ports[0]), "--mlflow-port", str(ports[1])]
     command = ["factsmith.flows.cli", "serve", *given, *when, *where]
     with started(command, log, cwd=tmp_path, env=environment) as serving:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from factsmith.tasks.decoder.text import encode_prompt
+from tests.conftest import SHARED
 
 CASES = [
     ("{} was born in", "Mara Flousano"),
@@ -77,21 +78,25 @@ def llama3_like():
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
 
 
-@pytest.fixture(params=["byte-level", "byte-level-bos", "pattern-bos", "metaspace", "metaspace-legacy", "gpt2"])
+@pytest.fixture(
+    params=["byte-level", "byte-level-bos", "pattern-bos", "metaspace", "metaspace-legacy", "gpt2"], scope="module"
+)
 def tokenizer(request):
     from transformers import GPT2TokenizerFast
 
-    from tests.conftest import load
+    from factsmith.tasks.model.checkpoint import open_checkpoint
 
     if request.param == "gpt2":
-        folder = request.getfixturevalue("shared") / "data" / "gpt2_tokenizer"
+        folder = SHARED / "data" / "gpt2_tokenizer"
+        if not folder.is_dir():
+            pytest.skip("needs the real data that is kept beside the checkout (../shared)")
         return GPT2TokenizerFast(vocab=str(folder / "vocab.json"), merges=str(folder / "merges.txt"))
     if request.param == "pattern-bos":
         return llama3_like()
     if request.param.startswith("metaspace"):
         return sentencepiece_like(legacy=request.param.endswith("legacy"))
     folder = "llama_folder" if request.param.endswith("bos") else "gpt2_folder"
-    return load(request.getfixturevalue(folder)).tokenizer
+    return open_checkpoint(request.getfixturevalue(folder)).load_tokenizer()
 
 
 def test_the_tokenizers_are_what_they_are_said_to_be():

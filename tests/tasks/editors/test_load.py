@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -24,10 +25,12 @@ MORE = 6
         "gpt2_folder-serac",
         "gpt2_folder-serac-gptj",
         *(pytest.param(f"llama_folder-{one}", marks=pytest.mark.slow) for one in ("grace", "melo")),
-    ]
+    ],
+    scope="module",
 )
-def exported(request, tmp_path: Path, family_folder):
+def exported(request, tmp_path_factory: pytest.TempPathFactory, family_folder):
     """A decoder, its edit, perhaps with a counterfactual model of another family, and a folder with both."""
+    tmp_path = tmp_path_factory.mktemp("exported")
     folder, name, *family = request.param.split("-")
     decoder = load(request.getfixturevalue(folder))
     more = {"other": load(family_folder(family[0])), "training": {"steps": 3, "learning_rate": 0.01}} if family else {}
@@ -131,8 +134,8 @@ def test_what_cannot_be_known_is_refused(exported):
         load_edited(folder / BASE)
 
 
-def test_a_memory_of_an_unknown_kind_is_refused(exported):
-    folder = exported[2]
+def test_a_memory_of_an_unknown_kind_is_refused(exported, tmp_path):
+    folder = Path(shutil.copytree(exported[2], tmp_path / "copy"))
     stored = json.loads((folder / "edit.json").read_text())
     save_json(folder / "edit.json", stored | {"kind": "gracee"})
     with pytest.raises(InputError, match="no editor 'gracee'"):

@@ -72,6 +72,7 @@ def test_a_text_ends_where_that_of_transformers_ends(decoder, plain):
     assert len({len(said) for said in found}) > 1
 
 
+@pytest.mark.one_family
 @pytest.mark.parametrize("top_k", [None, DRAWN])
 def test_a_prompt_is_continued_alike_in_every_batch_and_order(decoder, top_k):
     prompts = encoded(decoder)
@@ -82,6 +83,7 @@ def test_a_prompt_is_continued_alike_in_every_batch_and_order(decoder, top_k):
     assert backwards[::-1] == expected
 
 
+@pytest.mark.one_family
 def test_draws_follow_the_seed_and_nothing_else(decoder):
     prompts = encoded(decoder)
 
@@ -111,6 +113,7 @@ def test_one_of_the_likeliest_is_drawn_by_its_share():
     assert torch.bincount(drawn, minlength=5).tolist() == [111, 556, 0, 333, 0]
 
 
+@pytest.mark.one_family
 @torch.no_grad()
 def test_no_token_is_drawn_outside_of_the_likeliest(decoder, plain):
     prompts = encoded(decoder)
@@ -125,6 +128,7 @@ def test_no_token_is_drawn_outside_of_the_likeliest(decoder, plain):
     assert ranks == {0, 1, 2}
 
 
+@pytest.mark.one_family
 def test_a_prompt_without_room_is_continued_with_nothing(decoder):
     full = [5] * decoder.context_length
     prompts = [full, full[:-1], [], [7, 8, 9], [7, 8, 9]]
@@ -144,12 +148,14 @@ def test_no_position_runs_twice_and_what_has_ended_runs_no_more(decoder):
     assert sum(rows for rows, _ in steps) == sum(len(said) - 1 for said in found if said)
 
 
+@pytest.mark.one_family
 def test_a_batch_keeps_to_the_positions_it_may_hold(decoder):
     seen = passes_of(decoder)
     continuations(decoder, encoded(decoder), [50] * 6, most_tokens=149)
     assert max(rows for rows, _ in seen) == 2
 
 
+@pytest.mark.one_family
 def test_end_tokens_are_those_that_generate_stops_at(decoder):
     ends = decoder.model.generation_config.eos_token_id
     assert end_tokens(decoder) == {ends}
@@ -207,6 +213,7 @@ def record(*prompts: str) -> Record:
     return Record(request, {"rewrite": (request.prompt,), "generation": prompts}, 0)
 
 
+@pytest.mark.one_family
 def test_scores_have_a_text_a_prompt_and_a_repeated_prompt_runs_once(decoder):
     seen = passes_of(decoder)
     done: list[int] = []
@@ -226,6 +233,7 @@ def test_scores_have_a_text_a_prompt_and_a_repeated_prompt_runs_once(decoder):
     assert alone["text"].to_pylist() == texts[3:]
 
 
+@pytest.mark.one_family
 def test_prompts_that_leave_nothing_to_say_are_skipped(decoder):
     long = " A" * decoder.context_length
     rows = FAMILY.score(decoder, [record("Mara speaks", long)], most_tokens=1000)
@@ -234,6 +242,7 @@ def test_prompts_that_leave_nothing_to_say_are_skipped(decoder):
     assert len(FAMILY.score(decoder, [record()], most_tokens=1000)) == 0
 
 
+@pytest.mark.one_family
 def test_no_more_is_run_than_was_planned(decoder):
     asked = record(*TEXTS, TEXTS[0], " A" * 120)
     seen = passes_of(decoder)

@@ -63,7 +63,7 @@ def test_a_full_disk_leaves_no_half_of_an_edited_model(plain_flows, home, argume
     assert (disk / "edited" / "model.safetensors").is_file()
 
 
-def test_a_gpu_that_is_full_is_the_run_s_end_and_not_a_traceback(pipeline, store, monkeypatch):
+def test_a_gpu_that_is_full_is_the_run_s_end_and_not_a_traceback(stages_in_mlflow, pipeline, store, monkeypatch):
     def full(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 

@@ -122,13 +122,14 @@ def test_agrees_with_the_plain_loop(decoder):
 
 
 def test_the_clamp_holds(decoder):
-    tight = SETTINGS.model_copy(update={"clamp": 0.2, "stop_loss": 0.0})
-    for request, vector in zip(facts()[:3], optimise(decoder, facts()[:3], tight), strict=True):
+    tight = SETTINGS.model_copy(update={"clamp": 0.2, "stop_loss": 0.0, "steps": 5})  # It is reached in the first.
+    for request, vector in zip(facts()[:2], optimise(decoder, facts()[:2], tight), strict=True):
         if decoder.output_norm(LAYER) is None:
             assert (vector.value - vector.start).norm() <= 0.2 * vector.start.norm() * (1 + 1e-5)
         assert close(vector.value, reference(decoder, request, tight).value)
 
 
+@pytest.mark.one_family
 @pytest.mark.parametrize("memory", [1, pytest.param(200_000, marks=pytest.mark.slow)])
 def test_a_fact_does_not_depend_on_the_others(decoder, memory):
     together = optimise(decoder, facts())
