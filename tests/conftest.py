@@ -401,7 +401,7 @@ def pipeline(plain_flows: None, home: Path, arguments: Callable[..., list[str]])
 
 
 @pytest.fixture(scope="session")
-def _run_once(tmp_path_factory: pytest.TempPathFactory, gpt2_folder: Path, _mlflow_tables: None):
+def run_once(tmp_path_factory: pytest.TempPathFactory, gpt2_folder: Path, _mlflow_tables: None):
     """A home with the run that ``pipeline()`` does, and its report."""
     from factsmith.flows.configuration.composition import compose
     from factsmith.flows.run import run
@@ -416,18 +416,18 @@ def _run_once(tmp_path_factory: pytest.TempPathFactory, gpt2_folder: Path, _mlfl
 
 
 @pytest.fixture
-def ran(_run_once, home: Path):
+def ran(run_once, home: Path):
     """The report of ``pipeline()``. The test's home is a copy of the one where it ran."""
-    path, report = _run_once
+    path, report = run_once
     shutil.copytree(path, home)
     return report
 
 
 @pytest.fixture
-def precomputed(_run_once, home: Path) -> None:
+def precomputed(run_once, home: Path) -> None:
     """The statistics and contexts of the tiny model are in the test's home, as ``pipeline`` would make them."""
     for kind in ("model", "tokens", "keys", "covariance", "factor", "contexts"):
-        shutil.copytree(_run_once[0] / "artifacts" / kind, home / "artifacts" / kind)
+        shutil.copytree(run_once[0] / "artifacts" / kind, home / "artifacts" / kind)
 
 
 @pytest.fixture

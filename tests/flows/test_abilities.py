@@ -45,8 +45,8 @@ def prompts(monkeypatch):
     return calls
 
 
-def test_a_past_run_is_asked_and_only_what_is_new(pipeline, home, asked, prompts, store):
-    first = pipeline()
+def test_a_past_run_is_asked_and_only_what_is_new(ran, plain_flows, home, asked, prompts, store):
+    first = ran
     assert first.abilities == []
     past = find_run(home, "latest")
 
@@ -83,12 +83,12 @@ def test_a_past_run_is_asked_and_only_what_is_new(pipeline, home, asked, prompts
     assert {one["batch"] for one in after} == {0, 1}
 
 
-def test_the_unedited_weights_come_back(pipeline, home, asked, store):
+def test_the_unedited_weights_come_back(precomputed, pipeline, run_once, asked):
     """An edited model's scores are the same whether it was asked for abilities before or not."""
-    assert pipeline("dataset.metrics=[counterfact]", *asked).metrics == pipeline().metrics
+    assert pipeline("dataset.metrics=[counterfact]", *asked).metrics == run_once[1].metrics
 
 
-def test_along_a_sequence(pipeline, home, asked, prompts):
+def test_along_a_sequence(precomputed, pipeline, home, asked, prompts):
     report = pipeline(
         "method.sequence.history=full", "method.sequence.evaluate_at=[3,6]", *asked, "abilities.along=true"
     )

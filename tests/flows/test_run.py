@@ -79,8 +79,7 @@ def test_a_second_run_is_cached_to_the_last_stage(prefect_server, home, argument
     assert sorted(shown) == sorted((name, "Cached") for name in STAGES)
 
 
-def test_two_homes_hold_the_same_bytes(pipeline, store, tmp_path, monkeypatch):
-    pipeline()
+def test_two_homes_hold_the_same_bytes(ran, pipeline, store, tmp_path, monkeypatch):
     here = contents(store)
     monkeypatch.setenv("FACTSMITH_HOME", str(tmp_path / "there"))
     pipeline()
@@ -166,8 +165,7 @@ def test_half_precision_keys_are_what_c0_is_made_of(pipeline, store):
     assert np.allclose(load_moments(moments, torch.device("cpu"))["covariance"], exact.T @ exact / 800)
 
 
-def test_methods_share_everything_before_the_edit(pipeline):
-    pipeline()
+def test_methods_share_everything_before_the_edit(ran, pipeline):
     report = pipeline("method=emmet")
     assert {name for name, state in states(report).items() if state == "built"} == {"edit", "evaluation", "drift"}
 
@@ -182,20 +180,20 @@ def test_emmet_is_memit_at_another_weight(pipeline, store):
         assert (delta.dense() - other).norm() < 1e-5 * other.norm()
 
 
-def test_one_fact_alone_is_met_exactly_by_emmet(pipeline, store):
+def test_one_fact_alone_is_met_exactly_by_emmet(precomputed, pipeline, store):
     pipeline("method=emmet", "method.batch_size=1", "dataset.batches=1")
     (one,) = artifacts(store, "edit")
     assert one.manifest.recipe["series"]["parameters"]["slack"] == 0.0
 
 
-def test_the_order_of_facts_does_not_make_another_edit(pipeline, store):
+def test_the_order_of_facts_does_not_make_another_edit(precomputed, pipeline, store):
     pipeline("dataset.cases=[1,3,5]", "dataset.seed=0", "dataset.batches=1")
     report = pipeline("dataset.cases=[5,1,3]", "dataset.seed=1", "dataset.batches=1")
     assert states(report)["edit"] == "cached"
     assert len(artifacts(store, "edit")) == 1
 
 
-def test_only_facts_that_are_new_are_optimised_and_scored(pipeline, store):
+def test_only_facts_that_are_new_are_optimised_and_scored(precomputed, pipeline, store):
     pipeline("method.batch_size=2", "dataset.batches=2")
     pipeline("method.batch_size=2", "dataset.batches=3")
     facts = [one.summary["facts"] for one in artifacts(store, "values")]
@@ -204,11 +202,11 @@ def test_only_facts_that_are_new_are_optimised_and_scored(pipeline, store):
     assert sorted(one.summary["records"] for one in before) == [2, 4]
 
 
-def test_the_table_has_a_row_a_prompt_and_the_summary_comes_from_it(pipeline, store):
+def test_the_table_has_a_row_a_prompt_and_the_summary_comes_from_it(ran, store):
     from factsmith.tasks.evaluation.metrics.counterfact import FAMILY
     from factsmith.tasks.evaluation.summary import RecordValues
 
-    report = pipeline()
+    report = ran
     (evaluation,) = artifacts(store, "evaluation")
     table = load_table(evaluation.path / "counterfact.parquet")
     rows = table.to_pylist()
@@ -232,8 +230,8 @@ def flip(path: Path) -> None:
 @pytest.mark.parametrize(
     "damages", [[KINDS], pytest.param([[kind] for kind in KINDS], marks=pytest.mark.slow)], ids=["at once", "in turn"]
 )
-def test_whatever_is_damaged_is_built_again_to_the_same_bytes(pipeline, store, caplog, damages):
-    first = pipeline()
+def test_whatever_is_damaged_is_built_again_to_the_same_bytes(ran, pipeline, store, caplog, damages):
+    first = ran
     before = contents(store)
     for kinds in damages:
         for kind in kinds:

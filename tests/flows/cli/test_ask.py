@@ -10,7 +10,7 @@ PROMPT = "Mara Flousano speaks"
 
 
 @pytest.fixture
-def edited(factsmith, plain_flows, arguments):
+def edited(ran, factsmith, plain_flows, arguments):
     result = factsmith("run", *arguments("dataset.batches=2", "dataset.metrics=[counterfact]"))
     assert result.code == 0, result
 

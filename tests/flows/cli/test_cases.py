@@ -13,7 +13,7 @@ FACT = {"subject": "Mara Flousano", "prompt": "{} speaks", "target_new": "Spanis
 
 
 @pytest.fixture
-def edit(factsmith, plain_flows, arguments, tmp_path):
+def edit(factsmith, precomputed, plain_flows, arguments, tmp_path):
     """Writes facts into the tiny model. Returns the result, and what was written if there is a model."""
 
     def call(facts, *more):

@@ -52,7 +52,7 @@ def test_json_is_all_there_is_on_stdout_and_tables_name_what_matters(factsmith, 
         assert word in result.out
 
 
-def test_facts_are_written_into_a_model(factsmith, plain_flows, arguments, tmp_path):
+def test_facts_are_written_into_a_model(factsmith, precomputed, plain_flows, arguments, tmp_path):
     facts = facts_file(tmp_path, FACT, {**FACT, "subject": "Ilo", "prompt": "The sport of Ilo is"})
     out = tmp_path / "edited"
     given = [word for word in arguments() if not word.startswith(("dataset", "method.batch_size"))]
@@ -64,7 +64,9 @@ def test_facts_are_written_into_a_model(factsmith, plain_flows, arguments, tmp_p
     assert json.loads(result.out)["metrics"] == {}
 
 
-def test_facts_without_true_objects_are_scored_as_far_as_they_can_be(factsmith, plain_flows, arguments, tmp_path):
+def test_facts_without_true_objects_are_scored_as_far_as_they_can_be(
+    factsmith, precomputed, plain_flows, arguments, tmp_path
+):
     given = [word for word in arguments() if not word.startswith("dataset")]
     result = factsmith("run", *given, "dataset=facts", f"dataset.path={facts_file(tmp_path, FACT)}", "--json")
     after = json.loads(result.out)["metrics"]["after"]
@@ -488,7 +490,7 @@ def test_a_run_that_is_stopped_says_so_and_can_go_on(prefect_server, home, argum
 
     own = number == signal.SIGINT
     environment = {**os.environ, **({} if own else {"PREFECT_API_URL": PREFECT_API_URL.value()})}
-    endless = arguments("method.value.steps=100000", "method.value.stop_loss=0")
+    endless = arguments("method.preservation=identity", "method.value.steps=100000", "method.value.stop_loss=0")
     process = command_line("run", *endless, env=environment, start_new_session=True)
     try:
         deadline = time.monotonic() + 300

@@ -42,8 +42,8 @@ def changes(folder):
     return [tensors[f"{name}.lora_B.weight"] @ tensors[f"{name}.lora_A.weight"] for name in names]
 
 
-def test_an_edit_of_one_of_several_batches(factsmith, refused, pipeline, gpt2_folder, store, tmp_path):
-    report = pipeline()
+def test_an_edit_of_one_of_several_batches(factsmith, refused, plain_flows, ran, gpt2_folder, store, tmp_path):
+    report = ran
     message = refused("export", "latest", "--out", tmp_path / "none", clean=False)
     assert "2 edits, because its batches are independent" in message
     assert "1 (3 facts), 2 (3 facts)" in message
@@ -77,7 +77,7 @@ def test_an_edit_of_one_of_several_batches(factsmith, refused, pipeline, gpt2_fo
     assert "| ES |" in (tmp_path / "whole" / "README.md").read_text()
 
 
-def test_a_sequence_and_its_truncation(factsmith, refused, pipeline, store, tmp_path):
+def test_a_sequence_and_its_truncation(factsmith, refused, precomputed, pipeline, store, tmp_path):
     sequence = ["method.batch_size=1", "dataset.batches=3", "method.sequence.history=full"]
     report = pipeline(*sequence, "method.sequence.evaluate_at=[2]")
     whole = json.loads(factsmith("export", "latest", "--to", "adapter", "--out", tmp_path / "all", "--json").out)

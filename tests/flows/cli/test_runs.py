@@ -107,8 +107,8 @@ def test_no_runs_yet(refused):
 # ---------------------------------------------------------------------------------------------- runs side by side
 
 
-def test_two_runs_side_by_side(pipeline, factsmith, store):
-    first, second = pipeline(), pipeline("method=emmet", "method.preservation_weight=3")
+def test_two_runs_side_by_side(ran, pipeline, factsmith, store):
+    first, second = ran, pipeline("method=emmet", "method.preservation_weight=3")
     held = contents(store)
     names = [first.mlflow_run_id[:8], "latest"]
     document = json.loads(factsmith("compare", *names, "--json").out)
@@ -139,8 +139,8 @@ def test_two_runs_side_by_side(pipeline, factsmith, store):
     assert contents(store) == held
 
 
-def test_the_same_run_again_differs_in_nothing_and_other_facts_are_reported(pipeline, factsmith):
-    first, again, fewer = pipeline(), pipeline(), pipeline("dataset.batches=1")
+def test_the_same_run_again_differs_in_nothing_and_other_facts_are_reported(ran, pipeline, factsmith):
+    first, again, fewer = ran, pipeline(), pipeline("dataset.batches=1")
     ids = [report.mlflow_run_id for report in (first, again, fewer)]
     document = json.loads(factsmith("compare", *ids, "--json").out)
     assert document["settings"] == {"dataset.batches": ["2", "2", "1"]}

@@ -16,7 +16,7 @@ from tests.runs import last_of_each
 
 
 @pytest.fixture
-def given(arguments):
+def given(precomputed, arguments):
     return [word for word in arguments() if not word.startswith(("dataset", "method.batch_size"))]
 
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import socket
-import subprocess
-import sys
 
 import httpx
 import pytest
@@ -13,6 +10,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.filters import WorkPoolFilter
 from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.testing.cli import invoke_and_assert
 
 from factsmith.artifacts.errors import InputError
 from factsmith.flows.services import servers
@@ -34,14 +32,12 @@ def test_a_port_of_serve_that_is_taken(refused, home, monkeypatch, option):
         assert f"choose another with {option}" in message
 
 
-def test_prefect_yaml_deploys_three_flows(prefect_server):
+def test_prefect_yaml_deploys_three_flows(prefect_server, monkeypatch):
+    monkeypatch.chdir(ROOT)
     url = PREFECT_API_URL.value()
     with get_client(sync_client=True) as client:
         client.create_work_pool(WorkPoolCreate(name="local", type="process"))
-        subprocess.run(
-            [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"],
-            cwd=ROOT, env={**os.environ, "PREFECT_API_URL": url}, check=True, capture_output=True, timeout=180,
-        )  # fmt: skip
+        invoke_and_assert(["--no-prompt", "deploy", "--all"], expected_code=0)
         of_the_pool = WorkPoolFilter.model_validate({"name": {"any_": ["local"]}})
         deployed = {
             client.read_flow(one.flow_id).name: one for one in client.read_deployments(work_pool_filter=of_the_pool)

@@ -108,7 +108,7 @@ def test_blocks_below_the_first_edited_layer_run_once(decoder, monkeypatch):
     assert sum(done) == 2 * len(texts())
 
 
-def test_a_run_measures_the_first_edits_once(pipeline, store, home):
+def test_a_run_measures_the_first_edits_once(precomputed, pipeline, store, home):
     from mlflow import MlflowClient
 
     given = ("method.batch_size=1", "dataset.batches=3", "corpus.dynamic_multiplier=10")
@@ -133,7 +133,7 @@ def test_a_run_measures_the_first_edits_once(pipeline, store, home):
     assert "drift" not in states(pipeline(*given, "drift.edits=0"))
 
 
-def test_a_sequence_is_measured_where_it_is_scored(pipeline):
+def test_a_sequence_is_measured_where_it_is_scored(precomputed, pipeline):
     given = ("method.sequence.history=full", "method.batch_size=1", "dataset.batches=3")
     report = pipeline(*given, "method.sequence.evaluate_at=[1]", "drift.blocks=3")
     curve = report.trajectory["sequence/KL"]

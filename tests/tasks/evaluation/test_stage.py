@@ -17,7 +17,7 @@ from tests.runs import artifacts, contents, count_positions, states
 ALL = "dataset.metrics=[counterfact,generation,greedy]"
 
 
-def test_a_further_family_is_all_that_is_scored(pipeline, store, arguments, monkeypatch):
+def test_a_further_family_is_all_that_is_scored(precomputed, pipeline, store, arguments, monkeypatch):
     first = pipeline("dataset.batches=1")
     before = contents(store)
     monkeypatch.setattr(CounterFact, "score", lambda *_, **__: pytest.fail("was scored already"))
@@ -54,7 +54,7 @@ def test_a_further_family_is_all_that_is_scored(pipeline, store, arguments, monk
     assert seen == []
 
 
-def test_scores_that_are_nan_are_told(pipeline, monkeypatch, caplog):
+def test_scores_that_are_nan_are_told(precomputed, pipeline, monkeypatch, caplog):
     score = CounterFact.score
 
     def overflown(self, decoder, records, **given):

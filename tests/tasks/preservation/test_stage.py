@@ -90,7 +90,7 @@ def test_a_factor_that_is_not_stored_is_made_again_to_the_same_edits(kind, pipel
 
 @pytest.mark.parametrize("kind", kinds("full", "low_rank of few", "low_rank of few that are not kept", "identity"))
 def test_a_run_is_what_was_planned_and_no_more(kind, pipeline, arguments, store):
-    more, stages = KINDS[kind]
+    more, stages = [*KINDS[kind][0], "dataset.batches=1"], KINDS[kind][1]
 
     def planned():
         return {stage.name: stage for stage in plan(Run(compose(arguments(*more)), Store(store.root)))}
@@ -226,7 +226,7 @@ def test_without_preservation_an_edit_is_ridge_regression(pipeline, store):
         ),
     ],
 )  # fmt: skip
-def test_what_cannot_be_had_is_said(pipeline, more, message, remedy):
+def test_what_cannot_be_had_is_said(precomputed, pipeline, more, message, remedy):
     with pytest.raises(InputError, match=message) as caught:
         pipeline(*more)
     assert caught.value.details["remedy"] == remedy
