@@ -13,7 +13,7 @@ FACT = {"subject": "Mara Flousano", "prompt": "{} speaks", "target_new": "Spanis
 
 
 @pytest.fixture
-def edit(factsmith, precomputed, plain_flows, arguments, tmp_path):
+def edit(factsmith, plain_flows, arguments, tmp_path):
     """Writes facts into the tiny model. Returns the result, and what was written if there is a model."""
 
     def call(facts, *more):
@@ -99,7 +99,7 @@ def test_a_tokenizer_with_more_tokens_than_the_model_has_rows(edit, gpt2_folder,
         ("easyedit_layout.json", ("{} speaks", "Spanish")),
     ],
 )
-def test_a_shared_case_is_written_as_it_reads(edit, shared, name, expected):
+def test_a_shared_case_is_written_as_it_reads(precomputed, edit, shared, name, expected):
     result, (written,) = edit(shared / "cases" / name)
     assert result.code == 0
     assert (written["template"], written["target_new"]) == expected

@@ -16,11 +16,11 @@ from tests.runs import last_of_each
 
 
 @pytest.fixture
-def given(precomputed, arguments):
+def given(arguments):
     return [word for word in arguments() if not word.startswith(("dataset", "method.batch_size"))]
 
 
-def test_edit_tells_what_each_fact_is_answered_with(factsmith, plain_flows, given, tmp_path):
+def test_edit_tells_what_each_fact_is_answered_with(factsmith, precomputed, plain_flows, given, tmp_path):
     facts = facts_file(tmp_path, FACT, {**FACT, "subject": "Ilo", "prompt": "The sport of Ilo is"})
     stronger = ["method.value.steps=25", "method.value.clamp=20", "method.preservation_weight=0.001"]
     strong = last_of_each(*given, *stronger)
@@ -43,7 +43,7 @@ def test_edit_tells_what_each_fact_is_answered_with(factsmith, plain_flows, give
     assert {stage["state"] for stage in again["stages"]} == {"cached"}
 
 
-def test_the_answers_are_those_of_the_edited_checkpoint(factsmith, plain_flows, given, tmp_path):
+def test_the_answers_are_those_of_the_edited_checkpoint(factsmith, precomputed, plain_flows, given, tmp_path):
     from factsmith.tasks.model.checkpoint import open_checkpoint
 
     facts = facts_file(tmp_path, FACT)
@@ -82,7 +82,7 @@ def test_a_fact_is_written_and_asked_in_a_chat(factsmith, plain_flows, given, gp
     assert json.loads(factsmith("plan", *alone, "dataset=facts", f"dataset.path={facts}", "--json").out)
 
 
-def test_a_table_tells_how_many_facts_hold(factsmith, plain_flows, given, tmp_path):
+def test_a_table_tells_how_many_facts_hold(factsmith, precomputed, plain_flows, given, tmp_path):
     out = factsmith("edit", facts_file(tmp_path, FACT), *last_of_each(*given, "method.value.steps=1")).out
     assert "0 of 1 facts hold" in out
     assert "the model does not know the object" in out
@@ -99,7 +99,7 @@ def test_few_facts_that_hold_are_explained():
     assert list(answer_lines(known))[1:] == ["1 of them the unedited model gave already."]
 
 
-def test_scores_tell_how_many_records_they_rest_on(factsmith, plain_flows, given, tmp_path):
+def test_scores_tell_how_many_records_they_rest_on(factsmith, precomputed, plain_flows, given, tmp_path):
     scored = {**FACT, "target_true": "French", "paraphrase_prompts": ["The language of Mara Flousano is"]}
     others = [{**FACT, "subject": name} for name in ("Ilo", "Ena")]
     facts = facts_file(tmp_path, scored, *others)
