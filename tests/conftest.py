@@ -29,13 +29,16 @@ import torch  # noqa: E402
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))]
 """The devices on which what is computed on a device is tested."""
 
+SERVED = {"prefect_server", "forked", "killed"}
+"""Fixtures that start a server, or the process that others are forked from."""
+
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run only tests that compare a decoder with transformers on every family by default.
+    """Run only tests that compare a decoder with transformers on every family by default, and those with servers first.
 
     What is built on the decoder, or where its weights are, does not depend on the family. One family of each kind of
     block shows it, and the others do in ``make test-all``.
@@ -48,6 +51,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         needed = family in KINDS_OF_BLOCKS or compared or written
         if family is not None and (family != "gpt2" if alike else not needed):
             item.add_marker(pytest.mark.slow)
+    # Of several processes of pytest-xdist, the one that begins at the top does these, and starts what they share.
+    items.sort(key=lambda item: SERVED.isdisjoint(item.fixturenames))
 
 
 def pytest_collection_finish() -> None:

