@@ -96,6 +96,14 @@ def prefect_server(_quiet: None, _mlflow_tables: None) -> Iterator[None]:
 
 
 @pytest.fixture
+def database(home: Path, _mlflow_tables: None) -> None:
+    """MLflow's database is in the test's home: a command in a process of its own would make its tables for seconds."""
+    from factsmith.tasks.tracking.tracker import connect
+
+    connect(home)
+
+
+@pytest.fixture
 def stages_in_mlflow() -> None:
     """Runs in this process log their stages to MLflow, for tests that look at these. Other tests do without."""
 

@@ -484,7 +484,7 @@ def stopped(process: subprocess.Popen[str], number: int, *, group: bool) -> str 
 
 
 @pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
-def test_a_run_that_is_stopped_says_so_and_can_go_on(prefect_server, home, arguments, number):
+def test_a_run_that_is_stopped_says_so_and_can_go_on(prefect_server, database, home, arguments, number):
     """Ctrl-C reaches the whole process group, and with it a server of the run's own."""
     from prefect.settings import PREFECT_API_URL
 

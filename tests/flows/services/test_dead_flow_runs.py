@@ -18,7 +18,7 @@ from factsmith.flows.services.dead_flow_runs import crash_dead_flow_runs
 from factsmith.tasks.tracking.runs import past_runs
 
 
-def test_the_next_command_marks_what_was_killed(prefect_server, home, arguments):
+def test_the_next_command_marks_what_was_killed(prefect_server, database, home, arguments):
     environment = {**os.environ, "PREFECT_API_URL": PREFECT_API_URL.value()}
     endless = arguments("method.preservation=identity", "method.value.steps=100000", "method.value.stop_loss=0")
     command = [sys.executable, "-m", "factsmith.flows.cli", "run", *endless]

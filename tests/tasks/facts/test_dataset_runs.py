@@ -48,7 +48,7 @@ def accuracy(decoder, prompt: str, answer: str) -> float:
     return 100 * float((said == torch.tensor(tokens[start:])).double().mean())
 
 
-def test_zsre_and_its_portability_are_run_apart(pipeline, store, questions, gpt2_folder):
+def test_zsre_and_its_portability_are_run_apart(precomputed, pipeline, store, questions, gpt2_folder):
     given = (f"dataset.path={questions}", "method.batch_size=2")
     report = pipeline("dataset=zsre", *given)
     records = json.loads(questions.read_text())
@@ -78,7 +78,7 @@ def test_zsre_and_its_portability_are_run_apart(pipeline, store, questions, gpt2
     assert other.metrics["before"]["Por"] == pytest.approx(sum(found) / 4)
 
 
-def test_counterfact_with_portability_of_some(pipeline, store, tmp_path):
+def test_counterfact_with_portability_of_some(precomputed, pipeline, store, tmp_path):
     records = World(people_count=60).records()[:6]
     records[4]["portability"] = {"New Question": "The friends of her speak", "New Answer": "Danish"}
     path = tmp_path / "cf.json"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 

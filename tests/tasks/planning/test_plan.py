@@ -47,7 +47,7 @@ def test_everything_is_missing_before_a_run_and_nothing_after(planned, pipeline)
     assert not any(stage.flop for stage in after.values())
 
 
-def test_a_sequence_is_planned_with_its_held_out_text(planned, pipeline):
+def test_a_sequence_is_planned_with_its_held_out_text(precomputed, planned, pipeline):
     given = ("method.sequence.history=full", "method.batch_size=2", "dataset.batches=3")
     pipeline(*given, "method.sequence.evaluate_at=[2]")
     before = planned(*given, "method.sequence.evaluate_at=[4]")
@@ -124,9 +124,9 @@ def test_a_corpus_known_to_be_too_small_is_refused_as_in_a_run(planned, argument
             run([*small[:2], "corpus.tokens=100000"])
 
 
-def test_bytes_of_keys_are_those_on_disk(planned, pipeline, store):
+def test_bytes_of_keys_are_those_on_disk(planned, plain_flows, arguments, store):
     expected = planned()["keys"].bytes
-    pipeline()
+    precompute(compose(arguments()))
     written = sum(path.stat().st_size for path in store.root.glob("artifacts/keys/*/*/keys/0.0"))
     assert expected == pytest.approx(written, rel=0.01)
 
