@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import multiprocessing
 import os
@@ -42,6 +43,7 @@ def start(target: Callable[..., None], *arguments: object) -> ForkServerProcess:
 
 
 def _run(target: Callable[..., None], environment: Mapping[str, str], *arguments: object) -> None:
+    gc.freeze()  # What was imported is no garbage.
     os.environ.update(environment)
     torch.set_num_threads(1)
     keys_stage._SHARD_ROWS = 400
