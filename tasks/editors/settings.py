@@ -49,7 +49,7 @@ class FtSettings(Section):
         "ROME's code), or each after those before it (teacher_forced)",
     )
     norm: Annotated[float, Field(gt=0)] | None = Field(
-        None, description="largest change of any entry of a weight (FT-L); null for no limit"
+        None, description="largest change of any entry of a weight by a batch (FT-L); null for no limit"
     )
 
 
