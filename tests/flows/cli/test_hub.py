@@ -33,7 +33,7 @@ def test_where_a_model_comes_from_changes_nothing_but_is_remembered(
     assert again.metrics == report.metrics
 
 
-@pytest.mark.parametrize("offline", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("offline", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_the_command_line_respects_the_environment(hub, tmp_path, offline):
     environment = {
         **os.environ,
