@@ -237,7 +237,7 @@ class Store(Catalogue):
                 except DamagedArtifactError as error:
                     if os.path.lexists(path):
                         aside = self._set_aside(path)
-                        logger.warning("%s\n  remedy: moved to %s; building it again", error, aside)
+                        logger.warning("%s\n  remedy: moved to %s; it is built again if it is needed", error, aside)
                     return None
         _note_use(path)
         return artifact
