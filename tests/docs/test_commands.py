@@ -77,7 +77,6 @@ class Composed(Exception):  # noqa: N818 - It ends a command and is not an error
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the files of choices that the pages name."""
     folder = tmp_path_factory.mktemp("files")
-    shutil.copy(ROOT / "conf" / "experiment" / "methods-cf-gpt2.yaml", folder / "mine.yaml")
     shutil.copy(ROOT / "conf" / "model" / "embedded.yaml", folder / "my-model.yaml")
     (half,) = [one for one in BLOCKS if one.page == "docs/how-to/extend.md" and one.language == "yaml"]
     (folder / "half.yaml").write_text(half.text)
