@@ -104,9 +104,16 @@ def connected(settings: RaySettings) -> Iterator[Any]:
         except Exception as error:  # Each cause has a class of its own: ConnectionError, RuntimeError, ValueError, ...
             with suppress(Exception):
                 ray.shutdown()
+            got = f"runtime.ray.address={settings.address}: {first_line(error)}"
+            if settings.address == "local":
+                raise InputError(
+                    "Ray cannot be started.",
+                    got=got,
+                    remedy="try again, or start one with `ray start --head` and set runtime.ray.address=auto",
+                ) from None
             raise InputError(
-                f"Ray cannot be {'started' if settings.address == 'local' else 'reached'}.",
-                got=f"runtime.ray.address={settings.address}: {first_line(error)}",
+                "Ray cannot be reached.",
+                got=got,
                 expected="the address of a cluster with the same versions of Ray and Python",
                 remedy="start one with `ray start --head`, or set runtime.ray.address=local",
             ) from None
