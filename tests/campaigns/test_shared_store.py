@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from random import Random
 
 import pytest
@@ -66,25 +67,38 @@ def whole(arguments, use) -> tuple[list[str], dict[str, str], float]:
     return words, there(), seconds
 
 
+@pytest.fixture
+def cases(use, whole, tmp_path) -> Callable[[Campaign, str], Iterator[tuple[str, Path]]]:
+    """The cases of a campaign, each with a store of its own: its name, and a file for what is said.
+
+    After each, the store has the contents of one to which nothing happened. This is counted as the outcome.
+    """
+
+    def call(campaign: Campaign, outcome: str) -> Iterator[tuple[str, Path]]:
+        for case in campaign.cases():
+            there = use(name := f"case-{case}")
+            yield name, tmp_path / f"{case}.txt"
+            assert there() == whole[1]
+            campaign.counts[outcome] += 1
+            shutil.rmtree(tmp_path / name)
+
+    return call
+
+
 @pytest.mark.slow
-def test_killed_at_any_moment(whole, use, tmp_path):
-    words, wanted, seconds = whole
+def test_killed_at_any_moment(whole, cases):
+    words, _, seconds = whole
     campaign = Campaign("kills of `run` in a bucket", few=2)
-    for case in campaign.cases():
-        there = use(name := f"case-{case}")
-        kill_at_random(campaign, words, seconds, tmp_path / f"{case}.txt")
-        assert there() == wanted
-        campaign.counts["ended as if never killed"] += 1
-        shutil.rmtree(tmp_path / name)
+    for _, said in cases(campaign, "ended as if never killed"):
+        kill_at_random(campaign, words, seconds, said)
 
 
 @pytest.mark.slow
-def test_a_lease_that_expires_while_its_holder_is_suspended(whole, use, tmp_path):
-    words, wanted, seconds = whole
+def test_a_lease_that_expires_while_its_holder_is_suspended(whole, cases, use):
+    words, _, seconds = whole
     campaign = Campaign("leases that expire", few=2)
-    for case in campaign.cases():
-        there = use(name := f"case-{case}")
-        suspended = begin(words, said := tmp_path / f"{case}.txt", _be_quick)
+    for name, said in cases(campaign, "both ended, with the same bytes"):
+        suspended = begin(words, said, _be_quick)
         suspended.join(campaign.random.uniform(0, seconds))
         with suppress(ProcessLookupError):
             os.killpg(suspended.pid, signal.SIGSTOP)
@@ -94,10 +108,7 @@ def test_a_lease_that_expires_while_its_holder_is_suspended(whole, use, tmp_path
             os.killpg(suspended.pid, signal.SIGCONT)
         suspended.join(600)
         assert suspended.exitcode == 0, said.read_text()[-3000:]
-        assert there() == wanted
-        campaign.counts["both ended, with the same bytes"] += 1
         campaign.counts["of them told of a lost lease"] += "Somebody else has taken over" in said.read_text()
-        shutil.rmtree(tmp_path / name)
 
 
 class Trouble:
@@ -153,14 +164,13 @@ def _in_trouble(trouble: Trouble) -> Iterator[None]:
 
 
 @pytest.mark.slow
-def test_a_server_in_trouble(whole, use, tmp_path):
-    words, wanted, seconds = whole
+def test_a_server_in_trouble(whole, cases):
+    words, _, seconds = whole
     campaign = Campaign("S3 servers in trouble", few=4)
-    for case in campaign.cases():
-        there = use(name := f"case-{case}")
+    for name, said in cases(campaign, "had the same bytes at last"):
         kinds = campaign.random.choice([Trouble.KINDS, *((kind,) for kind in Trouble.KINDS)])
         trouble = Trouble(campaign.random, kinds, campaign.random.choice([0.1, 0.5, 1.0]))
-        process = begin(words, said := tmp_path / f"{case}.txt", _be_quick)
+        process = begin(words, said, _be_quick)
         process.join(campaign.random.uniform(0, seconds))
         with _in_trouble(trouble):
             process.join(campaign.random.uniform(0, seconds))
@@ -173,6 +183,3 @@ def test_a_server_in_trouble(whole, use, tmp_path):
         campaign.counts["ended" if process.exitcode == 0 else "said so"] += 1
         campaign.counts["requests that failed"] += trouble.seen
         finish(words, before=_be_quick)
-        assert there() == wanted
-        campaign.counts["had the same bytes at last"] += 1
-        shutil.rmtree(tmp_path / name)
